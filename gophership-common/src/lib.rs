@@ -1,0 +1,2 @@
+//! Shared by both halves.
+#![no_std]

@@ -1,0 +1,23 @@
+//! Metrics, health and the daemon's own log.
+
+use std::net::SocketAddr;
+
+/// Format of the daemon's own log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For a terminal.
+    Pretty,
+}
+
+/// The telemetry listener and the daemon's own log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Address of `/metrics`, `/healthz` and `/readyz`.
+    pub listen: SocketAddr,
+    /// `tracing` filter directive, such as `info`.
+    pub log_level: String,
+    /// Format of the daemon's own log, written to standard error.
+    pub log_format: LogFormat,
+}
