@@ -1,24 +1,106 @@
 //! Builds the subsystems from their configurations, runs them, and drains them.
 
+mod build;
+mod daemon;
+mod drain;
+mod engine;
+mod metrics;
+mod status;
+mod stop;
+mod worker;
+
+use std::net::SocketAddr;
+
+use crate::{control, export, ingest, pipeline, pressure, replay, somatic, telemetry, vault};
+
 /// Everything the daemon needs to know, validated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The front door.
-    pub ingest: crate::ingest::Config,
+    pub ingest: ingest::Config,
     /// The verdict.
-    pub pressure: crate::pressure::Config,
+    pub pressure: pressure::Config,
     /// The way of Green.
-    pub pipeline: crate::pipeline::Config,
+    pub pipeline: pipeline::Config,
     /// Where logs go.
-    pub destinations: Vec<crate::export::DestinationConfig>,
+    pub destinations: Vec<export::DestinationConfig>,
     /// The vault.
-    pub vault: crate::vault::Config,
+    pub vault: vault::Config,
     /// Vault → destinations.
-    pub replay: crate::replay::Config,
+    pub replay: replay::Config,
     /// Operators' socket.
-    pub control: crate::control::Config,
+    pub control: control::Config,
     /// Metrics, health, own log.
-    pub telemetry: crate::telemetry::Config,
+    pub telemetry: telemetry::Config,
     /// Bytes that all budgets add up to.
     pub memory_total_bytes: u64,
+}
+
+/// Why the daemon can't start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An address can't be bound.
+    #[error("{key}: can't listen on {address}: {source}")]
+    Bind {
+        /// The configuration key.
+        key: &'static str,
+        /// Its value.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The listener's TLS.
+    #[error(transparent)]
+    Tls(#[from] ingest::tls::Error),
+    /// The vault.
+    #[error(transparent)]
+    Vault(#[from] vault::Error),
+    /// The destinations.
+    #[error(transparent)]
+    Destinations(#[from] export::Error),
+    /// The verdict.
+    #[error(transparent)]
+    Pressure(#[from] pressure::Error),
+    /// The override kept from the last run.
+    #[error(transparent)]
+    Override(#[from] somatic::overrides::Error),
+    /// The replay.
+    #[error(transparent)]
+    Replay(#[from] replay::Error),
+    /// A worker.
+    #[error(transparent)]
+    Worker(#[from] worker::Error),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] control::Error),
+    /// A thread, a signal handler or the runtime.
+    #[error("{what}: {source}")]
+    System {
+        /// What was to be made.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::System { what, source }
+    }
+}
+
+/// Runs the daemon until SIGTERM, SIGINT or `drain --exit`, and drains it.
+///
+/// # Errors
+/// If it can't start; nothing has been accepted then.
+pub fn run(config: Config) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::system("the main runtime"))?;
+    let set = tokio::task::LocalSet::new();
+    set.block_on(&runtime, async {
+        let running = build::start(config).await?;
+        running.until_told_to_stop().await
+    })
 }

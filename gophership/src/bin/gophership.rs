@@ -1,2 +1,166 @@
-//! The daemon.
-fn main() {}
+//! The daemon's command line.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand};
+use gophership::{app, config, telemetry};
+
+/// A log-ingestion appliance: an acknowledgement means delivered or durable.
+#[derive(Parser)]
+#[command(name = "gophership", version, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon in the foreground.
+    Run(ConfigFile),
+    /// Look at the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Ask a running daemon how it is; exit code 0 healthy, 1 not. For container probes.
+    Health {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Ask whether it is ready for requests, not only alive.
+        #[arg(long)]
+        ready: bool,
+    },
+    /// Print the version.
+    Version,
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Check a file: every problem is listed, with its line; exit code 2 if there is one.
+    Check {
+        /// The file; the default is /etc/gophership/gophership.yaml, else built-in defaults.
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+}
+
+#[derive(Args)]
+struct ConfigFile {
+    /// YAML file; the default is /etc/gophership/gophership.yaml, else built-in defaults.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+const DEFAULT_CONFIG: &str = "/etc/gophership/gophership.yaml";
+
+#[derive(Clone, Copy)]
+enum Exit {
+    Failure = 1,
+    Usage = 2,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run(file) => run(&file),
+        Command::Config(ConfigCommand::Check { file, config }) => check(file.or(config.config).as_deref()),
+        Command::Health { config, ready } => health(&config, ready),
+        Command::Version => {
+            say(&format!("gophership {}", env!("CARGO_PKG_VERSION")));
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn run(file: &ConfigFile) -> ExitCode {
+    let config = match load(file.config.as_deref()) {
+        Ok(config) => config,
+        Err(exit) => return exit.into(),
+    };
+    if let Err(error) = telemetry::log::install(&config.telemetry) {
+        complain(&error.to_string());
+        return Exit::Usage.into();
+    }
+    match app::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "can't run");
+            complain(&error.to_string());
+            Exit::Failure.into()
+        }
+    }
+}
+
+fn check(file: Option<&Path>) -> ExitCode {
+    match load(file) {
+        Ok(_) => {
+            say("the configuration is valid");
+            ExitCode::SUCCESS
+        }
+        Err(exit) => exit.into(),
+    }
+}
+
+/// Asks `/healthz` or `/readyz` of the daemon that the configuration describes.
+fn health(file: &ConfigFile, ready: bool) -> ExitCode {
+    let config = match load(file.config.as_deref()) {
+        Ok(config) => config,
+        Err(exit) => return exit.into(),
+    };
+    let page = if ready { "/readyz" } else { "/healthz" };
+    match ask(config.telemetry.listen, page) {
+        Ok(answer) if answer.starts_with("HTTP/1.1 200") => {
+            say(answer.lines().last().unwrap_or_default());
+            ExitCode::SUCCESS
+        }
+        Ok(answer) => {
+            complain(answer.lines().last().unwrap_or_default());
+            Exit::Failure.into()
+        }
+        Err(error) => {
+            complain(&format!("{page} at {}: {error}", config.telemetry.listen));
+            Exit::Failure.into()
+        }
+    }
+}
+
+fn ask(mut address: SocketAddr, page: &str) -> std::io::Result<String> {
+    const TIMEOUT: Duration = Duration::from_secs(3);
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+    }
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    write!(stream, "GET {page} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.take(64 * 1024).read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+fn load(file: Option<&Path>) -> Result<app::Config, Exit> {
+    let default = Path::new(DEFAULT_CONFIG);
+    let file = file.or_else(|| default.exists().then_some(default));
+    config::load(file, std::env::vars()).map_err(|errors| {
+        complain(&errors.to_string());
+        Exit::Usage
+    })
+}
+
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "gophership: {text}");
+}

@@ -1,6 +1,19 @@
 //! Listeners, TLS and the OTLP/gRPC endpoint.
+//!
+//! One acceptor hands each connection to the worker with the fewest; a worker serves its own and
+//! shares nothing that is written in the hot path but the admission budget. A request reserves its
+//! whole length from the 5-byte gRPC prefix before its body is read, so that at the limit the
+//! reading stops and the pressure stands in the kernel's queues, where the kernel half sees it.
 
 use std::{net::SocketAddr, path::PathBuf};
+
+pub mod acceptor;
+pub mod connection;
+mod export;
+mod grpc;
+mod inflate;
+mod message;
+pub mod tls;
 
 /// Whether producers must present a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,4 +50,15 @@ pub struct Config {
     pub budget_bytes: usize,
     /// Worker threads; one per core unless configured.
     pub workers: usize,
+}
+
+/// What the front door does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Connections are accepted and served.
+    Serving,
+    /// Connections finish their requests and close; new ones wait in the backlog.
+    Draining,
+    /// As draining, and the workers end when they are done.
+    Stopping,
 }

@@ -1,6 +1,38 @@
 //! The way of Green: requests are batched by concatenation and handed to the destinations.
+//!
+//! `ExportLogsServiceRequest` is one repeated field, so the concatenation of two messages is the
+//! message of both. A worker owns one pipeline; entering it copies the message once into a
+//! preallocated batch buffer and allocates nothing. A batch leaves at once when nothing is in
+//! flight, else when it is full, its linger has passed or the way is free again.
+//!
+//! One attempt a destination: what it doesn't take is the vault's, and replay's, to carry on.
 
-use std::time::Duration;
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    future::poll_fn,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tokio::{sync::Notify, task::JoinSet};
+
+use crate::export::{Batch, Destination, Outcome};
+
+pub mod circuit;
+mod pool;
+pub mod tickets;
+
+use circuit::Circuit;
+use pool::{Buffer, Pool};
+use tickets::Tickets;
+pub use tickets::Settled;
+
+/// A set of destinations: one bit each, as the vault numbers them.
+pub type DestMask = u32;
 
 /// Batching and the wait for destinations.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,4 +45,322 @@ pub struct Config {
     pub batch_linger: Duration,
     /// Bytes of batch buffers over all workers.
     pub budget_bytes: usize,
+}
+
+/// Requests that may be in the pipeline of one worker at once.
+const TICKETS: u32 = 8192;
+/// Requests in one batch.
+const BATCH_REQUESTS_MAX: usize = 1024;
+/// One batch being filled while another is on its way.
+const BUFFERS_MIN: usize = 2;
+
+/// Why a request can't enter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoRoom {
+    /// Every batch buffer or ticket is in use.
+    Full,
+    /// The request is larger than a batch.
+    Oversize,
+}
+
+/// One destination of a pipeline.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The connection of this worker.
+    pub destination: Rc<Destination>,
+    /// Its bit.
+    pub bit: DestMask,
+    /// Its state, shared by all workers.
+    pub circuit: Arc<Circuit>,
+}
+
+#[derive(Debug)]
+struct Open {
+    buffer: Buffer,
+    tickets: Vec<u32>,
+    records: u64,
+    since: Instant,
+}
+
+#[derive(Debug)]
+struct State<H> {
+    tickets: Tickets<H>,
+    open: Option<Open>,
+    ready: VecDeque<Open>,
+    spare_lists: Vec<Vec<u32>>,
+}
+
+struct Inner<H> {
+    linger: Duration,
+    members: Vec<Member>,
+    all: DestMask,
+    pool: Arc<Pool>,
+    state: RefCell<State<H>>,
+    changed: Notify,
+    idle: Notify,
+    in_flight: Cell<usize>,
+    on_held_settled: Box<dyn Fn(H, Settled)>,
+}
+
+/// The pipeline of one worker. `H` names what the vault holds of a request that it acknowledged
+/// while the export went on.
+pub struct Pipeline<H: 'static>(Rc<Inner<H>>);
+
+impl<H> Clone for Pipeline<H> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+impl<H> Pipeline<H> {
+    /// A pipeline with this worker's share of the buffers. `on_held_settled` hears of exports
+    /// that ended after the vault had acknowledged their request.
+    #[must_use]
+    pub fn new(
+        config: &Config,
+        workers: usize,
+        members: Vec<Member>,
+        on_held_settled: Box<dyn Fn(H, Settled)>,
+    ) -> Self {
+        let share = config.budget_bytes / workers.max(1);
+        let batch_bytes = config.batch_max_bytes.min(share / BUFFERS_MIN);
+        let buffers = share.checked_div(batch_bytes).unwrap_or(0).max(BUFFERS_MIN);
+        Self(Rc::new(Inner {
+            linger: config.batch_linger,
+            all: members.iter().fold(0, |all, member| all | member.bit),
+            members,
+            pool: Pool::new(buffers, batch_bytes),
+            state: RefCell::new(State {
+                tickets: Tickets::new(TICKETS),
+                open: None,
+                ready: VecDeque::with_capacity(buffers),
+                spare_lists: (0..buffers).map(|_| Vec::with_capacity(BATCH_REQUESTS_MAX)).collect(),
+            }),
+            changed: Notify::new(),
+            idle: Notify::new(),
+            in_flight: Cell::new(0),
+            on_held_settled,
+        }))
+    }
+
+    /// The bits of all destinations.
+    #[must_use]
+    pub fn all(&self) -> DestMask {
+        self.0.all
+    }
+
+    /// The destinations.
+    #[must_use]
+    pub fn members(&self) -> &[Member] {
+        &self.0.members
+    }
+
+    /// Whether any destination is worth an attempt now.
+    #[must_use]
+    pub fn any_allowed(&self) -> bool {
+        self.0.members.iter().any(|member| member.circuit.allows())
+    }
+
+    /// Bytes of batch buffers in use, and of all.
+    #[must_use]
+    pub fn usage(&self) -> (usize, usize) {
+        (self.0.pool.bytes_in_use(), self.0.pool.bytes_total())
+    }
+
+    /// Requests that are not settled and answered yet.
+    #[must_use]
+    pub fn requests(&self) -> usize {
+        self.0.state.borrow().tickets.in_use()
+    }
+
+    /// Copies one whole, uncompressed message of `len` bytes and `records` records into the open
+    /// batch. Allocates nothing.
+    ///
+    /// # Errors
+    /// [`NoRoom`]: nothing was copied.
+    pub fn push<P: AsRef<[u8]>>(&self, parts: &[P], len: usize, records: u32) -> Result<Ticket<H>, NoRoom> {
+        let inner = &*self.0;
+        if len > inner.pool.buffer_bytes() {
+            return Err(NoRoom::Oversize);
+        }
+        let mut state = inner.state.borrow_mut();
+        let state = &mut *state;
+        if state.open.as_ref().is_some_and(|open| open.buffer.room() < len || open.tickets.len() == BATCH_REQUESTS_MAX) {
+            state.ready.extend(state.open.take());
+            inner.changed.notify_one();
+        }
+        if state.open.is_none() {
+            let buffer = inner.pool.acquire().ok_or(NoRoom::Full)?;
+            let tickets = state.spare_lists.pop().unwrap_or_default();
+            state.open = Some(Open { buffer, tickets, records: 0, since: Instant::now() });
+        }
+        let index = state.tickets.take().ok_or(NoRoom::Full)?;
+        if let Some(open) = &mut state.open {
+            for part in parts {
+                open.buffer.append(part.as_ref());
+            }
+            open.tickets.push(index);
+            open.records += u64::from(records);
+        }
+        inner.changed.notify_one();
+        Ok(Ticket { pipeline: self.clone(), index: Some(index) })
+    }
+
+    /// Sends batches on their way for as long as it is polled; runs on the worker's `LocalSet`.
+    pub async fn run(self) {
+        loop {
+            let open = self.next_batch().await;
+            self.0.in_flight.set(self.0.in_flight.get() + 1);
+            tokio::task::spawn_local(self.clone().export(open));
+        }
+    }
+
+    /// Completes when everything that had entered has left.
+    pub async fn flushed(&self) {
+        while self.0.in_flight.get() > 0 || self.has_batch() {
+            self.0.idle.notified().await;
+        }
+    }
+
+    fn has_batch(&self) -> bool {
+        let state = self.0.state.borrow();
+        state.open.as_ref().is_some_and(|open| !open.tickets.is_empty()) || !state.ready.is_empty()
+    }
+
+    async fn next_batch(&self) -> Open {
+        loop {
+            let changed = self.0.changed.notified();
+            let deadline = {
+                let mut state = self.0.state.borrow_mut();
+                if let Some(ready) = state.ready.pop_front() {
+                    return ready;
+                }
+                state.open.as_ref().filter(|open| !open.tickets.is_empty()).map(|open| open.since + self.0.linger)
+            };
+            let Some(deadline) = deadline else {
+                changed.await;
+                // Let the requests that are already here join the batch.
+                tokio::task::yield_now().await;
+                continue;
+            };
+            if self.0.in_flight.get() == 0 || Instant::now() >= deadline {
+                let open = self.0.state.borrow_mut().open.take();
+                if let Some(open) = open {
+                    return open;
+                }
+            }
+            // An expired linger is handled by the next round, as is a change.
+            let _ = tokio::time::timeout_at(deadline.into(), changed).await;
+        }
+    }
+
+    async fn export(self, open: Open) {
+        let Open { buffer, tickets, records, .. } = open;
+        let settled = self.deliver(Batch { bytes: Bytes::from_owner(buffer), records }).await;
+        self.0.in_flight.set(self.0.in_flight.get() - 1);
+        self.settle(tickets, settled);
+        self.0.changed.notify_one();
+        self.0.idle.notify_waiters();
+    }
+
+    fn settle(&self, mut tickets: Vec<u32>, settled: Settled) {
+        for ticket in tickets.drain(..) {
+            let held = self.0.state.borrow_mut().tickets.settle(ticket, settled);
+            if let Some(held) = held {
+                (self.0.on_held_settled)(held, settled);
+            }
+        }
+        self.0.state.borrow_mut().spare_lists.push(tickets);
+    }
+
+    async fn deliver(&self, batch: Batch) -> Settled {
+        if let [member] = &self.0.members[..] {
+            return attempt(member, batch).await;
+        }
+        let mut attempts = JoinSet::new();
+        for member in &self.0.members {
+            let (member, batch) = (member.clone(), batch.clone());
+            attempts.spawn_local(async move { attempt(&member, batch).await });
+        }
+        drop(batch);
+        let mut accepted = 0;
+        while let Some(attempt) = attempts.join_next().await {
+            accepted |= attempt.map_or(0, |settled| settled.accepted);
+        }
+        Settled { accepted, failed: self.0.all & !accepted }
+    }
+}
+
+impl<H> std::fmt::Debug for Pipeline<H> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pipeline").field("members", &self.0.members).finish_non_exhaustive()
+    }
+}
+
+/// Hands one batch to one destination, unless its circuit is open.
+async fn attempt(member: &Member, batch: Batch) -> Settled {
+    let failed = Settled { accepted: 0, failed: member.bit };
+    if !member.circuit.allows() {
+        return failed;
+    }
+    let records = batch.records;
+    match member.destination.deliver(batch).await {
+        Outcome::Accepted { rejected_records } => {
+            member.circuit.accepted(records, rejected_records);
+            Settled { accepted: member.bit, failed: 0 }
+        }
+        Outcome::Retry { after, reason } => {
+            member.circuit.failed(after, &reason);
+            failed
+        }
+        Outcome::Rejected { reason } => {
+            // One bad request condemns the batch: replay sends each by itself and tells which.
+            member.circuit.close();
+            tracing::warn!(destination = member.circuit.name(), reason, "destination rejected a batch; replay goes through it");
+            failed
+        }
+    }
+}
+
+/// A request in the pipeline. Dropping it gives up the wait, not the export.
+#[derive(Debug)]
+pub struct Ticket<H: 'static> {
+    pipeline: Pipeline<H>,
+    index: Option<u32>,
+}
+
+impl<H> Ticket<H> {
+    /// What the destinations made of the request, once they have all answered.
+    pub async fn settled(&mut self) -> Settled {
+        poll_fn(|context| self.poll_settled(context)).await
+    }
+
+    fn poll_settled(&mut self, context: &Context<'_>) -> Poll<Settled> {
+        let index = self.index.expect("a settled ticket is not waited for again");
+        let settled = self.pipeline.0.state.borrow_mut().tickets.poll(index, context);
+        if settled.is_ready() {
+            self.index = None;
+        }
+        settled
+    }
+
+    /// The vault has acknowledged the request and holds it as `held`; the export settles that.
+    pub fn hold(mut self, held: H)
+    where
+        H: Copy,
+    {
+        let Some(index) = self.index.take() else { return };
+        let settled = self.pipeline.0.state.borrow_mut().tickets.hold(index, held);
+        if let Some(settled) = settled {
+            (self.pipeline.0.on_held_settled)(held, settled);
+        }
+    }
+}
+
+impl<H> Drop for Ticket<H> {
+    fn drop(&mut self) {
+        if let Some(index) = self.index.take() {
+            self.pipeline.0.state.borrow_mut().tickets.abandon(index);
+        }
+    }
 }

@@ -1,6 +1,18 @@
 //! Vault → destinations, when the pressure is gone.
+//!
+//! One thread with its own connections reads the vault oldest first and settles an entry for a
+//! destination only when that destination has accepted it. What a destination will never take
+//! becomes a dead letter, durable before the entry is settled.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
+
+pub mod control;
+pub mod dead_letter;
+mod group;
+mod pace;
+mod run;
+
+pub use run::{Parts, spawn};
 
 /// When and how fast the vault is replayed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,3 +24,17 @@ pub struct Config {
     /// Rate limit, in stored message bytes a second.
     pub max_bytes_per_second: u64,
 }
+
+/// The replay can't be started.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The thread or its runtime can't be made.
+    #[error("replay: {0}")]
+    Thread(#[from] std::io::Error),
+    /// The directory of dead letters can't be used.
+    #[error(transparent)]
+    DeadLetters(#[from] dead_letter::Error),
+}
+
+/// The replay as the rest of the daemon sees it.
+pub type Handle = Arc<control::Control>;

@@ -1,1 +1,216 @@
-//! (to be written)
+//! The reflex: one request, one atomic load, one copy — into a batch of the pipeline or a block of
+//! the vault.
+//!
+//! From "the message bytes are here" to "they are in a pipeline slot or a vault block" nothing is
+//! allocated. A request is answered only when every destination has accepted it or the vault has
+//! its exact bytes on stable storage; there is no third way.
+
+use std::{sync::Arc, sync::atomic::Ordering::Relaxed, time::Duration};
+
+use crate::{
+    pipeline::{DestMask, Member, Pipeline, Settled, Ticket},
+    pressure::{Budget, EngineLine, Verdict},
+    telemetry::counters::WorkerCounters,
+    vault::{AppendError, ContentEncoding, EntryId, EntryMeta, Kind, Lane, Vault},
+};
+
+pub mod overrides;
+pub mod route;
+
+use route::{Pivot, route};
+
+/// What became of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Every destination has it.
+    Delivered,
+    /// The vault has it on stable storage.
+    Vaulted,
+    /// Nobody has it; the producer may try again.
+    Refused {
+        /// After this long.
+        retry_after: Duration,
+        /// What stands in the way.
+        reason: String,
+    },
+}
+
+/// An entry of the vault whose export goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// The entry.
+    pub id: EntryId,
+    /// Log records in it.
+    pub records: u32,
+    /// Destinations that it was stored for.
+    pub owed: DestMask,
+}
+
+/// One whole request, checked and counted.
+#[derive(Debug, Clone, Copy)]
+pub struct Request {
+    /// How the producer compressed it.
+    pub encoding: ContentEncoding,
+    /// When its last byte arrived, in nanoseconds since the Unix epoch.
+    pub arrival_unix_ns: u64,
+    /// Log records in it.
+    pub records: u32,
+}
+
+/// Where a request went in the first instant.
+#[derive(Debug)]
+pub enum Placed {
+    /// Into a batch.
+    Pipeline(Ticket<Held>),
+    /// The vault is to have it.
+    Vault(Pivot),
+}
+
+/// The reflex of one worker.
+#[derive(Debug)]
+pub struct Reflex {
+    verdict: Verdict,
+    engine: EngineLine,
+    pipeline: Pipeline<Held>,
+    lane: Lane,
+    counters: Arc<WorkerCounters>,
+    ack_within: Duration,
+}
+
+impl Reflex {
+    /// The reflex over one worker's pipeline and lane.
+    #[must_use]
+    pub fn new(
+        verdict: Verdict,
+        engine: EngineLine,
+        pipeline: Pipeline<Held>,
+        lane: Lane,
+        counters: Arc<WorkerCounters>,
+        ack_within: Duration,
+    ) -> Self {
+        Self { verdict, engine, pipeline, lane, counters, ack_within }
+    }
+
+    /// Decides, and copies an uncompressed message of `len` bytes into the pipeline if that is
+    /// its way. Allocates nothing.
+    pub fn place<P: AsRef<[u8]>>(&self, message: &[P], len: usize, records: u32) -> Placed {
+        self.engine.operation();
+        let word = self.verdict.load();
+        let placed = match route(word.zone(), word.cause(), self.pipeline.any_allowed()) {
+            Ok(()) => self.pipeline.push(message, len, records).map_err(Pivot::from),
+            Err(pivot) => Err(pivot),
+        };
+        let (used, limit) = self.pipeline.usage();
+        self.engine.set_used(Budget::Export, used as u64, limit as u64);
+        match placed {
+            Ok(ticket) => Placed::Pipeline(ticket),
+            Err(pivot) => Placed::Vault(pivot),
+        }
+    }
+
+    /// Brings a placed request to its answer. `stored` are its bytes as received.
+    pub async fn answer<P: AsRef<[u8]>>(&self, placed: Placed, request: Request, stored: &[P]) -> Answer {
+        match placed {
+            Placed::Vault(pivot) => self.vault(pivot, request, stored, self.pipeline.all()).await,
+            Placed::Pipeline(ticket) => self.hedge(ticket, request, stored).await,
+        }
+    }
+
+    /// Waits for the destinations, but not longer than `ack_within`: then the vault acknowledges
+    /// while the export goes on.
+    async fn hedge<P: AsRef<[u8]>>(&self, mut ticket: Ticket<Held>, request: Request, stored: &[P]) -> Answer {
+        if let Ok(settled) = tokio::time::timeout(self.ack_within, ticket.settled()).await {
+            return self.settled(settled, request, stored).await;
+        }
+        let owed = self.pipeline.all();
+        match self.append(Pivot::AckTimeout, request, stored, owed, true).await {
+            Ok(id) => {
+                self.count_acknowledged(owed, request.records);
+                ticket.hold(Held { id, records: request.records, owed });
+                Answer::Vaulted
+            }
+            // The vault can't, but a destination still may.
+            Err(_) => {
+                let settled = ticket.settled().await;
+                self.settled(settled, request, stored).await
+            }
+        }
+    }
+
+    async fn settled<P: AsRef<[u8]>>(&self, settled: Settled, request: Request, stored: &[P]) -> Answer {
+        if settled.failed != 0 {
+            let answer = self.vault(Pivot::DestinationFailed, request, stored, settled.failed).await;
+            if answer == Answer::Vaulted {
+                self.count_acknowledged(settled.accepted, request.records);
+                count_delivered(self.pipeline.members(), settled.accepted, request.records);
+            }
+            return answer;
+        }
+        self.count_acknowledged(settled.accepted, request.records);
+        count_delivered(self.pipeline.members(), settled.accepted, request.records);
+        Answer::Delivered
+    }
+
+    async fn vault<P: AsRef<[u8]>>(&self, pivot: Pivot, request: Request, stored: &[P], owed: DestMask) -> Answer {
+        match self.append(pivot, request, stored, owed, false).await {
+            Ok(_) => {
+                self.count_acknowledged(owed, request.records);
+                Answer::Vaulted
+            }
+            Err(error) => refusal(&error),
+        }
+    }
+
+    async fn append<P: AsRef<[u8]>>(
+        &self,
+        pivot: Pivot,
+        request: Request,
+        stored: &[P],
+        owed: DestMask,
+        held: bool,
+    ) -> Result<EntryId, AppendError> {
+        self.counters.pivoted(pivot.index());
+        let meta = EntryMeta {
+            kind: Kind::OtlpLogs,
+            encoding: request.encoding,
+            owed,
+            arrival_unix_ns: request.arrival_unix_ns,
+            records: request.records,
+            held,
+        };
+        self.lane.append(meta, stored).await
+    }
+
+    fn count_acknowledged(&self, destinations: DestMask, records: u32) {
+        for member in self.pipeline.members().iter().filter(|member| member.bit & destinations != 0) {
+            member.circuit.counters.accepted.fetch_add(u64::from(records), Relaxed);
+        }
+    }
+}
+
+/// Ledger: `destinations` have these acknowledged records.
+pub fn count_delivered(members: &[Member], destinations: DestMask, records: u32) {
+    for member in members.iter().filter(|member| member.bit & destinations != 0) {
+        member.circuit.counters.delivered.fetch_add(u64::from(records), Relaxed);
+    }
+}
+
+/// Tells the vault how the export of a held entry ended.
+pub fn settle_held(vault: &Vault, members: &[Member], held: Held, settled: Settled) {
+    if settled.accepted != 0 {
+        vault.settle(held.id, settled.accepted);
+        count_delivered(members, settled.accepted, held.records);
+    }
+    if settled.failed != 0 {
+        vault.release(held.id);
+    }
+}
+
+fn refusal(error: &AppendError) -> Answer {
+    const SOON: Duration = Duration::from_secs(1);
+    let retry_after = match error {
+        AppendError::Full { retry_after } => *retry_after,
+        AppendError::Failed { .. } | AppendError::Closed | AppendError::TooLarge { .. } => SOON,
+    };
+    Answer::Refused { retry_after, reason: error.to_string() }
+}

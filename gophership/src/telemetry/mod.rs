@@ -1,6 +1,11 @@
-//! Metrics, health and the daemon's own log.
+//! Metrics, health and the daemon's own log. A leaf: it knows none of the other modules.
 
 use std::net::SocketAddr;
+
+pub mod counters;
+pub mod http;
+pub mod log;
+pub mod metrics;
 
 /// Format of the daemon's own log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

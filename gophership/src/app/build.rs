@@ -1,0 +1,184 @@
+//! Config → running daemon: everything that can fail does so here, before the first acceptance.
+
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+};
+
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, Semaphore, mpsc, watch},
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    Config, Error,
+    daemon::Daemon,
+    drain::Phase,
+    metrics,
+    stop::Running,
+    worker::{self, Own, Shared, Status},
+};
+use crate::{
+    control,
+    export::Destinations,
+    ingest::{
+        Mode,
+        acceptor::{self, INBOX_CAPACITY, Inbox},
+        connection::STALLED_WINDOW_BYTES,
+        tls,
+    },
+    pipeline::circuit::Circuit,
+    pressure::{IngestScope, Pressure},
+    replay::{self, dead_letter::DeadLetters},
+    somatic::overrides::Override,
+    telemetry,
+    vault::Vault,
+};
+
+/// Starts everything; the listener accepts when this returns.
+pub(super) async fn start(config: Config) -> Result<Running, Error> {
+    let tls = TlsAcceptor::from(tls::server_config(&config.ingest.tls)?);
+    let (ingest, grpc) = bind("ingest.grpc.listen", config.ingest.grpc_listen).await?;
+    let (telemetry, telemetry_address) = bind("telemetry.listen", config.telemetry.listen).await?;
+    let control = control::bind(&config.control)?;
+
+    let destinations = Destinations::open(&config.destinations)?;
+    let names: Vec<String> = config.destinations.iter().map(|destination| destination.name.clone()).collect();
+    let vault = Vault::open(&config.vault, &names)?;
+    let dead_letters = DeadLetters::open(&config.vault.dir).map_err(replay::Error::from)?;
+    let kept = Override::load(&config.vault.dir)?;
+    let circuits = circuits(&names, &vault);
+
+    let scope = IngestScope { ports: vec![grpc.port()], h2_window_bytes: STALLED_WINDOW_BYTES };
+    let pressure = Arc::new(Pressure::start(&config.pressure, &scope, config.ingest.workers)?);
+
+    let (replay, replay_thread) = replay::spawn(replay::Parts {
+        config: config.replay.clone(),
+        batch_max_bytes: config.pipeline.batch_max_bytes,
+        max_entry_bytes: config.ingest.max_request_bytes,
+        vault: vault.clone(),
+        verdict: pressure.verdict(),
+        destinations: destinations.clone(),
+        circuits: circuits.clone(),
+        dead_letters,
+    })?;
+    let (mode, mode_seen) = watch::channel(Mode::Serving);
+    let statuses: Vec<_> = (0..config.ingest.workers).map(|_| Arc::new(Status::default())).collect();
+    let daemon = Arc::new(Daemon {
+        vault,
+        pressure,
+        circuits,
+        replay,
+        workers: statuses,
+        budget: Arc::new(Semaphore::new(config.ingest.budget_bytes)),
+        mode,
+        phase: Mutex::new(Phase::Serving),
+        overridden: Mutex::new(None),
+        transitions: Mutex::default(),
+        ready: AtomicBool::new(false),
+        exit: Notify::new(),
+        config,
+    });
+    daemon.apply_override(kept.as_ref());
+    let watching = Arc::clone(&daemon);
+    let watch = daemon
+        .pressure
+        .spawn_watch(move |transition| watching.transition(transition))
+        .map_err(Error::system("the pressure thread"))?;
+
+    let (inboxes, mut threads) = workers(&daemon, tls, mode_seen.clone(), &destinations)?;
+    threads.push(replay_thread);
+    tokio::task::spawn_local(acceptor::run(ingest, inboxes, mode_seen));
+    let (source, forever) = (Rc::new(metrics::Pages(Arc::clone(&daemon))), std::future::pending());
+    tokio::task::spawn_local(telemetry::http::serve(telemetry, source, forever));
+    let engine: Arc<dyn control::Engine> = Arc::<Daemon>::clone(&daemon);
+    tokio::task::spawn_local(async move {
+        if let Err(error) = control.serve(engine, std::future::pending()).await {
+            tracing::error!(%error, "control: the service has ended");
+        }
+    });
+    daemon.ready.store(true, Relaxed);
+    announce(&daemon, grpc, telemetry_address);
+    Ok(Running { daemon, destinations, threads, watch })
+}
+
+async fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+    let error = |source| Error::Bind { key, address, source };
+    let listener = TcpListener::bind(address).await.map_err(error)?;
+    let bound = listener.local_addr().map_err(error)?;
+    Ok((listener, bound))
+}
+
+/// The destinations' states; their ledgers start with what the vault still owes them.
+fn circuits(names: &[String], vault: &Vault) -> Vec<Arc<Circuit>> {
+    let owed = vault.stats().pending_by_destination;
+    let circuit = |name: &String| {
+        let circuit = Circuit::new(name);
+        let records = owed.iter().find(|(owed_to, _)| owed_to == name).map_or(0, |(_, records)| *records);
+        circuit.counters.accepted.store(records, Relaxed);
+        Arc::new(circuit)
+    };
+    names.iter().map(circuit).collect()
+}
+
+type Workers = (Vec<Inbox>, Vec<JoinHandle<()>>);
+
+/// Starts the workers and waits until each has its lane and its destinations.
+fn workers(
+    daemon: &Daemon,
+    tls: TlsAcceptor,
+    mode: watch::Receiver<Mode>,
+    destinations: &Destinations,
+) -> Result<Workers, Error> {
+    let config = &daemon.config;
+    let shared = Shared {
+        tls,
+        mode,
+        verdict: daemon.pressure.verdict(),
+        vault: daemon.vault.clone(),
+        destinations: destinations.clone(),
+        circuits: daemon.circuits.clone(),
+        budget: Arc::clone(&daemon.budget),
+        pipeline: config.pipeline.clone(),
+        workers: config.ingest.workers,
+        budget_bytes: config.ingest.budget_bytes,
+        max_request_bytes: config.ingest.max_request_bytes,
+    };
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let (mut inboxes, mut threads) = (Vec::new(), Vec::new());
+    for (index, status) in daemon.workers.iter().enumerate() {
+        let (sender, inbox) = mpsc::channel(INBOX_CAPACITY);
+        inboxes.push(Inbox { sender, counters: Arc::clone(&status.counters) });
+        let own = Own { index, inbox, engine: daemon.pressure.engine(index), status: Arc::clone(status) };
+        let thread = worker::spawn(shared.clone(), own, ready.clone()).map_err(worker::Error::from)?;
+        threads.push(thread);
+    }
+    drop(ready);
+    while let Ok(ready) = is_ready.recv() {
+        ready?;
+    }
+    Ok((inboxes, threads))
+}
+
+fn announce(daemon: &Daemon, grpc: SocketAddr, telemetry: SocketAddr) {
+    let judged = daemon.pressure.snapshot();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        %grpc,
+        %telemetry,
+        control = %daemon.config.control.path.display(),
+        vault = %daemon.config.vault.dir.display(),
+        vault_rung = daemon.vault.stats().rung,
+        workers = daemon.config.ingest.workers,
+        source = judged.source.as_str(),
+        source_reason = judged.why_not_kernel.as_deref().unwrap_or_default(),
+        zone = judged.zone.as_str(),
+        "ready"
+    );
+}

@@ -1,0 +1,102 @@
+//! The running daemon as control, metrics and health see it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+use gophership_common::{Cause, Zone};
+use nix::time::{ClockId, clock_gettime};
+use tokio::sync::{Notify, Semaphore, watch};
+
+use super::{Config, drain::Phase, worker};
+use crate::{
+    ingest::Mode,
+    pipeline::circuit::Circuit,
+    pressure::{Pressure, Transition},
+    replay,
+    somatic::overrides::Override,
+    telemetry::counters::Totals,
+    vault::Vault,
+};
+
+/// Transitions counted by where from, where to and why.
+pub(super) type Transitions = BTreeMap<(Zone, Zone, Cause), u64>;
+
+/// Everything that is shared between the main thread and those that ask.
+#[derive(Debug)]
+pub(super) struct Daemon {
+    pub(super) config: Config,
+    pub(super) vault: Vault,
+    pub(super) pressure: Arc<Pressure>,
+    pub(super) circuits: Vec<Arc<Circuit>>,
+    pub(super) replay: replay::Handle,
+    pub(super) workers: Vec<Arc<worker::Status>>,
+    pub(super) budget: Arc<Semaphore>,
+    pub(super) mode: watch::Sender<Mode>,
+    pub(super) phase: Mutex<Phase>,
+    pub(super) overridden: Mutex<Option<Override>>,
+    pub(super) transitions: Mutex<Transitions>,
+    /// Records owed per destination when the vault was opened: where the ledger starts.
+    pub(super) ready: AtomicBool,
+    pub(super) exit: Notify,
+}
+
+impl Daemon {
+    pub(super) fn totals(&self) -> Totals {
+        Totals::of(self.workers.iter().map(|worker| &*worker.counters))
+    }
+
+    pub(super) fn transition(&self, transition: &Transition) {
+        let Transition { from, to, cause, .. } = *transition;
+        tracing::info!(from = from.as_str(), to = to.as_str(), cause = cause.as_str(), "zone");
+        *lock(&self.transitions).entry((from, to, cause)).or_default() += 1;
+    }
+
+    /// The override in force, if its time isn't over.
+    pub(super) fn current_override(&self) -> Option<Override> {
+        lock(&self.overridden).clone().filter(|kept| !kept.is_expired())
+    }
+
+    /// Tells the judge.
+    pub(super) fn apply_override(&self, kept: Option<&Override>) {
+        self.pressure.set_override(kept.map(|kept| kept.on_monotonic_clock(monotonic_ns())));
+        *lock(&self.overridden) = kept.cloned();
+    }
+
+    /// Bytes of the budgets in use, by component: ingest, export, vault.
+    pub(super) fn memory(&self) -> [(&'static str, u64, u64); 3] {
+        let ingest = self.config.ingest.budget_bytes as u64;
+        let free = self.budget.available_permits() as u64;
+        let engine = self.pressure.budgets();
+        [
+            ("ingest", ingest.saturating_sub(free), ingest),
+            ("export", engine.export_used, self.config.pipeline.budget_bytes as u64),
+            ("vault", engine.vault_used, self.config.vault.budget_bytes as u64),
+        ]
+    }
+
+    /// Why the daemon isn't ready; `None` if it is.
+    pub(super) fn not_ready(&self) -> Option<String> {
+        let phase = *lock(&self.phase);
+        if !self.ready.load(Relaxed) {
+            return Some("starting".to_owned());
+        }
+        (phase != Phase::Serving).then(|| format!("draining: {}", phase.as_str()))
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The clock of the kernel half.
+fn monotonic_ns() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
+        let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
+        seconds * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or(0)
+    })
+}

@@ -1,0 +1,177 @@
+//! The daemon → `StatusReply`.
+
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use gophership_common::Zone;
+
+use super::daemon::Daemon;
+use crate::{
+    control::pb,
+    pipeline::circuit::Circuit,
+    pressure::Source,
+    replay::control::State,
+    somatic::overrides::Override,
+    telemetry::counters::Fate,
+};
+
+impl Daemon {
+    pub(super) fn status_reply(&self) -> pb::StatusReply {
+        let judged = self.pressure.snapshot();
+        let source = match judged.source {
+            Source::Kernel => pb::Source::Kernel,
+            Source::Stochastic => pb::Source::Stochastic,
+        };
+        let signals = judged.signals.iter().map(|signal| pb::Signal {
+            name: signal.name.to_owned(),
+            value: signal.value,
+            unit: signal.unit.to_owned(),
+            available: signal.available,
+        });
+        pb::StatusReply {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            zone: zone(judged.zone).into(),
+            cause: judged.cause.as_str().to_owned(),
+            zone_since: Some(timestamp(judged.since)),
+            source: source.into(),
+            source_reason: judged.why_not_kernel.clone().unwrap_or_default(),
+            r#override: self.current_override().as_ref().map(overridden),
+            signals: signals.collect(),
+            memory: Some(self.memory_reply()),
+            ingest: Some(self.ingest_reply()),
+            export: self.circuits.iter().map(|circuit| destination(circuit)).collect(),
+            vault: Some(self.vault_reply()),
+            replay: Some(self.replay_reply()),
+            ledger: self.ledgers(),
+        }
+    }
+
+    fn memory_reply(&self) -> pb::Memory {
+        let components: Vec<_> = self
+            .memory()
+            .into_iter()
+            .map(|(name, used_bytes, limit_bytes)| pb::MemoryComponent { name: name.to_owned(), limit_bytes, used_bytes })
+            .collect();
+        pb::Memory {
+            total_bytes: self.config.memory_total_bytes,
+            used_bytes: components.iter().map(|component| component.used_bytes).sum(),
+            components,
+        }
+    }
+
+    fn ingest_reply(&self) -> pb::Ingest {
+        let totals = self.totals();
+        let (_, records, bytes) = totals.acknowledged();
+        pb::Ingest {
+            requests: totals.requests.iter().sum(),
+            records,
+            bytes,
+            refused: totals.requests[Fate::Refused as usize] + totals.requests[Fate::Invalid as usize],
+            connections: totals.connections,
+        }
+    }
+
+    fn vault_reply(&self) -> pb::Vault {
+        let stats = self.vault.stats();
+        pb::Vault {
+            bytes: stats.bytes,
+            max_bytes: stats.max_bytes,
+            segments: stats.segments,
+            entries_pending: stats.entries_pending,
+            records_pending: stats.records_pending,
+            quarantined_segments: stats.quarantined_segments,
+            quarantined_records: stats.quarantined_records,
+            dead_letters: self.replay.progress().dead_letters,
+            rung: stats.rung.to_owned(),
+        }
+    }
+
+    pub(super) fn replay_reply(&self) -> pb::ReplayProgress {
+        let (progress, stats) = (self.replay.progress(), self.vault.stats());
+        let state = match progress.state {
+            State::Idle => pb::ReplayState::Idle,
+            State::Waiting => pb::ReplayState::Waiting,
+            State::Running => pb::ReplayState::Running,
+            State::Paused => pb::ReplayState::Paused,
+        };
+        pb::ReplayProgress {
+            state: state.into(),
+            records: progress.records,
+            bytes: progress.bytes,
+            rate_bytes_per_second: progress.rate_now,
+            max_bytes_per_second: progress.rate,
+            entries_pending: stats.entries_pending,
+            records_pending: stats.records_pending,
+        }
+    }
+
+    /// One ledger a destination. `owed` is read first and `accepted` last: a record that is
+    /// acknowledged between the readings shows as in flight, not as lost.
+    pub(super) fn ledgers(&self) -> Vec<pb::Ledger> {
+        let stats = self.vault.stats();
+        let ledger = |circuit: &Circuit| {
+            let counters = &circuit.counters;
+            let name = circuit.name();
+            let owed = stats.pending_by_destination.iter().find(|(owed_to, _)| owed_to == name);
+            let owed = owed.map_or(0, |(_, records)| *records);
+            let (delivered, rejected) = (counters.delivered.load(Relaxed), counters.rejected.load(Relaxed));
+            let dead_lettered = counters.dead_lettered.load(Relaxed);
+            let accepted = counters.accepted.load(Relaxed);
+            let explained = delivered + owed + rejected + dead_lettered;
+            pb::Ledger {
+                destination: name.to_owned(),
+                accepted,
+                delivered,
+                owed,
+                in_flight: 0,
+                quarantined: 0,
+                dead_lettered,
+                rejected,
+                dropped: 0,
+                residue: accepted.cast_signed() - explained.cast_signed(),
+            }
+        };
+        self.circuits.iter().map(|circuit| ledger(circuit)).collect()
+    }
+}
+
+fn destination(circuit: &Circuit) -> pb::Destination {
+    let counters = &circuit.counters;
+    let state = match (circuit.is_closed(), counters.requests.load(Relaxed)) {
+        (false, _) => pb::DestinationState::Down,
+        (true, 0) => pb::DestinationState::Idle,
+        (true, _) => pb::DestinationState::Up,
+    };
+    pb::Destination {
+        name: circuit.name().to_owned(),
+        state: state.into(),
+        sent_records: counters.records.load(Relaxed),
+        failed_requests: counters.failures.load(Relaxed),
+        rejected_records: counters.rejected_records.load(Relaxed),
+        last_error: circuit.last_error().unwrap_or_default(),
+    }
+}
+
+pub(super) const fn zone(zone: Zone) -> pb::Zone {
+    match zone {
+        Zone::Green => pb::Zone::Green,
+        Zone::Yellow => pb::Zone::Yellow,
+        Zone::Red => pb::Zone::Red,
+    }
+}
+
+pub(super) fn overridden(kept: &Override) -> pb::Override {
+    let until = kept.until_unix_ms.map(|ms| UNIX_EPOCH + std::time::Duration::from_millis(ms));
+    pb::Override {
+        zone: zone(kept.zone).into(),
+        until: until.map(timestamp),
+        by: kept.by.clone(),
+        reason: kept.reason.clone(),
+    }
+}
+
+fn timestamp(time: SystemTime) -> prost_types::Timestamp {
+    time.into()
+}

@@ -1,0 +1,237 @@
+//! One worker: a thread with its own runtime, connections, pipeline and vault lane.
+
+use std::{
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    task::{JoinSet, LocalSet},
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    export::{self, Destinations},
+    ingest::{
+        Mode,
+        acceptor::Accepted,
+        connection::{self, Context},
+        inflate::Inflater,
+    },
+    pipeline::{self, Member, Pipeline, circuit::Circuit},
+    pressure::{Budget, EngineLine, Verdict},
+    somatic::{self, Held, Reflex},
+    telemetry::counters::WorkerCounters,
+    vault::{self, Lane, Vault},
+};
+
+/// A worker that hasn't beaten for ten times this is a cause of Red.
+const HEARTBEAT: Duration = Duration::from_millis(100);
+
+/// What every worker is made of.
+#[derive(Debug, Clone)]
+pub(super) struct Shared {
+    pub(super) tls: TlsAcceptor,
+    pub(super) mode: watch::Receiver<Mode>,
+    pub(super) verdict: Verdict,
+    pub(super) vault: Vault,
+    pub(super) destinations: Destinations,
+    pub(super) circuits: Vec<Arc<Circuit>>,
+    pub(super) budget: Arc<Semaphore>,
+    pub(super) pipeline: pipeline::Config,
+    pub(super) workers: usize,
+    pub(super) budget_bytes: usize,
+    pub(super) max_request_bytes: usize,
+}
+
+/// What one worker has for itself.
+#[derive(Debug)]
+pub(super) struct Own {
+    pub(super) index: usize,
+    pub(super) inbox: mpsc::Receiver<Accepted>,
+    pub(super) engine: EngineLine,
+    pub(super) status: Arc<Status>,
+}
+
+/// What the rest of the daemon sees of a worker.
+#[derive(Debug, Default)]
+pub(super) struct Status {
+    pub(super) counters: Arc<WorkerCounters>,
+    /// Draining, and nothing is left.
+    pub(super) drained: AtomicBool,
+}
+
+/// A worker can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its thread or runtime can't be made.
+    #[error("worker: {0}")]
+    Thread(#[from] std::io::Error),
+    /// Its lane of the vault can't be opened.
+    #[error(transparent)]
+    Lane(#[from] vault::Error),
+    /// Its destinations can't be used.
+    #[error(transparent)]
+    Destinations(#[from] export::Error),
+}
+
+/// Starts the worker; it ends after the mode has become [`Mode::Stopping`].
+pub(super) fn spawn(
+    shared: Shared,
+    own: Own,
+    ready: std::sync::mpsc::Sender<Result<(), Error>>,
+) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(format!("worker-{}", own.index)).spawn(move || {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(ready.send(Err(error.into()))),
+        };
+        LocalSet::new().block_on(&runtime, async move {
+            match Worker::build(shared, own) {
+                Ok(worker) => {
+                    let _ = ready.send(Ok(()));
+                    drop(ready);
+                    worker.run().await;
+                }
+                Err(error) => drop(ready.send(Err(error))),
+            }
+        });
+    })
+}
+
+struct Worker {
+    shared: Shared,
+    own: Own,
+    lane: Lane,
+    pipeline: Pipeline<Held>,
+    context: Rc<Context>,
+    connections: JoinSet<()>,
+}
+
+impl Worker {
+    fn build(shared: Shared, own: Own) -> Result<Self, Error> {
+        let lane = shared.vault.lane(own.index)?;
+        let members = members(&shared)?;
+        let on_held_settled = {
+            let (vault, members) = (shared.vault.clone(), members.clone());
+            Box::new(move |held, settled| somatic::settle_held(&vault, &members, held, settled))
+        };
+        let pipeline = Pipeline::new(&shared.pipeline, shared.workers, members, on_held_settled);
+        let counters = Arc::clone(&own.status.counters);
+        let reflex = Reflex::new(
+            shared.verdict,
+            own.engine,
+            pipeline.clone(),
+            lane.clone(),
+            Arc::clone(&counters),
+            shared.pipeline.ack_within,
+        );
+        let context = Rc::new(Context {
+            reflex,
+            counters,
+            budget: Arc::clone(&shared.budget),
+            max_request_bytes: shared.max_request_bytes,
+            inflater: Inflater::default(),
+        });
+        Ok(Self { shared, own, lane, pipeline, context, connections: JoinSet::new() })
+    }
+
+    async fn run(mut self) {
+        tokio::task::spawn_local(self.pipeline.clone().run());
+        let beat = self.heartbeat();
+        tokio::task::spawn_local(beat);
+        let mut mode = self.shared.mode.clone();
+        loop {
+            let now = *mode.borrow_and_update();
+            match now {
+                Mode::Serving => self.serve(&mut mode).await,
+                Mode::Draining => self.drain(&mut mode).await,
+                Mode::Stopping => break,
+            }
+        }
+        self.connections.abort_all();
+        while self.connections.join_next().await.is_some() {}
+        if let Err(error) = self.lane.shutdown().await {
+            tracing::error!(worker = self.own.index, %error, "vault lane: not closed cleanly");
+        }
+    }
+
+    async fn serve(&mut self, mode: &mut watch::Receiver<Mode>) {
+        self.own.status.drained.store(false, Relaxed);
+        loop {
+            tokio::select! {
+                accepted = self.own.inbox.recv() => match accepted {
+                    Some(accepted) => self.connect(accepted),
+                    // The acceptor is gone: only a change of mode can follow.
+                    None => { let _ = mode.changed().await; return }
+                },
+                Some(_) = self.connections.join_next() => {}
+                _ = mode.changed() => return,
+            }
+        }
+    }
+
+    fn connect(&mut self, accepted: Accepted) {
+        let (tls, context) = (self.shared.tls.clone(), Rc::clone(&self.context));
+        self.connections.spawn_local(connection::serve(accepted, tls, context, self.shared.mode.clone()));
+    }
+
+    /// Waits until every request has its answer, and says so.
+    async fn drain(&mut self, mode: &mut watch::Receiver<Mode>) {
+        let Self { own, connections, pipeline, .. } = self;
+        let drained = async {
+            // A connection that was handed over before the acceptor paused is closed unserved.
+            while let Ok(accepted) = own.inbox.try_recv() {
+                own.status.counters.connections.fetch_sub(1, Relaxed);
+                drop(accepted);
+            }
+            while connections.join_next().await.is_some() {}
+            pipeline.flushed().await;
+            own.status.drained.store(true, Relaxed);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = drained => {}
+            _ = mode.changed() => {}
+        }
+    }
+
+    fn heartbeat(&self) -> impl Future<Output = ()> + 'static {
+        let (engine, pipeline, lane) = (self.own.engine, self.pipeline.clone(), self.lane.clone());
+        let (budget, limit) = (Arc::clone(&self.shared.budget), self.shared.budget_bytes as u64);
+        let first = self.own.index == 0;
+        async move {
+            let mut interval = tokio::time::interval(HEARTBEAT);
+            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                interval.tick().await;
+                engine.beat();
+                let (used, all) = pipeline.usage();
+                engine.set_used(Budget::Export, used as u64, all as u64);
+                let (used, all) = lane.usage();
+                engine.set_used(Budget::Vault, used as u64, all as u64);
+                // The admission budget is one for all workers: the first one reports it.
+                if first {
+                    engine.set_used(Budget::Ingest, limit.saturating_sub(budget.available_permits() as u64), limit);
+                }
+            }
+        }
+    }
+}
+
+/// The destinations as this thread connects to them, with their bits and states.
+fn members(shared: &Shared) -> Result<Vec<Member>, Error> {
+    let connected = shared.destinations.connect()?;
+    let members = connected.into_iter().zip(&shared.circuits).map(|(destination, circuit)| Member {
+        bit: shared.vault.mask_of(circuit.name()).unwrap_or(0),
+        circuit: Arc::clone(circuit),
+        destination: Rc::new(destination),
+    });
+    Ok(members.collect())
+}

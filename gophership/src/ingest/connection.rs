@@ -1,0 +1,121 @@
+//! One producer's connection: TLS handshake, HTTP/2, requests until it closes.
+
+use std::{convert::Infallible, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+
+use http::Request;
+use hyper::{body::Incoming, rt::Executor, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::TcpStream,
+    sync::{Semaphore, watch},
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{Mode, acceptor::Accepted, grpc, inflate::Inflater};
+use crate::{somatic::Reflex, telemetry::counters::WorkerCounters};
+
+/// Bytes that a peer may send on one connection before the daemon reads.
+pub const CONNECTION_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
+/// Bytes that a peer may send on one stream before the daemon reads.
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+/// Clients that use larger frames than 16 KiB spare both sides work.
+const FRAME_BYTES_MAX: u32 = 1024 * 1024;
+const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
+const STREAMS_MAX: u32 = 256;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(60);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Room that a pipelining peer surely has when the daemon stops reading: HTTP/2 windows are
+/// re-opened when half of them is spent, so between half and all of it is left.
+pub const STALLED_WINDOW_BYTES: u32 = CONNECTION_WINDOW_BYTES / 2;
+
+/// What the connections of one worker share.
+#[derive(Debug)]
+pub struct Context {
+    /// Where requests go.
+    pub reflex: Reflex,
+    /// The worker's counters.
+    pub counters: Arc<WorkerCounters>,
+    /// Bytes of requests being received, over all workers.
+    pub budget: Arc<Semaphore>,
+    /// Largest message, compressed and decompressed, in bytes.
+    pub max_request_bytes: usize,
+    /// Decompression, with its buffer.
+    pub inflater: Inflater,
+}
+
+/// Runs hyper's stream tasks on the worker's own thread.
+#[derive(Debug, Clone, Copy)]
+struct LocalExecutor;
+
+impl<F> Executor<F> for LocalExecutor
+where
+    F: Future + 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move {
+            future.await;
+        });
+    }
+}
+
+/// Serves one connection until it closes, or until the mode changes and its requests are
+/// answered.
+pub async fn serve(accepted: Accepted, tls: TlsAcceptor, context: Rc<Context>, mode: watch::Receiver<Mode>) {
+    let peer = accepted.peer;
+    let _counted = Counted(Arc::clone(&context.counters));
+    match handshake(accepted, tls).await {
+        Ok(stream) => serve_http2(stream, peer, context, mode).await,
+        Err(reason) => tracing::warn!(%peer, reason, "ingest: connection refused"),
+    }
+}
+
+struct Counted(Arc<WorkerCounters>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+async fn handshake(accepted: Accepted, tls: TlsAcceptor) -> Result<impl Stream, String> {
+    let stream = TcpStream::from_std(accepted.stream).map_err(|error| error.to_string())?;
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await;
+    match handshake {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(format!("TLS handshake: {error}")),
+        Err(_) => Err(format!("TLS handshake: not done within {} s", HANDSHAKE_TIMEOUT.as_secs())),
+    }
+}
+
+trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static {}
+impl<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static> Stream for S {}
+
+async fn serve_http2(stream: impl Stream, peer: SocketAddr, context: Rc<Context>, mut mode: watch::Receiver<Mode>) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let context = Rc::clone(&context);
+        async move { Ok::<_, Infallible>(grpc::respond(&context, request).await) }
+    });
+    let connection = http2::Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .max_concurrent_streams(STREAMS_MAX)
+        .keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        _ = mode.wait_for(|mode| *mode != Mode::Serving) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "ingest: connection ended");
+    }
+}

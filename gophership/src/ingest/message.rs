@@ -1,0 +1,188 @@
+//! One gRPC message gathered from DATA frames: the frames are kept as they came, not copied.
+
+use std::io::{self, BufRead, Read};
+
+use bytes::{Buf, Bytes};
+
+/// Length of gRPC's message prefix: a compressed flag and a big-endian length.
+const PREFIX_BYTES: usize = 5;
+
+/// What a frame did to the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// The prefix isn't whole yet.
+    Prefix,
+    /// The prefix has just become whole.
+    Announced {
+        /// The compressed flag.
+        compressed: bool,
+        /// Length of the message, in bytes.
+        len: usize,
+    },
+    /// More of the message came.
+    Body,
+}
+
+/// The frames violate gRPC's framing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The compressed flag is neither 0 nor 1.
+    #[error("the compressed flag of the gRPC message is {0}, not 0 or 1")]
+    Flag(u8),
+    /// A unary call carries one message.
+    #[error("{0} bytes follow the one message of this unary call")]
+    Excess(usize),
+    /// The stream ended too early.
+    #[error("the stream ended {missing} bytes before the end of the message")]
+    Truncated {
+        /// Bytes that are missing; of the prefix, if that isn't whole.
+        missing: usize,
+    },
+}
+
+/// The message's bytes, in frames.
+#[derive(Debug, Default)]
+pub struct Parts(Vec<Bytes>);
+
+impl Parts {
+    /// The frames.
+    pub fn as_slice(&self) -> &[Bytes] {
+        &self.0
+    }
+
+    /// Reads over the frames.
+    pub fn reader(&self) -> PartsReader<'_> {
+        PartsReader { parts: &self.0, offset: 0 }
+    }
+}
+
+/// The message in the making.
+#[derive(Debug, Default)]
+pub struct Gather {
+    prefix: [u8; PREFIX_BYTES],
+    prefix_len: usize,
+    len: usize,
+    have: usize,
+    parts: Parts,
+}
+
+impl Gather {
+    /// Takes one DATA frame.
+    ///
+    /// # Errors
+    /// If it violates the framing.
+    pub fn push(&mut self, mut frame: Bytes) -> Result<Progress, Error> {
+        let mut progress = Progress::Body;
+        if self.prefix_len < PREFIX_BYTES {
+            let take = frame.len().min(PREFIX_BYTES - self.prefix_len);
+            frame.copy_to_slice(&mut self.prefix[self.prefix_len..self.prefix_len + take]);
+            self.prefix_len += take;
+            if self.prefix_len < PREFIX_BYTES {
+                return Ok(Progress::Prefix);
+            }
+            let [flag, len @ ..] = self.prefix;
+            if flag > 1 {
+                return Err(Error::Flag(flag));
+            }
+            self.len = u32::from_be_bytes(len) as usize;
+            progress = Progress::Announced { compressed: flag == 1, len: self.len };
+        }
+        let room = self.len - self.have;
+        if frame.len() > room {
+            return Err(Error::Excess(frame.len() - room));
+        }
+        if !frame.is_empty() {
+            self.have += frame.len();
+            self.parts.0.push(frame);
+        }
+        Ok(progress)
+    }
+
+    /// The whole message.
+    ///
+    /// # Errors
+    /// If the stream ended before it was whole.
+    pub fn finish(self) -> Result<Parts, Error> {
+        let missing = if self.prefix_len < PREFIX_BYTES {
+            PREFIX_BYTES - self.prefix_len
+        } else {
+            self.len - self.have
+        };
+        if missing > 0 {
+            return Err(Error::Truncated { missing });
+        }
+        Ok(self.parts)
+    }
+}
+
+/// Reads the frames as one stream.
+#[derive(Debug)]
+pub struct PartsReader<'a> {
+    parts: &'a [Bytes],
+    offset: usize,
+}
+
+impl Read for PartsReader<'_> {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let from = self.fill_buf()?;
+        let len = from.len().min(to.len());
+        to[..len].copy_from_slice(&from[..len]);
+        self.consume(len);
+        Ok(len)
+    }
+}
+
+impl BufRead for PartsReader<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        Ok(self.parts.first().map_or(&[][..], |part| &part[self.offset..]))
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.offset += amount;
+        if self.parts.first().is_some_and(|part| self.offset == part.len()) {
+            self.parts = &self.parts[1..];
+            self.offset = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(bytes: &[u8], size: usize) -> Vec<Bytes> {
+        bytes.chunks(size).map(Bytes::copy_from_slice).collect()
+    }
+
+    #[test]
+    fn a_message_is_gathered_whatever_the_frames() {
+        let wire = [&[0, 0, 0, 0, 6][..], b"abcdef"].concat();
+        for size in 1..=wire.len() {
+            let mut gather = Gather::default();
+            let mut announced = 0;
+            for frame in frames(&wire, size) {
+                if gather.push(frame).expect("valid") == (Progress::Announced { compressed: false, len: 6 }) {
+                    announced += 1;
+                }
+            }
+            assert_eq!(announced, 1);
+            let parts = gather.finish().expect("whole");
+            let mut read = Vec::new();
+            parts.reader().read_to_end(&mut read).expect("reads");
+            assert_eq!(read, b"abcdef");
+            assert_eq!(parts.as_slice().concat(), b"abcdef");
+        }
+    }
+
+    #[test]
+    fn excess_truncation_and_bad_flags_are_refused() {
+        let mut gather = Gather::default();
+        assert_eq!(gather.push(Bytes::from_static(&[0, 0, 0, 0, 1, 7, 7])), Err(Error::Excess(1)));
+        let mut gather = Gather::default();
+        gather.push(Bytes::from_static(&[0, 0, 0, 0, 2, 7])).expect("valid so far");
+        assert_eq!(gather.finish().map(|_| ()), Err(Error::Truncated { missing: 1 }));
+        assert_eq!(Gather::default().finish().map(|_| ()), Err(Error::Truncated { missing: 5 }));
+        let mut gather = Gather::default();
+        assert_eq!(gather.push(Bytes::from_static(&[9, 0, 0, 0, 0])), Err(Error::Flag(9)));
+    }
+}

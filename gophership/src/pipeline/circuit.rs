@@ -1,0 +1,155 @@
+//! The state of one destination as all workers and the replay share it: whether to try it, and
+//! what it has been given. Written once a batch, not once a request.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+/// Whether one destination is worth a try, and its counters.
+#[derive(Debug)]
+pub struct Circuit {
+    name: String,
+    started: Instant,
+    /// Milliseconds since `started`; attempts wait until then. 0: closed.
+    open_until_ms: AtomicU64,
+    failures_in_row: AtomicU32,
+    last_error: Mutex<Option<String>>,
+    /// What it has been given.
+    pub counters: Counters,
+}
+
+/// What a destination has been given, in batches and records.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Batches accepted.
+    pub requests: AtomicU64,
+    /// Records in accepted batches, less those it rejected.
+    pub records: AtomicU64,
+    /// Batches it did not take for now.
+    pub failures: AtomicU64,
+    /// Batches tried after a failure.
+    pub retries: AtomicU64,
+    /// Records that it will never take.
+    pub rejected_records: AtomicU64,
+    /// Ledger: records acknowledged to producers that this destination must have.
+    pub accepted: AtomicU64,
+    /// Ledger: of those, records it has.
+    pub delivered: AtomicU64,
+    /// Ledger: of those, records it refused for good in a partial success.
+    pub rejected: AtomicU64,
+    /// Ledger: of those, records put aside as dead letters.
+    pub dead_lettered: AtomicU64,
+}
+
+impl Circuit {
+    /// A closed circuit of the destination `name`.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            started: Instant::now(),
+            open_until_ms: AtomicU64::new(0),
+            failures_in_row: AtomicU32::new(0),
+            last_error: Mutex::new(None),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Name of the destination.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether an attempt is due now: it never failed, or its backoff has passed.
+    #[must_use]
+    pub fn allows(&self) -> bool {
+        let until = self.open_until_ms.load(Relaxed);
+        until == 0 || self.now_ms() >= until
+    }
+
+    /// Whether the last attempt succeeded (or there was none).
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.open_until_ms.load(Relaxed) == 0
+    }
+
+    /// The last failure, if the circuit isn't closed.
+    #[must_use]
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The destination has a batch of `records` records, of which it rejected some for good.
+    pub fn accepted(&self, records: u64, rejected: u64) {
+        self.counters.requests.fetch_add(1, Relaxed);
+        self.counters.records.fetch_add(records.saturating_sub(rejected), Relaxed);
+        self.counters.rejected_records.fetch_add(rejected, Relaxed);
+        self.close();
+    }
+
+    /// The destination answered, so it is worth further tries, whatever it said.
+    pub fn close(&self) {
+        if self.open_until_ms.swap(0, Relaxed) != 0 {
+            self.failures_in_row.store(0, Relaxed);
+            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            tracing::info!(destination = self.name, "destination is back");
+        }
+    }
+
+    /// An attempt failed; the next one waits for `after`, else for an exponential backoff of
+    /// 100 ms doubling up to 10 s.
+    pub fn failed(&self, after: Option<Duration>, reason: &str) {
+        self.counters.failures.fetch_add(1, Relaxed);
+        if !self.is_closed() {
+            self.counters.retries.fetch_add(1, Relaxed);
+        }
+        let failures = self.failures_in_row.fetch_add(1, Relaxed);
+        let backoff = BACKOFF_MIN.saturating_mul(1 << failures.min(16)).min(BACKOFF_MAX);
+        let wait_ms = u64::try_from(after.unwrap_or(backoff).as_millis()).unwrap_or(u64::MAX);
+        self.open_until_ms.store(self.now_ms().saturating_add(wait_ms).max(1), Relaxed);
+        if failures == 0 {
+            tracing::warn!(destination = self.name, reason, wait_ms, "destination failed; the vault takes over");
+        }
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_opens_and_an_acceptance_closes() {
+        let circuit = Circuit::new("main");
+        assert!(circuit.allows() && circuit.is_closed());
+        circuit.failed(Some(Duration::from_secs(3600)), "connection refused");
+        assert!(!circuit.allows() && !circuit.is_closed());
+        assert_eq!(circuit.last_error().as_deref(), Some("connection refused"));
+        circuit.accepted(10, 1);
+        assert!(circuit.allows() && circuit.is_closed());
+        assert_eq!(circuit.last_error(), None);
+        assert_eq!(circuit.counters.records.load(Relaxed), 9);
+    }
+
+    #[test]
+    fn a_passed_backoff_allows_a_try_without_closing() {
+        let circuit = Circuit::new("main");
+        circuit.failed(Some(Duration::ZERO), "reset");
+        while !circuit.allows() {
+            std::hint::spin_loop();
+        }
+        assert!(!circuit.is_closed());
+    }
+}

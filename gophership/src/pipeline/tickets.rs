@@ -1,0 +1,188 @@
+//! Who waits for a batch: a preallocated table of requests between pipeline and acknowledgement.
+//!
+//! A ticket is taken when a request enters a batch and freed when the batch is settled *and* its
+//! request has been answered, whichever is later. Taking and freeing allocate nothing.
+
+use std::task::{Context, Poll, Waker};
+
+use super::DestMask;
+
+/// What the destinations made of one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settled {
+    /// Destinations that have it.
+    pub accepted: DestMask,
+    /// Destinations that must have it and don't.
+    pub failed: DestMask,
+}
+
+#[derive(Debug)]
+enum State<H> {
+    Free,
+    /// The request waits for its batch.
+    Waiting(Option<Waker>),
+    /// The batch is settled; the request hasn't looked yet.
+    Settled(Settled),
+    /// The vault has acknowledged the request; the export goes on.
+    Held(H),
+    /// The request went away; nobody looks.
+    Abandoned,
+}
+
+/// The table of one worker; `H` names what the vault holds of an acknowledged request.
+#[derive(Debug)]
+pub struct Tickets<H> {
+    states: Vec<State<H>>,
+    free: Vec<u32>,
+}
+
+impl<H> Tickets<H> {
+    /// A table of `capacity` tickets.
+    #[must_use]
+    pub fn new(capacity: u32) -> Self {
+        Self { states: (0..capacity).map(|_| State::Free).collect(), free: (0..capacity).rev().collect() }
+    }
+
+    /// Takes a ticket, if one is free.
+    pub fn take(&mut self) -> Option<u32> {
+        let index = self.free.pop()?;
+        self.states[index as usize] = State::Waiting(None);
+        Some(index)
+    }
+
+    /// Tickets in use.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.states.len() - self.free.len()
+    }
+
+    /// The batch of `ticket` is settled. Gives the entry back whose export this was, if the
+    /// vault had acknowledged the request already.
+    pub fn settle(&mut self, ticket: u32, settled: Settled) -> Option<H> {
+        let state = &mut self.states[ticket as usize];
+        match std::mem::replace(state, State::Settled(settled)) {
+            State::Waiting(waker) => {
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+                None
+            }
+            State::Held(entry) => {
+                self.release(ticket);
+                Some(entry)
+            }
+            State::Abandoned => {
+                self.release(ticket);
+                None
+            }
+            State::Free | State::Settled(_) => unreachable!("ticket {ticket} is settled once, while taken"),
+        }
+    }
+
+    /// Waits for [`Self::settle`]; the ticket is freed when this is ready.
+    pub fn poll(&mut self, ticket: u32, context: &Context<'_>) -> Poll<Settled> {
+        match &mut self.states[ticket as usize] {
+            State::Settled(settled) => {
+                let settled = *settled;
+                self.release(ticket);
+                Poll::Ready(settled)
+            }
+            State::Waiting(waker) => {
+                match waker {
+                    Some(waker) => waker.clone_from(context.waker()),
+                    None => *waker = Some(context.waker().clone()),
+                }
+                Poll::Pending
+            }
+            State::Free | State::Held(_) | State::Abandoned => {
+                unreachable!("ticket {ticket} is polled by the request that holds it")
+            }
+        }
+    }
+
+    /// The vault has acknowledged the request and holds it as `entry`. Gives the outcome back if the batch
+    /// was settled meanwhile; else the export settles the entry later.
+    pub fn hold(&mut self, ticket: u32, entry: H) -> Option<Settled> {
+        let state = &mut self.states[ticket as usize];
+        match std::mem::replace(state, State::Held(entry)) {
+            State::Waiting(_) => None,
+            State::Settled(settled) => {
+                self.release(ticket);
+                Some(settled)
+            }
+            State::Free | State::Held(_) | State::Abandoned => {
+                unreachable!("ticket {ticket} is held by the request that took it")
+            }
+        }
+    }
+
+    /// The request went away without an answer.
+    pub fn abandon(&mut self, ticket: u32) {
+        match self.states[ticket as usize] {
+            State::Waiting(_) => self.states[ticket as usize] = State::Abandoned,
+            State::Settled(_) => self.release(ticket),
+            State::Free | State::Held(_) | State::Abandoned => {
+                unreachable!("ticket {ticket} is abandoned by the request that took it")
+            }
+        }
+    }
+
+    fn release(&mut self, ticket: u32) {
+        self.states[ticket as usize] = State::Free;
+        self.free.push(ticket);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OUTCOME: Settled = Settled { accepted: 1, failed: 2 };
+    const ENTRY: &str = "entry";
+
+    fn poll(tickets: &mut Tickets<&'static str>, ticket: u32) -> Poll<Settled> {
+        tickets.poll(ticket, &Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn a_waiting_request_gets_the_outcome_and_the_ticket_is_free_again() {
+        let mut tickets = Tickets::<&'static str>::new(1);
+        let ticket = tickets.take().expect("one is free");
+        assert_eq!(tickets.take(), None);
+        assert_eq!(poll(&mut tickets, ticket), Poll::Pending);
+        assert_eq!(tickets.settle(ticket, OUTCOME), None);
+        assert_eq!(poll(&mut tickets, ticket), Poll::Ready(OUTCOME));
+        assert_eq!(tickets.in_use(), 0);
+    }
+
+    #[test]
+    fn a_held_entry_comes_back_at_the_end_of_its_export() {
+        let mut tickets = Tickets::<&'static str>::new(1);
+        let ticket = tickets.take().expect("one is free");
+        assert_eq!(tickets.hold(ticket, ENTRY), None);
+        assert_eq!(tickets.settle(ticket, OUTCOME), Some(ENTRY));
+        assert_eq!(tickets.in_use(), 0);
+    }
+
+    #[test]
+    fn holding_after_the_end_gives_the_outcome() {
+        let mut tickets = Tickets::<&'static str>::new(1);
+        let ticket = tickets.take().expect("one is free");
+        tickets.settle(ticket, OUTCOME);
+        assert_eq!(tickets.hold(ticket, ENTRY), Some(OUTCOME));
+        assert_eq!(tickets.in_use(), 0);
+    }
+
+    #[test]
+    fn an_abandoned_ticket_is_freed_whichever_comes_first() {
+        let mut tickets = Tickets::<&'static str>::new(1);
+        let first = tickets.take().expect("one is free");
+        tickets.abandon(first);
+        assert_eq!(tickets.in_use(), 1);
+        assert_eq!(tickets.settle(first, OUTCOME), None);
+        let second = tickets.take().expect("one is free");
+        tickets.settle(second, OUTCOME);
+        tickets.abandon(second);
+        assert_eq!(tickets.in_use(), 0);
+    }
+}

@@ -1,0 +1,305 @@
+//! The replay thread.
+
+use std::{
+    ops::ControlFlow,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use gophership_common::{Word, Zone};
+
+use super::{
+    Config, Error, Handle,
+    control::{Control, State},
+    dead_letter::DeadLetters,
+    group::{Group, Unreadable},
+    pace::{Limiter, Pace, pace},
+};
+use crate::{
+    export::{Destinations, Outcome},
+    pipeline::{Member, circuit::Circuit},
+    pressure::Verdict,
+    vault::{Entry, Reader, Vault},
+};
+
+/// How often the zone and the vault are looked at while nothing is sent.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What the replay works with.
+#[derive(Debug)]
+pub struct Parts {
+    /// When and how fast.
+    pub config: Config,
+    /// Most message bytes of one batch.
+    pub batch_max_bytes: usize,
+    /// Most message bytes of one entry, decompressed.
+    pub max_entry_bytes: usize,
+    /// What is owed.
+    pub vault: Vault,
+    /// The zone.
+    pub verdict: Verdict,
+    /// Where it goes; the thread has connections of its own.
+    pub destinations: Destinations,
+    /// The destinations' states, in their order.
+    pub circuits: Vec<Arc<Circuit>>,
+    /// Where dead letters go.
+    pub dead_letters: DeadLetters,
+}
+
+/// Starts the thread. It ends when ordered to stop.
+///
+/// # Errors
+/// If the thread can't be made.
+pub fn spawn(parts: Parts) -> Result<(Handle, JoinHandle<()>), Error> {
+    let control = Arc::new(Control::new(parts.config.max_bytes_per_second, parts.dead_letters.count()));
+    let handle = Arc::clone(&control);
+    let thread = std::thread::Builder::new().name("replay".to_owned()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        match runtime {
+            Ok(runtime) => tokio::task::LocalSet::new().block_on(&runtime, Replay::start(parts, control)),
+            Err(error) => tracing::error!(%error, "replay: no runtime; the vault is not replayed"),
+        }
+    })?;
+    Ok((handle, thread))
+}
+
+struct Replay {
+    config: Config,
+    batch_max_bytes: usize,
+    max_entry_bytes: usize,
+    vault: Vault,
+    reader: Reader,
+    verdict: Verdict,
+    members: Vec<Member>,
+    dead_letters: DeadLetters,
+    control: Handle,
+    limiter: Limiter,
+    green: Option<(Word, Instant)>,
+    running: bool,
+}
+
+impl Replay {
+    async fn start(parts: Parts, control: Handle) {
+        let members = match members(&parts) {
+            Ok(members) => members,
+            Err(error) => {
+                tracing::error!(%error, "replay: destinations can't be used; the vault is not replayed");
+                return;
+            }
+        };
+        let replay = Self {
+            reader: parts.vault.reader(),
+            config: parts.config,
+            batch_max_bytes: parts.batch_max_bytes,
+            max_entry_bytes: parts.max_entry_bytes,
+            vault: parts.vault,
+            verdict: parts.verdict,
+            members,
+            dead_letters: parts.dead_letters,
+            control,
+            limiter: Limiter::new(Instant::now()),
+            green: None,
+            running: false,
+        };
+        replay.run().await;
+    }
+
+    async fn run(mut self) {
+        while !self.control.orders().stop {
+            let pace = self.pace();
+            self.running = matches!(pace, Pace::Send(_));
+            let progressed = match pace {
+                Pace::Paused => {
+                    self.control.set_state(State::Paused);
+                    false
+                }
+                Pace::Wait => {
+                    let owed = self.vault.stats().entries_pending > 0;
+                    self.control.set_state(if owed { State::Waiting } else { State::Idle });
+                    false
+                }
+                Pace::Send(rate) => self.pass(rate).await,
+            };
+            if !progressed {
+                let _ = tokio::time::timeout(LOOK, self.control.changed()).await;
+            }
+        }
+    }
+
+    fn pace(&mut self) -> Pace {
+        let word = self.verdict.load();
+        self.green = match (word.zone(), self.green) {
+            (Zone::Green, Some((since, at))) if since == word => Some((since, at)),
+            (Zone::Green, _) => Some((word, Instant::now())),
+            (Zone::Yellow | Zone::Red, _) => None,
+        };
+        let green_for = self.green.map(|(_, since)| since.elapsed());
+        pace(self.control.orders(), word.zone(), green_for, self.running, &self.config)
+    }
+
+    /// Reads and sends one portion. Gives whether anything was settled, so that a pass that finds
+    /// every destination down is not repeated at once.
+    async fn pass(&mut self, rate: u64) -> bool {
+        self.control.set_rate(rate);
+        if self.vault.stats().entries_pending == 0 {
+            self.control.set_state(State::Idle);
+            self.control.order(|orders| (orders.now, orders.rate) = (false, None));
+            return false;
+        }
+        if !self.members.iter().any(|member| member.circuit.allows()) {
+            self.control.set_state(State::Waiting);
+            return false;
+        }
+        self.control.set_state(State::Running);
+        let entries = match self.reader.next(self.batch_max_bytes) {
+            Ok(entries) => entries,
+            Err(error) => {
+                tracing::error!(%error, "replay: the vault can't be read");
+                self.reader.rewind();
+                return false;
+            }
+        };
+        if entries.is_empty() {
+            self.reader.rewind();
+            return false;
+        }
+        self.send(entries, rate).await
+    }
+
+    async fn send(&mut self, entries: Vec<Entry>, rate: u64) -> bool {
+        let mut settled = false;
+        for mut group in self.groups(entries) {
+            let bytes = group.stored_bytes();
+            settled |= self.deliver(&mut group).await;
+            let next = self.limiter.sent(bytes, rate, Instant::now());
+            if self.wait_until(next).await.is_break() {
+                // The zone or the orders have changed: what is left is read again.
+                self.reader.rewind();
+                return true;
+            }
+        }
+        settled
+    }
+
+    /// Sleeps to keep the rate; breaks off when the pace has changed.
+    async fn wait_until(&mut self, next: Instant) -> ControlFlow<()> {
+        loop {
+            if !matches!(self.pace(), Pace::Send(_)) || self.control.orders().stop {
+                return ControlFlow::Break(());
+            }
+            let now = Instant::now();
+            if next <= now {
+                return ControlFlow::Continue(());
+            }
+            tokio::time::sleep((next - now).min(LOOK)).await;
+        }
+    }
+
+    fn groups(&mut self, entries: Vec<Entry>) -> Vec<Group> {
+        let mut groups: Vec<Group> = Vec::new();
+        for entry in entries {
+            match Group::of(entry, self.max_entry_bytes) {
+                Ok(group) => {
+                    let left = match groups.last_mut() {
+                        Some(last) => last.join(group, self.batch_max_bytes),
+                        None => Some(group),
+                    };
+                    groups.extend(left);
+                }
+                Err(unreadable) => self.bury(&unreadable),
+            }
+        }
+        groups
+    }
+
+    /// One attempt of one group at each destination it is owed to.
+    async fn deliver(&mut self, group: &mut Group) -> bool {
+        let batch = group.take_batch();
+        let mut settled = false;
+        for member in self.members.clone() {
+            if group.owed & member.bit == 0 || !member.circuit.allows() {
+                continue;
+            }
+            match member.destination.deliver(batch.clone()).await {
+                Outcome::Accepted { rejected_records } => {
+                    self.accepted(group, &member, rejected_records);
+                    settled = true;
+                }
+                Outcome::Retry { after, reason } => member.circuit.failed(after, &reason),
+                Outcome::Rejected { reason } => {
+                    member.circuit.close();
+                    settled |= self.rejected(group, &member, &reason).await;
+                }
+            }
+        }
+        settled
+    }
+
+    fn accepted(&self, group: &Group, member: &Member, rejected: u64) {
+        member.circuit.accepted(group.records(), rejected);
+        let counters = &member.circuit.counters;
+        counters.delivered.fetch_add(group.records().saturating_sub(rejected), Relaxed);
+        counters.rejected.fetch_add(rejected, Relaxed);
+        self.control.sent(group.records(), group.stored_bytes() as u64);
+        for entry in &group.entries {
+            self.vault.settle(entry.id, member.bit);
+        }
+    }
+
+    /// Each entry by itself, to find the one that the destination will never take.
+    async fn rejected(&mut self, group: &Group, member: &Member, reason: &str) -> bool {
+        if let [entry] = &group.entries[..] {
+            return self.dead_letter(entry, member, reason);
+        }
+        let mut settled = false;
+        for entry in group.entries.clone() {
+            let Ok(mut single) = Group::of(entry, self.max_entry_bytes) else { continue };
+            let batch = single.take_batch();
+            match member.destination.deliver(batch).await {
+                Outcome::Accepted { rejected_records } => {
+                    self.accepted(&single, member, rejected_records);
+                    settled = true;
+                }
+                Outcome::Rejected { reason } => settled |= self.dead_letter(&single.entries[0], member, &reason),
+                Outcome::Retry { after, reason } => {
+                    member.circuit.failed(after, &reason);
+                    break;
+                }
+            }
+        }
+        settled
+    }
+
+    fn bury(&mut self, unreadable: &Unreadable) {
+        for member in self.members.clone() {
+            if unreadable.entry.owed & member.bit != 0 {
+                self.dead_letter(&unreadable.entry, &member, &unreadable.reason);
+            }
+        }
+    }
+
+    fn dead_letter(&mut self, entry: &Entry, member: &Member, reason: &str) -> bool {
+        let name = member.circuit.name();
+        if let Err(error) = self.dead_letters.put(entry, name, reason) {
+            tracing::error!(%error, "replay: a dead letter can't be written; its entry stays owed");
+            return false;
+        }
+        tracing::error!(destination = name, reason, entry = ?entry.id, records = entry.records, "replay: dead letter");
+        member.circuit.counters.dead_lettered.fetch_add(u64::from(entry.records), Relaxed);
+        self.control.dead_letter();
+        self.vault.settle(entry.id, member.bit);
+        true
+    }
+}
+
+fn members(parts: &Parts) -> Result<Vec<Member>, crate::export::Error> {
+    let connected = parts.destinations.connect()?;
+    let members = connected.into_iter().zip(&parts.circuits).map(|(destination, circuit)| Member {
+        bit: parts.vault.mask_of(circuit.name()).unwrap_or(0),
+        circuit: Arc::clone(circuit),
+        destination: Rc::new(destination),
+    });
+    Ok(members.collect())
+}

@@ -1,0 +1,185 @@
+//! Counters of the hot path: one set a worker, on cache lines of its own, summed on scrape.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// What became of one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// Acknowledged: every destination accepted it.
+    Delivered,
+    /// Acknowledged: the vault holds it on stable storage.
+    Vaulted,
+    /// Answered with a retryable status; nothing is kept.
+    Refused,
+    /// Answered with a permanent status: malformed or too large.
+    Invalid,
+}
+
+impl Fate {
+    /// Every fate, in the order of its counters.
+    pub const ALL: [Self; 4] = [Self::Delivered, Self::Vaulted, Self::Refused, Self::Invalid];
+
+    /// Value of the `outcome` label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Vaulted => "vaulted",
+            Self::Refused => "refused",
+            Self::Invalid => "invalid",
+        }
+    }
+}
+
+/// Upper bounds of the acknowledgement-time buckets, in microseconds.
+pub const ACK_BOUNDS_US: [u64; 14] = [
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 20_000, 30_000, 50_000, 100_000, 250_000, 1_000_000, 10_000_000,
+];
+
+/// Times from the last byte of a request to its acknowledgement.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [AtomicU64; ACK_BOUNDS_US.len() + 1],
+    sum_us: AtomicU64,
+}
+
+impl Histogram {
+    /// Counts one observation, in microseconds.
+    pub fn observe(&self, us: u64) {
+        let bucket = ACK_BOUNDS_US.iter().position(|&bound| us <= bound).unwrap_or(ACK_BOUNDS_US.len());
+        self.buckets[bucket].fetch_add(1, Relaxed);
+        self.sum_us.fetch_add(us, Relaxed);
+    }
+
+    fn add_to(&self, total: &mut HistogramTotal) {
+        for (sum, bucket) in total.buckets.iter_mut().zip(&self.buckets) {
+            *sum += bucket.load(Relaxed);
+        }
+        total.sum_us += self.sum_us.load(Relaxed);
+    }
+}
+
+/// A histogram summed over workers; the last bucket has no upper bound.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HistogramTotal {
+    /// Observations per bucket, not cumulative.
+    pub buckets: [u64; ACK_BOUNDS_US.len() + 1],
+    /// Sum of the observations, in microseconds.
+    pub sum_us: u64,
+}
+
+/// Most causes of a pivot that are told apart.
+pub const PIVOT_CAUSES_MAX: usize = 32;
+
+/// Counters that one worker writes.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct WorkerCounters {
+    requests: [AtomicU64; Fate::ALL.len()],
+    records: [AtomicU64; Fate::ALL.len()],
+    bytes: [AtomicU64; Fate::ALL.len()],
+    pivots: [AtomicU64; PIVOT_CAUSES_MAX],
+    delivered_ack: Histogram,
+    vaulted_ack: Histogram,
+    /// Connections open now.
+    pub connections: AtomicU64,
+}
+
+impl WorkerCounters {
+    /// Counts one finished request of `records` records and `bytes` message bytes, acknowledged
+    /// (or not) after `ack_us` microseconds.
+    pub fn finished(&self, fate: Fate, records: u64, bytes: u64, ack_us: u64) {
+        let index = fate as usize;
+        self.requests[index].fetch_add(1, Relaxed);
+        self.records[index].fetch_add(records, Relaxed);
+        self.bytes[index].fetch_add(bytes, Relaxed);
+        match fate {
+            Fate::Delivered => self.delivered_ack.observe(ack_us),
+            Fate::Vaulted => self.vaulted_ack.observe(ack_us),
+            Fate::Refused | Fate::Invalid => {}
+        }
+    }
+
+    /// Counts one request that went to the vault instead of the pipeline.
+    pub fn pivoted(&self, cause_index: usize) {
+        self.pivots[cause_index].fetch_add(1, Relaxed);
+    }
+}
+
+/// The counters of all workers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Requests by [`Fate`].
+    pub requests: [u64; Fate::ALL.len()],
+    /// Log records by [`Fate`].
+    pub records: [u64; Fate::ALL.len()],
+    /// Message bytes by [`Fate`].
+    pub bytes: [u64; Fate::ALL.len()],
+    /// Pivots by cause.
+    pub pivots: [u64; PIVOT_CAUSES_MAX],
+    /// Acknowledgement times of the delivered.
+    pub delivered_ack: HistogramTotal,
+    /// Acknowledgement times of the vaulted.
+    pub vaulted_ack: HistogramTotal,
+    /// Connections open now.
+    pub connections: u64,
+}
+
+impl Totals {
+    /// Sums the counters of `workers`.
+    pub fn of<'a>(workers: impl IntoIterator<Item = &'a WorkerCounters>) -> Self {
+        let mut total = Self::default();
+        for worker in workers {
+            add(&mut total.requests, &worker.requests);
+            add(&mut total.records, &worker.records);
+            add(&mut total.bytes, &worker.bytes);
+            add(&mut total.pivots, &worker.pivots);
+            worker.delivered_ack.add_to(&mut total.delivered_ack);
+            worker.vaulted_ack.add_to(&mut total.vaulted_ack);
+            total.connections += worker.connections.load(Relaxed);
+        }
+        total
+    }
+
+    /// Requests, records and bytes acknowledged.
+    #[must_use]
+    pub fn acknowledged(&self) -> (u64, u64, u64) {
+        let of = |counts: &[u64; 4]| counts[Fate::Delivered as usize] + counts[Fate::Vaulted as usize];
+        (of(&self.requests), of(&self.records), of(&self.bytes))
+    }
+}
+
+fn add(totals: &mut [u64], counters: &[AtomicU64]) {
+    for (total, counter) in totals.iter_mut().zip(counters) {
+        *total += counter.load(Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn totals_sum_over_workers() {
+        let workers = [WorkerCounters::default(), WorkerCounters::default()];
+        workers[0].finished(Fate::Delivered, 10, 1000, 90);
+        workers[1].finished(Fate::Vaulted, 5, 500, 300);
+        workers[1].finished(Fate::Refused, 7, 700, 300);
+        workers[1].pivoted(3);
+        let totals = Totals::of(&workers);
+        assert_eq!(totals.acknowledged(), (2, 15, 1500));
+        assert_eq!(totals.requests, [1, 1, 1, 0]);
+        assert_eq!(totals.pivots[3], 1);
+        assert_eq!(totals.delivered_ack.buckets[0], 1);
+        assert_eq!(totals.vaulted_ack.buckets[2], 1);
+        assert_eq!(totals.vaulted_ack.sum_us, 300);
+    }
+
+    #[test]
+    fn an_observation_beyond_the_last_bound_is_counted() {
+        let worker = WorkerCounters::default();
+        worker.finished(Fate::Vaulted, 1, 1, u64::from(u32::MAX));
+        let totals = Totals::of([&worker]);
+        assert_eq!(totals.vaulted_ack.buckets[ACK_BOUNDS_US.len()], 1);
+    }
+}
