@@ -1,1 +1,11 @@
-//! (to be written)
+//! The log data model on the wire: what is read without decoding, and how it is written as JSON.
+//!
+//! - [`skim`] walks a request's lengths before the acknowledgement: framing and record count, no allocation.
+//! - [`json`] writes a request the way OpenTelemetry's file exporter does.
+//! - [`status`] reads and writes the details of a gRPC status (`RetryInfo`).
+
+pub mod json;
+mod skim;
+pub mod status;
+
+pub use skim::{Malformed, Skim, skim};
