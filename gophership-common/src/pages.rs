@@ -1,0 +1,290 @@
+//! Memory layout of the maps that both halves map.
+//!
+//! All times are `CLOCK_MONOTONIC` nanoseconds (`bpf_ktime_get_ns` in the kernel).
+
+use crate::limits::{PORTS_MAX, WATCH_SLOTS, WORKERS_MAX};
+use crate::zone::Word;
+
+/// `VERDICT`: line 0 is written only when the verdict changes, line 1 at each tick.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct VerdictPage {
+    /// The verdict.
+    pub word: Word,
+    /// Keeps the word alone on its cache line.
+    pub line0: [u64; 7],
+    /// When the word last changed.
+    pub since_ns: u64,
+    /// When the tick last judged: its age tells whether it is alive.
+    pub judged_at_ns: u64,
+    /// The next period; a CPU claims it by compare-and-swap.
+    pub next_tick_ns: u64,
+    /// The natural verdict (zone and cause; what the signals say without the override).
+    pub natural: Word,
+    /// Since when every signal has been below its Yellow exit; 0: it isn't.
+    pub below_yellow_since_ns: u64,
+    /// Since when every signal has been below its Red exit; 0: it isn't.
+    pub below_red_since_ns: u64,
+    /// Transitions that found the ring buffer full.
+    pub events_lost: u64,
+    /// Changes of the word since the map was made.
+    pub transitions: u64,
+}
+
+/// Entry thresholds of a signal, in permille of its full scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Levels {
+    /// Yellow at or beyond this.
+    pub yellow_permille: u32,
+    /// Red at or beyond this.
+    pub red_permille: u32,
+}
+
+/// [`Policy::override_zone`]: no override.
+pub const OVERRIDE_NONE: u32 = u32::MAX;
+/// [`Policy::override_until_ns`]: until cleared.
+pub const OVERRIDE_FOREVER: u64 = u64::MAX;
+
+/// What the judge is told by the configuration and the operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Policy {
+    /// Period of the tick.
+    pub tick_ns: u64,
+    /// De-escalate after this long below every exit threshold.
+    pub hold_ns: u64,
+    /// Red by the receive queue needs this long above the Red level without a dequeue.
+    pub receive_queue_for_ns: u64,
+    /// A heartbeat older than this is a cause of Red.
+    pub heartbeat_limit_ns: u64,
+    /// When the override ends, or [`OVERRIDE_FOREVER`].
+    pub override_until_ns: u64,
+    /// Depth of an ingest socket over its capacity.
+    pub receive_queue: Levels,
+    /// Available memory over its limit: low is bad, so Red is the smaller value.
+    pub memory_available: Levels,
+    /// Bytes in use over budget.
+    pub budget: Levels,
+    /// The override's zone, or [`OVERRIDE_NONE`].
+    pub override_zone: u32,
+    /// Bytes an HTTP/2 peer can have in flight before it must stop; 0: not HTTP/2.
+    pub h2_window_bytes: u32,
+    /// Inode number of the network namespace whose sockets count.
+    pub netns_inum: u32,
+    /// Worker lines in use.
+    pub workers: u32,
+    /// [`available`] bits that the probes can deliver.
+    pub measured: u32,
+    /// Ports in use.
+    pub port_count: u32,
+    /// Local ports of the ingest listeners, host order.
+    pub ports: [u16; PORTS_MAX],
+}
+
+/// `POLICY`: the slot `generation & 1` is in force; the other one is free to write.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct PolicyPage {
+    /// Counts the policies published.
+    pub generation: u64,
+    /// The two slots.
+    pub slots: [Policy; 2],
+}
+
+/// Bits of [`Signals::available`].
+pub mod available {
+    /// Receive queues of the ingest sockets.
+    pub const RECEIVE_QUEUE: u32 = 1;
+    /// Heartbeats of the workers.
+    pub const HEARTBEAT: u32 = 1 << 1;
+    /// First budget; the bit of budget `i` is `BUDGET_INGEST << i`.
+    pub const BUDGET_INGEST: u32 = 1 << 2;
+    /// Second budget.
+    pub const BUDGET_EXPORT: u32 = 1 << 3;
+    /// Third budget.
+    pub const BUDGET_VAULT: u32 = 1 << 4;
+    /// Available memory, as user space posted it.
+    pub const MEMORY_AVAILABLE: u32 = 1 << 5;
+}
+
+/// What the judge sees: one reading of every signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Signals {
+    /// [`available`] bits; a signal without its bit is neither a cause nor a reason to stay.
+    pub available: u32,
+    /// Fullest ingest socket since the last tick, permille of its capacity.
+    pub receive_queue_permille: u32,
+    /// Longest time an ingest socket has been above Red without a dequeue.
+    pub receive_queue_stalled_ns: u64,
+    /// Ingest sockets above Yellow and not yet below its exit.
+    pub sockets_above_yellow: u32,
+    /// Ingest sockets above Red and not yet below its exit.
+    pub sockets_above_red: u32,
+    /// Age of the oldest heartbeat of a worker that has started.
+    pub heartbeat_age_ns: u64,
+    /// Bytes in use over limit, summed over the workers, by [`Budget`].
+    pub budget_permille: [u32; BUDGETS],
+    /// Available memory over the limit.
+    pub memory_available_permille: u32,
+}
+
+/// A byte budget that workers account for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Budget {
+    /// Requests being received.
+    Ingest = 0,
+    /// Requests in the pipeline and on their way out.
+    Export = 1,
+    /// Vault blocks.
+    Vault = 2,
+}
+
+/// Variants of [`Budget`].
+pub const BUDGETS: usize = 3;
+
+/// `SIGNALS`: line 0 is written by the probes, line 1 by the tick.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct SignalsPage {
+    /// Counts kept by the probes, by atomic addition.
+    pub aggregates: Aggregates,
+    /// The tick's last reading.
+    pub last: Signals,
+    /// Keeps the slots on their own lines.
+    pub line1: [u64; 2],
+    /// Sockets that the tick must look after because they may fall silent.
+    pub watch: [WatchSlot; WATCH_SLOTS],
+}
+
+/// Sums over the ingest sockets, undone when a socket closes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Aggregates {
+    /// Sockets above Yellow and not yet below its exit.
+    pub above_yellow: u64,
+    /// Sockets above Red and not yet below its exit.
+    pub above_red: u64,
+    /// Deepest queue since the last tick, permille.
+    pub window_permille: u64,
+    /// Sockets being followed.
+    pub tracked: u64,
+    /// Sockets that found the table full, counted once per segment.
+    pub untracked: u64,
+    /// Sockets above a level that found no free watch slot, counted once per event.
+    pub unwatched: u64,
+    /// Fills the line.
+    pub padding: [u64; 2],
+}
+
+/// One watched socket. `socket` is claimed by compare-and-swap and freed by storing 0; the rest is
+/// written under that socket's lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct WatchSlot {
+    /// Kernel address of the socket, 0: free.
+    pub socket: u64,
+    /// Above Red without a dequeue since then; 0: not above Red.
+    pub stalled_since_ns: u64,
+    /// Depth over capacity.
+    pub permille: u64,
+    /// Fills half a line.
+    pub padding: u64,
+}
+
+/// `ENGINE`: what user space reports.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct EnginePage {
+    /// Samples of the host.
+    pub posted: Posted,
+    /// One line a worker.
+    pub workers: [WorkerLine; WORKERS_MAX],
+}
+
+/// Samples that only user space can take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Posted {
+    /// When they were taken; 0: never.
+    pub at_ns: u64,
+    /// Available memory over its limit, permille.
+    pub memory_available_permille: u64,
+    /// Fills the line.
+    pub padding: [u64; 6],
+}
+
+/// One worker's report; only that worker writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct WorkerLine {
+    /// Last heartbeat; 0: not started yet.
+    pub heartbeat_ns: u64,
+    /// Bytes in use, by [`Budget`].
+    pub used: [u64; BUDGETS],
+    /// Bytes allowed, by [`Budget`]; 0: not reported.
+    pub limit: [u64; BUDGETS],
+    /// Operations since the start, for the fallback's counted sampling.
+    pub operations: u64,
+}
+
+/// A change of the verdict.
+///
+/// `from` and `to` have the same zone when only the cause changed (see [`crate::judge`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Event {
+    /// The word before.
+    pub from: Word,
+    /// The word after.
+    pub to: Word,
+    /// When.
+    pub ktime_ns: u64,
+    /// The readings it was decided on; a raising probe fills in its own socket's only.
+    pub values: Signals,
+}
+
+const _: () = {
+    assert!(size_of::<VerdictPage>() == 128);
+    assert!(core::mem::offset_of!(VerdictPage, since_ns) == 64);
+    assert!(size_of::<Policy>() == 104);
+    assert!(size_of::<Signals>() == 48);
+    assert!(size_of::<Aggregates>() == 64);
+    assert!(size_of::<WatchSlot>() == 32);
+    assert!(core::mem::offset_of!(SignalsPage, watch) == 128);
+    assert!(size_of::<WorkerLine>() == 64);
+    assert!(size_of::<Posted>() == 64);
+    assert!(size_of::<Event>() == 72);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::{
+        Aggregates, EnginePage, Event, Policy, PolicyPage, Posted, Signals, SignalsPage,
+        VerdictPage, WatchSlot, WorkerLine,
+    };
+
+    macro_rules! pod {
+        ($($name:ty),+ $(,)?) => {$(
+            // SAFETY: `repr(C)`, integer fields only, no implicit padding (sizes asserted above),
+            // any bit pattern is valid.
+            unsafe impl aya::Pod for $name {}
+        )+};
+    }
+
+    pod!(
+        Aggregates,
+        EnginePage,
+        Event,
+        Policy,
+        PolicyPage,
+        Posted,
+        Signals,
+        SignalsPage,
+        VerdictPage,
+        WatchSlot,
+        WorkerLine,
+    );
+}

@@ -1,0 +1,75 @@
+//! The maps, and typed access to their only elements.
+
+use aya_ebpf::{
+    Global,
+    bindings::BPF_F_MMAPABLE,
+    macros::map,
+    maps::{Array, HashMap, RingBuf},
+};
+use gophership_common::{
+    EVENTS_BYTES, EnginePage, Offsets, PolicyPage, SOCKETS_MAX, SignalsPage, VerdictPage,
+};
+
+use crate::{atomic, socket::Followed};
+
+#[map]
+static VERDICT: Array<VerdictPage> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static SIGNALS: Array<SignalsPage> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static POLICY: Array<PolicyPage> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static ENGINE: Array<EnginePage> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Keyed by the socket's address: at `TCP_CLOSE` its port is already 0. Never LRU, which would
+/// evict the stalled socket first.
+#[map]
+pub(crate) static SOCKETS: HashMap<u64, Followed> = HashMap::with_max_entries(SOCKETS_MAX, 0);
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
+
+/// Overridden by the loader with the running kernel's BTF.
+#[unsafe(no_mangle)]
+static OFFSETS: Global<Offsets> = Global::new(Offsets::UNKNOWN);
+
+/// Field offsets of the running kernel.
+#[inline(always)]
+pub(crate) fn offsets() -> Offsets {
+    OFFSETS.load()
+}
+
+/// The verdict's page.
+#[inline(always)]
+pub(crate) fn verdict() -> Option<*mut VerdictPage> {
+    VERDICT.get_ptr_mut(0)
+}
+
+/// The signals' page.
+#[inline(always)]
+pub(crate) fn signals() -> Option<*mut SignalsPage> {
+    SIGNALS.get_ptr_mut(0)
+}
+
+/// The engine's page.
+#[inline(always)]
+pub(crate) fn engine() -> Option<*const EnginePage> {
+    ENGINE.get_ptr(0)
+}
+
+/// The policy's page.
+#[inline(always)]
+pub(crate) fn policy() -> Option<*const PolicyPage> {
+    POLICY.get_ptr(0)
+}
+
+/// The policy in force. Fields read through it belong to one generation each; the tick, which needs
+/// them all of one, compares generations around its judgement.
+#[inline(always)]
+pub(crate) fn policy_in_force<'a>() -> Option<&'a gophership_common::Policy> {
+    let page = policy()?;
+    // SAFETY: the map's only element, alive as long as the program; the index is masked to 0 or 1.
+    unsafe {
+        let generation = atomic::load(&raw const (*page).generation);
+        let slots = (&raw const (*page).slots).cast::<gophership_common::Policy>();
+        Some(&*slots.add((generation & 1) as usize))
+    }
+}

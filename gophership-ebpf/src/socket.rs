@@ -1,0 +1,136 @@
+//! Reads of `struct sock`, `struct tcp_sock` and `struct sk_buff`, by BTF offset.
+//!
+//! By helper rather than directly: direct loads of BTF pointers can't take offsets that are only
+//! known at run time, and the fields of `struct tcp_sock` lie beyond `struct sock`.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+use gophership_common::{OFFSET_ABSENT, Policy};
+
+use crate::maps::offsets;
+
+/// What is remembered of one ingest socket, under its lock.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Followed {
+    /// Last time the application took bytes from it; 0: never yet.
+    pub(crate) dequeued_at_ns: u64,
+    /// Bytes not read by the application at the last event.
+    pub(crate) depth_bytes: u32,
+    /// Greatest `depth_bytes`.
+    pub(crate) high_water_bytes: u32,
+    /// Bytes that fit.
+    pub(crate) capacity_bytes: u32,
+    /// `tcp_sock.copied_seq` at the last event.
+    pub(crate) copied_seq: u32,
+    /// 0 below Yellow, 1 above Yellow, 2 above Red, with hysteresis.
+    pub(crate) level: u32,
+    /// Index of its watch slot plus one; 0: none.
+    pub(crate) slot: u32,
+}
+
+impl Followed {
+    /// Nothing seen yet.
+    pub(crate) const NEW: Self = Self {
+        dequeued_at_ns: 0,
+        depth_bytes: 0,
+        high_water_bytes: 0,
+        capacity_bytes: 0,
+        copied_seq: 0,
+        level: 0,
+        slot: 0,
+    };
+}
+
+/// A `struct sock` the kernel has handed to a probe.
+#[derive(Clone, Copy)]
+pub(crate) struct Socket(*const c_void);
+
+#[inline(always)]
+fn read<T>(base: *const c_void, offset: u32) -> Option<T> {
+    // SAFETY: the helper checks the address and fails on a bad one; `T` is an integer.
+    unsafe { bpf_probe_read_kernel(base.byte_add(offset as usize).cast::<T>()) }.ok()
+}
+
+impl Socket {
+    /// Wraps a probe's argument.
+    #[inline(always)]
+    pub(crate) fn at(address: *const c_void) -> Self {
+        Self(address)
+    }
+
+    /// The key in `SOCKETS`.
+    #[inline(always)]
+    pub(crate) fn key(self) -> u64 {
+        self.0 as u64
+    }
+
+    /// Whether the local port is one of the ingest ports.
+    #[inline(always)]
+    pub(crate) fn on_ingest_port(self, policy: &Policy) -> bool {
+        let Some(port) = read::<u16>(self.0, offsets().local_port) else {
+            return false;
+        };
+        let mut i = 0;
+        while i < policy.ports.len() {
+            if i as u32 >= policy.port_count {
+                return false;
+            }
+            if policy.ports[i] == port {
+                return true;
+            }
+            i += 1;
+        }
+        false
+    }
+
+    /// Whether it lives in the engine's network namespace: ports alone aren't ours alone.
+    #[inline(always)]
+    pub(crate) fn in_netns(self, policy: &Policy) -> bool {
+        let Some(net) = read::<u64>(self.0, offsets().net) else {
+            return false;
+        };
+        read::<u32>(net as *const c_void, offsets().net_inum) == Some(policy.netns_inum)
+    }
+
+    /// `rcv_nxt`: the next byte expected from the peer.
+    #[inline(always)]
+    pub(crate) fn rcv_nxt(self) -> Option<u32> {
+        read(self.0, offsets().rcv_nxt)
+    }
+
+    /// `copied_seq`: the next byte the application will read.
+    #[inline(always)]
+    pub(crate) fn copied_seq(self) -> Option<u32> {
+        read(self.0, offsets().copied_seq)
+    }
+
+    /// Unread bytes that stop the peer: what the receive buffer's window holds, or the HTTP/2
+    /// window where that is smaller (a stalled HTTP/2 reader never fills a large buffer).
+    #[inline(always)]
+    pub(crate) fn capacity_bytes(self, policy: &Policy) -> Option<u32> {
+        let buffer = u64::from(read::<u32>(self.0, offsets().receive_buffer)?);
+        let ratio = if offsets().scaling_ratio == OFFSET_ABSENT {
+            // Before 6.6: tcp_adv_win_scale = 1, half of the buffer is window.
+            128
+        } else {
+            u64::from(read::<u8>(self.0, offsets().scaling_ratio)?)
+        };
+        // `tcp_win_from_space` of include/net/tcp.h.
+        let window = (buffer * ratio) >> 8;
+        let h2 = u64::from(policy.h2_window_bytes);
+        let capacity = if h2 != 0 && h2 < window { h2 } else { window };
+        Some(capacity as u32)
+    }
+}
+
+/// `seq` and `end_seq` of an arriving segment; the caller has filled its control block.
+#[inline(always)]
+pub(crate) fn segment(skb: *const c_void) -> Option<(u32, u32)> {
+    let offsets = offsets();
+    Some((
+        read(skb, offsets.segment_seq)?,
+        read(skb, offsets.segment_end_seq)?,
+    ))
+}

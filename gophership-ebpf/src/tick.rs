@@ -1,0 +1,162 @@
+//! The tick: the only place that judges everything, and the only one that lowers.
+
+use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::PerfEventContext};
+use aya_log_ebpf::debug;
+use gophership_common::{
+    EnginePage, Policy, Posted, Signals, SignalsPage, State, Tally, VerdictPage, WATCH_SLOTS,
+    WORKERS_MAX, WatchSlot, Word, WorkerLine, judge,
+};
+
+use crate::{atomic, event, maps};
+
+/// Judges this period, unless another CPU has claimed it.
+#[inline(always)]
+pub(crate) fn run(ctx: &PerfEventContext) {
+    let (Some(verdict), Some(signals), Some(engine), Some(policies)) = (
+        maps::verdict(),
+        maps::signals(),
+        maps::engine(),
+        maps::policy(),
+    ) else {
+        return;
+    };
+    // SAFETY: the POLICY map's only element; the slot index is masked to 0 or 1.
+    let (generation, policy) = unsafe {
+        let generation = atomic::load(&raw const (*policies).generation);
+        let slots = (&raw const (*policies).slots).cast::<Policy>();
+        (generation, &*slots.add((generation & 1) as usize))
+    };
+    // SAFETY: the helper has no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    // Generation 0: user space hasn't published a policy yet.
+    if generation == 0 || !claim(verdict, policy.tick_ns, now_ns) {
+        return;
+    }
+    let mut reading = report(engine, policy, now_ns);
+    measure(signals, &mut reading, now_ns);
+
+    let previous = previous(verdict);
+    let word = event::word(verdict);
+    let judgement = judge(policy, &reading, &previous.adopt(word), now_ns);
+    // SAFETY: as above.
+    let after = unsafe { atomic::load(&raw const (*policies).generation) };
+    if after.wrapping_sub(generation) > 1 {
+        // The slot we read was being rewritten: the next tick judges by the new policy.
+        return;
+    }
+    let next = judgement.word_after(word);
+    if !next.same_verdict(word) {
+        if !event::change(verdict, word, next, &reading, now_ns) {
+            // A probe has raised meanwhile: the next tick starts from there.
+            return;
+        }
+        debug!(
+            ctx,
+            "zone {} to {} by cause {}",
+            word.zone() as u8,
+            next.zone() as u8,
+            next.cause() as u8
+        );
+    }
+    remember(verdict, &judgement.state, now_ns);
+    // SAFETY: the SIGNALS map's only element; the tick is the only writer of `last`.
+    unsafe { (&raw mut (*signals).last).write_volatile(reading) };
+}
+
+/// Whether this CPU is the one to judge now.
+#[inline(always)]
+fn claim(page: *mut VerdictPage, tick_ns: u64, now_ns: u64) -> bool {
+    // SAFETY: `page` is the VERDICT map's only element.
+    unsafe {
+        let next = &raw mut (*page).next_tick_ns;
+        let due_ns = atomic::load(next);
+        // A quarter early is in time: the CPUs' clocks tick with jitter, and a period missed by a
+        // microsecond would wait for the next one.
+        now_ns + tick_ns / 4 >= due_ns
+            && atomic::compare_exchange(next, due_ns, now_ns + tick_ns) == due_ns
+    }
+}
+
+#[inline(always)]
+fn report(engine: *const EnginePage, policy: &Policy, now_ns: u64) -> Signals {
+    let mut tally = Tally::default();
+    let lines = unsafe {
+        // SAFETY: `engine` is the ENGINE map's only element.
+        (&raw const (*engine).workers).cast::<WorkerLine>()
+    };
+    let mut worker = 0;
+    while worker < WORKERS_MAX {
+        if worker as u32 >= policy.workers {
+            break;
+        }
+        // SAFETY: the index is below WORKERS_MAX; a torn line is a line between two reports.
+        let line = unsafe { &*lines.add(worker) };
+        tally.add(line);
+        worker += 1;
+    }
+    // SAFETY: as above.
+    let posted: Posted = unsafe { (&raw const (*engine).posted).read_volatile() };
+    tally.signals(policy, &posted, now_ns)
+}
+
+/// The receive queues: the window's maximum and the watched sockets, which may have been silent.
+#[inline(always)]
+fn measure(page: *mut SignalsPage, reading: &mut Signals, now_ns: u64) {
+    // SAFETY: `page` is the SIGNALS map's only element; indices are below WATCH_SLOTS.
+    unsafe {
+        let aggregates = &raw mut (*page).aggregates;
+        reading.sockets_above_yellow = atomic::load(&raw const (*aggregates).above_yellow) as u32;
+        reading.sockets_above_red = atomic::load(&raw const (*aggregates).above_red) as u32;
+        let mut deepest = atomic::load(&raw const (*aggregates).window_permille);
+        atomic::store(&raw mut (*aggregates).window_permille, 0);
+        let mut longest_ns = 0;
+        let slots = (&raw const (*page).watch).cast::<WatchSlot>();
+        let mut index = 0;
+        while index < WATCH_SLOTS {
+            let slot = slots.add(index);
+            let permille = atomic::load(&raw const (*slot).permille);
+            if permille > deepest {
+                deepest = permille;
+            }
+            let since_ns = atomic::load(&raw const (*slot).stalled_since_ns);
+            if since_ns != 0 && now_ns > since_ns && now_ns - since_ns > longest_ns {
+                longest_ns = now_ns - since_ns;
+            }
+            index += 1;
+        }
+        reading.receive_queue_permille = deepest as u32;
+        reading.receive_queue_stalled_ns = longest_ns;
+    }
+}
+
+#[inline(always)]
+fn previous(page: *mut VerdictPage) -> State {
+    // SAFETY: `page` is the VERDICT map's only element.
+    unsafe {
+        let natural = Word(atomic::load((&raw const (*page).natural).cast()));
+        State {
+            zone: natural.zone(),
+            cause: natural.cause(),
+            below_yellow_since_ns: atomic::load(&raw const (*page).below_yellow_since_ns),
+            below_red_since_ns: atomic::load(&raw const (*page).below_red_since_ns),
+        }
+    }
+}
+
+#[inline(always)]
+fn remember(page: *mut VerdictPage, state: &State, now_ns: u64) {
+    // SAFETY: `page` is the VERDICT map's only element.
+    unsafe {
+        let natural = Word::new(state.zone, state.cause, 0, 0);
+        atomic::store((&raw mut (*page).natural).cast(), natural.0);
+        atomic::store(
+            &raw mut (*page).below_yellow_since_ns,
+            state.below_yellow_since_ns,
+        );
+        atomic::store(
+            &raw mut (*page).below_red_since_ns,
+            state.below_red_since_ns,
+        );
+        atomic::store(&raw mut (*page).judged_at_ns, now_ns);
+    }
+}
