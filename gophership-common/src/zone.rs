@@ -61,6 +61,10 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// Every cause, by rising precedence.
+    pub const ALL: [Self; 6] =
+        [Self::None, Self::MemoryAvailable, Self::Budget, Self::Heartbeat, Self::ReceiveQueue, Self::Override];
+
     /// Decodes a cause; a value nobody writes reads as `None`.
     #[must_use]
     pub const fn from_bits(bits: u8) -> Self {

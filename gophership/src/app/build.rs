@@ -148,6 +148,7 @@ fn workers(
         pipeline: config.pipeline.clone(),
         workers: config.ingest.workers,
         budget_bytes: config.ingest.budget_bytes,
+        vault_budget_bytes: config.vault.budget_bytes / config.ingest.workers.max(1),
         max_request_bytes: config.ingest.max_request_bytes,
     };
     let (ready, is_ready) = std::sync::mpsc::channel();

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -40,7 +40,6 @@ pub(super) struct Daemon {
     pub(super) phase: Mutex<Phase>,
     pub(super) overridden: Mutex<Option<Override>>,
     pub(super) transitions: Mutex<Transitions>,
-    /// Records owed per destination when the vault was opened: where the ledger starts.
     pub(super) ready: AtomicBool,
     pub(super) exit: Notify,
 }
@@ -71,11 +70,11 @@ impl Daemon {
     pub(super) fn memory(&self) -> [(&'static str, u64, u64); 3] {
         let ingest = self.config.ingest.budget_bytes as u64;
         let free = self.budget.available_permits() as u64;
-        let engine = self.pressure.budgets();
+        let sum = |of: fn(&worker::Status) -> &AtomicU64| self.workers.iter().map(|worker| of(worker).load(Relaxed)).sum();
         [
             ("ingest", ingest.saturating_sub(free), ingest),
-            ("export", engine.export_used, self.config.pipeline.budget_bytes as u64),
-            ("vault", engine.vault_used, self.config.vault.budget_bytes as u64),
+            ("export", sum(|worker| &worker.export_bytes), self.config.pipeline.budget_bytes as u64),
+            ("vault", sum(|worker| &worker.vault_bytes), self.config.vault.budget_bytes as u64),
         ]
     }
 

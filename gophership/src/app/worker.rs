@@ -4,7 +4,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::JoinHandle,
     time::Duration,
@@ -47,6 +47,8 @@ pub(super) struct Shared {
     pub(super) pipeline: pipeline::Config,
     pub(super) workers: usize,
     pub(super) budget_bytes: usize,
+    /// This worker's share of the vault's block buffers.
+    pub(super) vault_budget_bytes: usize,
     pub(super) max_request_bytes: usize,
 }
 
@@ -65,6 +67,10 @@ pub(super) struct Status {
     pub(super) counters: Arc<WorkerCounters>,
     /// Draining, and nothing is left.
     pub(super) drained: AtomicBool,
+    /// Bytes of batch buffers in use, at the last heartbeat.
+    pub(super) export_bytes: AtomicU64,
+    /// Bytes of block buffers in use, at the last heartbeat.
+    pub(super) vault_bytes: AtomicU64,
 }
 
 /// A worker can't run.
@@ -205,7 +211,8 @@ impl Worker {
     fn heartbeat(&self) -> impl Future<Output = ()> + 'static {
         let (engine, pipeline, lane) = (self.own.engine, self.pipeline.clone(), self.lane.clone());
         let (budget, limit) = (Arc::clone(&self.shared.budget), self.shared.budget_bytes as u64);
-        let first = self.own.index == 0;
+        let (first, status) = (self.own.index == 0, Arc::clone(&self.own.status));
+        let vault_limit = self.shared.vault_budget_bytes as u64;
         async move {
             let mut interval = tokio::time::interval(HEARTBEAT);
             interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -214,8 +221,10 @@ impl Worker {
                 engine.beat();
                 let (used, all) = pipeline.usage();
                 engine.set_used(Budget::Export, used as u64, all as u64);
-                let (used, all) = lane.usage();
-                engine.set_used(Budget::Vault, used as u64, all as u64);
+                status.export_bytes.store(used as u64, Relaxed);
+                let used = lane.bytes_in_use() as u64;
+                engine.set_used(Budget::Vault, used, vault_limit);
+                status.vault_bytes.store(used, Relaxed);
                 // The admission budget is one for all workers: the first one reports it.
                 if first {
                     engine.set_used(Budget::Ingest, limit.saturating_sub(budget.available_permits() as u64), limit);

@@ -14,10 +14,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
-use prost::Message;
 use tonic::{Code, Status};
 
 use super::{connection::Context, export};
+use crate::otel::status::with_retry_delay;
 
 const LOGS_EXPORT: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
 const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
@@ -80,29 +80,6 @@ impl Body for GrpcBody {
 
 /// `UNAVAILABLE` with a `google.rpc.RetryInfo` detail, as OTLP clients need it to try again.
 pub(super) fn unavailable(reason: &str, retry_after: Duration) -> Status {
-    let retry = RetryInfo { retry_delay: prost_types::Duration::try_from(retry_after).ok() };
-    let detail = prost_types::Any {
-        type_url: "type.googleapis.com/google.rpc.RetryInfo".to_owned(),
-        value: retry.encode_to_vec(),
-    };
-    let details = RpcStatus { code: Code::Unavailable as i32, message: reason.to_owned(), details: vec![detail] };
-    Status::with_details(Code::Unavailable, reason, details.encode_to_vec().into())
-}
-
-/// `google.rpc.Status` (googleapis, `google/rpc/status.proto`).
-#[derive(Clone, PartialEq, Message)]
-struct RpcStatus {
-    #[prost(int32, tag = "1")]
-    code: i32,
-    #[prost(string, tag = "2")]
-    message: String,
-    #[prost(message, repeated, tag = "3")]
-    details: Vec<prost_types::Any>,
-}
-
-/// `google.rpc.RetryInfo` (googleapis, `google/rpc/error_details.proto`).
-#[derive(Clone, PartialEq, Message)]
-struct RetryInfo {
-    #[prost(message, optional, tag = "1")]
-    retry_delay: Option<prost_types::Duration>,
+    let details = with_retry_delay(Code::Unavailable as i32, reason, retry_after);
+    Status::with_details(Code::Unavailable, reason, details.into())
 }
