@@ -20,6 +20,7 @@ use super::{
     Config, Error,
     daemon::Daemon,
     drain::Phase,
+    engine::Operated,
     metrics,
     stop::Running,
     worker::{self, Own, Shared, Status},
@@ -95,17 +96,26 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
     let (inboxes, mut threads) = workers(&daemon, tls, mode_seen.clone(), &destinations)?;
     threads.push(replay_thread);
     tokio::task::spawn_local(acceptor::run(ingest, inboxes, mode_seen));
-    let (source, forever) = (Rc::new(metrics::Pages(Arc::clone(&daemon))), std::future::pending());
-    tokio::task::spawn_local(telemetry::http::serve(telemetry, source, forever));
-    let engine: Arc<dyn control::Engine> = Arc::<Daemon>::clone(&daemon);
-    tokio::task::spawn_local(async move {
-        if let Err(error) = control.serve(engine, std::future::pending()).await {
+    let pages = Rc::new(metrics::Pages(Arc::clone(&daemon)));
+    tokio::task::spawn_local(telemetry::http::serve(telemetry, pages, stopping(&daemon)));
+    let engine = Arc::new(Operated(Arc::clone(&daemon)));
+    let stop = stopping(&daemon);
+    let control = tokio::task::spawn_local(async move {
+        if let Err(error) = control.serve(engine, stop).await {
             tracing::error!(%error, "control: the service has ended");
         }
     });
     daemon.ready.store(true, Relaxed);
     announce(&daemon, grpc, telemetry_address);
-    Ok(Running { daemon, destinations, threads, watch })
+    Ok(Running { daemon, destinations, threads, watch, control })
+}
+
+/// Completes when the daemon is past its drain.
+fn stopping(daemon: &Daemon) -> impl Future<Output = ()> + 'static {
+    let mut mode = daemon.mode.subscribe();
+    async move {
+        let _ = mode.wait_for(|mode| *mode == Mode::Stopping).await;
+    }
 }
 
 async fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {

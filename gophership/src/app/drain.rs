@@ -1,6 +1,9 @@
 //! Draining: stop accepting, answer what is open, empty the pipeline; and the way back.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
 
 use super::daemon::{Daemon, lock};
 use crate::ingest::Mode;
@@ -60,23 +63,24 @@ impl Daemon {
 
     /// Waits until nothing is left, the time is up, or the drain is taken back.
     pub(super) async fn drained_within(&self, timeout: Duration) -> Phase {
-        let deadline = tokio::time::Instant::now() + timeout;
+        let deadline = Instant::now() + timeout;
         loop {
-            let is_drained = self.workers.iter().all(|worker| worker.drained.load(Relaxed));
-            let mut phase = lock(&self.phase);
-            if *phase == Phase::Serving {
-                return Phase::Serving;
+            if let Some(phase) = self.drain_ended(deadline) {
+                return phase;
             }
-            if is_drained {
-                *phase = Phase::Drained;
-                return Phase::Drained;
-            }
-            if tokio::time::Instant::now() >= deadline {
-                *phase = Phase::TimedOut;
-                return Phase::TimedOut;
-            }
-            drop(phase);
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    fn drain_ended(&self, deadline: Instant) -> Option<Phase> {
+        let is_drained = self.workers.iter().all(|worker| worker.drained.load(Relaxed));
+        let mut phase = lock(&self.phase);
+        match *phase {
+            Phase::Draining if is_drained => *phase = Phase::Drained,
+            Phase::Draining if Instant::now() >= deadline => *phase = Phase::TimedOut,
+            Phase::Draining => return None,
+            Phase::Serving | Phase::Drained | Phase::TimedOut => {}
+        }
+        Some(*phase)
     }
 }

@@ -28,6 +28,7 @@ pub(super) struct Running {
     pub(super) destinations: Destinations,
     pub(super) threads: Vec<JoinHandle<()>>,
     pub(super) watch: WatchHandle,
+    pub(super) control: tokio::task::JoinHandle<()>,
 }
 
 impl Running {
@@ -46,7 +47,7 @@ impl Running {
     }
 
     async fn stop(self) {
-        let Self { daemon, destinations, threads, watch } = self;
+        let Self { daemon, destinations, threads, watch, control } = self;
         daemon.begin_drain();
         if daemon.drained_within(DRAIN_TIMEOUT).await != Phase::Drained {
             tracing::warn!(seconds = DRAIN_TIMEOUT.as_secs(), "stopping with requests unanswered: their producers will retry");
@@ -69,6 +70,8 @@ impl Running {
             tracing::error!(%error, "vault: not closed cleanly; the next start recovers it");
         }
         drop(watch);
+        // The service bounds its own end; then its socket is gone.
+        let _ = control.await;
         tracing::info!("stopped");
     }
 }

@@ -35,7 +35,7 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_millis(100);
 
 /// What every worker is made of.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Shared {
     pub(super) tls: TlsAcceptor,
     pub(super) mode: watch::Receiver<Mode>,
@@ -67,6 +67,8 @@ pub(super) struct Status {
     pub(super) counters: Arc<WorkerCounters>,
     /// Draining, and nothing is left.
     pub(super) drained: AtomicBool,
+    /// Requests in the pipeline, at the last heartbeat.
+    pub(super) requests: AtomicU64,
     /// Bytes of batch buffers in use, at the last heartbeat.
     pub(super) export_bytes: AtomicU64,
     /// Bytes of block buffers in use, at the last heartbeat.
@@ -222,6 +224,7 @@ impl Worker {
                 let (used, all) = pipeline.usage();
                 engine.set_used(Budget::Export, used as u64, all as u64);
                 status.export_bytes.store(used as u64, Relaxed);
+                status.requests.store(pipeline.requests() as u64, Relaxed);
                 let used = lane.bytes_in_use() as u64;
                 engine.set_used(Budget::Vault, used, vault_limit);
                 status.vault_bytes.store(used, Relaxed);

@@ -39,7 +39,8 @@ pub const INBOX_CAPACITY: usize = 64;
 /// when the daemon stops or every worker is gone.
 pub async fn run(listener: TcpListener, workers: Vec<Inbox>, mut mode: watch::Receiver<Mode>) {
     loop {
-        match *mode.borrow_and_update() {
+        let now = *mode.borrow_and_update();
+        match now {
             Mode::Serving => {}
             Mode::Draining => {
                 if mode.changed().await.is_err() {

@@ -15,7 +15,7 @@ use super::{
     message::{Gather, Parts, Progress},
 };
 use crate::{
-    otel::skim::skim,
+    otel::skim,
     somatic::{Answer, Placed, Request as Placeable},
     telemetry::counters::Fate,
     vault::ContentEncoding,

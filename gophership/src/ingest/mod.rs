@@ -11,8 +11,8 @@ pub mod acceptor;
 pub mod connection;
 mod export;
 mod grpc;
-mod inflate;
-mod message;
+pub mod inflate;
+pub mod message;
 pub mod tls;
 
 /// Whether producers must present a certificate.

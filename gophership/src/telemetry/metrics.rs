@@ -34,7 +34,7 @@ impl Families {
     }
 
     fn open(&mut self, name: &str, help: &str, kind: MetricType) -> Samples<'_> {
-        let mut family = MetricFamily::new();
+        let mut family = MetricFamily::default();
         family.set_name(name.to_owned());
         family.set_help(help.to_owned());
         family.set_field_type(kind);

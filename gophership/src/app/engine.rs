@@ -1,0 +1,112 @@
+//! The daemon as the control service steers it.
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use gophership_common::Zone;
+
+use super::{
+    daemon::{Daemon, lock},
+    drain::Phase,
+    status::overridden,
+};
+use crate::{
+    control::{ControlError, DrainSpec, Engine, OverrideSpec, ReplayCommand, pb},
+    somatic::overrides::{Error, Override},
+};
+
+/// The operators' handle on one daemon.
+#[derive(Debug)]
+pub(super) struct Operated(pub(super) Arc<Daemon>);
+
+impl Engine for Operated {
+    fn status(&self) -> Result<pb::StatusReply, ControlError> {
+        Ok(self.0.status_reply())
+    }
+
+    fn set_override(&self, spec: OverrideSpec) -> Result<pb::Override, ControlError> {
+        let zone = match spec.zone {
+            pb::Zone::Green => Zone::Green,
+            pb::Zone::Yellow => Zone::Yellow,
+            pb::Zone::Red => Zone::Red,
+            pb::Zone::Unspecified => return Err(ControlError::Invalid("no zone was named".to_owned())),
+        };
+        let kept = Override::starting_now(zone, spec.duration, spec.by, spec.reason);
+        // Durable first: an override that is in force survives a restart.
+        kept.store(&self.0.config.vault.dir).map_err(failed)?;
+        self.0.apply_override(Some(&kept));
+        tracing::warn!(zone = zone.as_str(), by = kept.by, reason = kept.reason, "override set");
+        Ok(overridden(&kept))
+    }
+
+    fn clear_override(&self, by: &str) -> Result<Option<pb::Override>, ControlError> {
+        let cleared = self.0.current_override();
+        Override::forget(&self.0.config.vault.dir).map_err(failed)?;
+        self.0.apply_override(None);
+        if let Some(cleared) = &cleared {
+            tracing::warn!(zone = cleared.zone.as_str(), by, "override cleared");
+        }
+        Ok(cleared.as_ref().map(overridden))
+    }
+
+    fn replay(&self, command: ReplayCommand) -> Result<pb::ReplayProgress, ControlError> {
+        match command {
+            ReplayCommand::Start { max_bytes_per_second } => self.0.replay.order(|orders| {
+                (orders.now, orders.paused) = (true, false);
+                orders.rate = max_bytes_per_second;
+            }),
+            ReplayCommand::Pause => self.0.replay.order(|orders| orders.paused = true),
+            ReplayCommand::Resume => self.0.replay.order(|orders| orders.paused = false),
+        }
+        Ok(self.0.replay_reply())
+    }
+
+    fn replay_status(&self) -> pb::ReplayProgress {
+        self.0.replay_reply()
+    }
+
+    fn drain(&self, spec: DrainSpec) -> Result<pb::DrainProgress, ControlError> {
+        match spec {
+            DrainSpec::Start { timeout, exit } => {
+                self.0.begin_drain();
+                let daemon = Arc::clone(&self.0);
+                tokio::spawn(async move {
+                    let phase = daemon.drained_within(timeout).await;
+                    tracing::info!(phase = phase.as_str(), exit, "drain");
+                    if exit && phase != Phase::Serving {
+                        daemon.exit.notify_one();
+                    }
+                });
+            }
+            DrainSpec::Cancel => {
+                if !self.0.cancel_drain() {
+                    return Err(ControlError::NotNow("there is no drain to take back".to_owned()));
+                }
+            }
+        }
+        Ok(self.drain_progress())
+    }
+
+    fn drain_progress(&self) -> pb::DrainProgress {
+        let totals = self.0.totals();
+        let [_, (_, pipeline_bytes, _), _] = self.0.memory();
+        let phase = match *lock(&self.0.phase) {
+            Phase::Serving => pb::DrainPhase::Accepting,
+            Phase::Draining if totals.connections > 0 => pb::DrainPhase::Closing,
+            Phase::Draining => pb::DrainPhase::Emptying,
+            Phase::Drained => pb::DrainPhase::Drained,
+            Phase::TimedOut => pb::DrainPhase::TimedOut,
+        };
+        pb::DrainProgress {
+            phase: phase.into(),
+            connections: totals.connections,
+            requests: self.0.workers.iter().map(|worker| worker.requests.load(Relaxed)).sum(),
+            pipeline_bytes,
+            records_pending: self.0.vault.stats().records_pending,
+        }
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "a function for map_err")]
+fn failed(error: Error) -> ControlError {
+    ControlError::Failed(error.to_string())
+}
