@@ -11,6 +11,7 @@
 
 use std::{fmt, io};
 
+use base64::{display::Base64Display, engine::general_purpose::STANDARD};
 use opentelemetry_proto::tonic::{
     collector::logs::v1::ExportLogsServiceRequest,
     common::v1::{AnyValue, EntityRef, InstrumentationScope, KeyValue, any_value::Value},
@@ -55,7 +56,11 @@ impl<M: SerializeMap> Object<M> {
         self.unless(value.is_empty(), name, &value)
     }
 
-    fn number<N: Serialize + Default + PartialEq>(&mut self, name: &str, value: N) -> Result<(), M::Error> {
+    fn number<N: Serialize + Default + PartialEq>(
+        &mut self,
+        name: &str,
+        value: N,
+    ) -> Result<(), M::Error> {
         self.unless(value == N::default(), name, &value)
     }
 
@@ -81,8 +86,17 @@ impl<M: SerializeMap> Object<M> {
         value.map_or(Ok(()), |value| self.field(name, &Json(value)))
     }
 
-    fn unless(&mut self, default: bool, name: &str, value: &impl Serialize) -> Result<(), M::Error> {
-        if default { Ok(()) } else { self.field(name, value) }
+    fn unless(
+        &mut self,
+        default: bool,
+        name: &str,
+        value: &impl Serialize,
+    ) -> Result<(), M::Error> {
+        if default {
+            Ok(())
+        } else {
+            self.field(name, value)
+        }
     }
 }
 
@@ -101,25 +115,6 @@ struct Hex<'a>(&'a [u8]);
 impl fmt::Display for Hex<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-/// Bytes in base64, standard alphabet, padded (RFC 4648, section 4).
-struct Base64<'a>(&'a [u8]);
-
-impl fmt::Display for Base64<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-        for group in self.0.chunks(3) {
-            let byte = |at: usize| u32::from(group.get(at).copied().unwrap_or(0));
-            let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-            for digit in 0..4 {
-                let value = (bits >> (18 - 6 * digit) & 63) as usize;
-                let padding = digit > group.len();
-                fmt::Write::write_char(f, if padding { '=' } else { char::from(ALPHABET[value]) })?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -232,8 +227,12 @@ impl Serialize for Json<'_, AnyValue> {
             Some(Value::DoubleValue(double)) => object.field("doubleValue", &Double(*double))?,
             Some(Value::ArrayValue(array)) => object.field("arrayValue", &Values(&array.values))?,
             Some(Value::KvlistValue(list)) => object.field("kvlistValue", &Values(&list.values))?,
-            Some(Value::BytesValue(bytes)) => object.field("bytesValue", &Quoted(Base64(bytes)))?,
-            Some(Value::StringValueStrindex(index)) => object.field("stringValueStrindex", index)?,
+            Some(Value::BytesValue(bytes)) => {
+                object.field("bytesValue", &Quoted(Base64Display::new(bytes, &STANDARD)))?
+            }
+            Some(Value::StringValueStrindex(index)) => {
+                object.field("stringValueStrindex", index)?
+            }
         }
         object.0.end()
     }

@@ -117,7 +117,11 @@ static LOG_RECORD: Shape = shape(
     ],
 );
 
-const fn shape(depth: usize, child: Option<(u32, &'static Shape)>, fields: &[(usize, Wire)]) -> Shape {
+const fn shape(
+    depth: usize,
+    child: Option<(u32, &'static Shape)>,
+    fields: &[(usize, Wire)],
+) -> Shape {
     let mut known = [None; 16];
     let mut plain = [None; 128];
     let mut at = 0;
