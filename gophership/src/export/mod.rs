@@ -14,7 +14,11 @@ use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-pub use self::{error::Error, file::FileDestination, otlp::OtlpDestination};
+pub use self::{
+    error::Error,
+    file::{FileDestination, WAITING_MAX},
+    otlp::OtlpDestination,
+};
 use self::{file::OpenFile, otlp::OtlpServer};
 
 /// One `ExportLogsServiceRequest` in protobuf: requests concatenated, never compressed.

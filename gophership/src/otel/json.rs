@@ -59,9 +59,9 @@ impl<M: SerializeMap> Object<M> {
     fn number<N: Serialize + Default + PartialEq>(
         &mut self,
         name: &str,
-        value: N,
+        value: &N,
     ) -> Result<(), M::Error> {
-        self.unless(value == N::default(), name, &value)
+        self.unless(*value == N::default(), name, value)
     }
 
     fn nanos(&mut self, name: &str, value: u64) -> Result<(), M::Error> {
@@ -172,7 +172,7 @@ json_object!(ResourceLogs, logs, object,
 
 json_object!(Resource, resource, object,
     object.list("attributes", &resource.attributes);
-    object.number("droppedAttributesCount", resource.dropped_attributes_count);
+    object.number("droppedAttributesCount", &resource.dropped_attributes_count);
     object.list("entityRefs", &resource.entity_refs);
 );
 
@@ -193,18 +193,18 @@ json_object!(InstrumentationScope, scope, object,
     object.text("name", &scope.name);
     object.text("version", &scope.version);
     object.list("attributes", &scope.attributes);
-    object.number("droppedAttributesCount", scope.dropped_attributes_count);
+    object.number("droppedAttributesCount", &scope.dropped_attributes_count);
 );
 
 json_object!(LogRecord, record, object,
     object.nanos("timeUnixNano", record.time_unix_nano);
     object.nanos("observedTimeUnixNano", record.observed_time_unix_nano);
-    object.number("severityNumber", record.severity_number);
+    object.number("severityNumber", &record.severity_number);
     object.text("severityText", &record.severity_text);
     object.message("body", record.body.as_ref());
     object.list("attributes", &record.attributes);
-    object.number("droppedAttributesCount", record.dropped_attributes_count);
-    object.number("flags", record.flags);
+    object.number("droppedAttributesCount", &record.dropped_attributes_count);
+    object.number("flags", &record.flags);
     object.hex("traceId", &record.trace_id);
     object.hex("spanId", &record.span_id);
     object.text("eventName", &record.event_name);
@@ -213,7 +213,7 @@ json_object!(LogRecord, record, object,
 json_object!(KeyValue, pair, object,
     object.field("key", &pair.key);
     object.message("value", pair.value.as_ref());
-    object.number("keyStrindex", pair.key_strindex);
+    object.number("keyStrindex", &pair.key_strindex);
 );
 
 impl Serialize for Json<'_, AnyValue> {
@@ -228,10 +228,10 @@ impl Serialize for Json<'_, AnyValue> {
             Some(Value::ArrayValue(array)) => object.field("arrayValue", &Values(&array.values))?,
             Some(Value::KvlistValue(list)) => object.field("kvlistValue", &Values(&list.values))?,
             Some(Value::BytesValue(bytes)) => {
-                object.field("bytesValue", &Quoted(Base64Display::new(bytes, &STANDARD)))?
+                object.field("bytesValue", &Quoted(Base64Display::new(bytes, &STANDARD)))?;
             }
             Some(Value::StringValueStrindex(index)) => {
-                object.field("stringValueStrindex", index)?
+                object.field("stringValueStrindex", index)?;
             }
         }
         object.0.end()
