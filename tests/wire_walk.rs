@@ -3,7 +3,9 @@
 use gophership::otel::{Skim, skim};
 use opentelemetry_proto::tonic::{
     collector::logs::v1::ExportLogsServiceRequest,
-    common::v1::{AnyValue, ArrayValue, InstrumentationScope, KeyValue, KeyValueList, any_value::Value},
+    common::v1::{
+        AnyValue, ArrayValue, InstrumentationScope, KeyValue, KeyValueList, any_value::Value,
+    },
     logs::v1::{LogRecord, ResourceLogs, ScopeLogs},
     resource::v1::Resource,
 };
@@ -28,7 +30,9 @@ impl Random {
 
     fn text(&mut self, longest: usize) -> String {
         let length = self.below(longest + 1);
-        (0..length).map(|_| char::from(b'a' + u8::try_from(self.below(26)).unwrap())).collect()
+        (0..length)
+            .map(|_| char::from(b'a' + u8::try_from(self.below(26)).unwrap()))
+            .collect()
     }
 
     fn bytes(&mut self, longest: usize) -> Vec<u8> {
@@ -159,7 +163,10 @@ fn request(random: &mut Random) -> Vec<u8> {
 }
 
 fn records(request: &ExportLogsServiceRequest) -> u32 {
-    let scopes = request.resource_logs.iter().flat_map(|logs| &logs.scope_logs);
+    let scopes = request
+        .resource_logs
+        .iter()
+        .flat_map(|logs| &logs.scope_logs);
     u32::try_from(scopes.map(|scope| scope.log_records.len()).sum::<usize>()).unwrap()
 }
 
@@ -182,17 +189,29 @@ fn agrees_with_prost_on_valid_requests_however_they_are_split() {
             bytes: bytes.len() as u64,
         });
         assert_eq!(skim(&[&bytes]), expected, "seed {seed}");
-        assert_eq!(skim(&bytes.chunks(1).collect::<Vec<_>>()), expected, "seed {seed}, bytes");
+        assert_eq!(
+            skim(&bytes.chunks(1).collect::<Vec<_>>()),
+            expected,
+            "seed {seed}, bytes"
+        );
         for _ in 0..20 {
             let parts = split(&mut random, &bytes);
-            assert_eq!(skim(&parts), expected, "seed {seed}, cut to {:?}", parts.iter().map(|part| part.len()));
+            assert_eq!(
+                skim(&parts),
+                expected,
+                "seed {seed}, cut to {:?}",
+                parts.iter().map(|part| part.len())
+            );
         }
     }
 }
 
 #[test]
 fn an_empty_request_is_valid() {
-    let empty = Ok(Skim { records: 0, bytes: 0 });
+    let empty = Ok(Skim {
+        records: 0,
+        bytes: 0,
+    });
     assert_eq!(skim::<&[u8]>(&[]), empty);
     assert_eq!(skim(&[b"", b""]), empty);
 }
@@ -253,7 +272,10 @@ mod path {
 /// What `prost` makes of the walked path: the number of records, or a refusal.
 fn prost_on_path(bytes: &[u8]) -> Option<u32> {
     let request = path::Request::decode(bytes).ok()?;
-    let scopes = request.resource_logs.iter().flat_map(|logs| &logs.scope_logs);
+    let scopes = request
+        .resource_logs
+        .iter()
+        .flat_map(|logs| &logs.scope_logs);
     Some(u32::try_from(scopes.map(|scope| scope.log_records.len()).sum::<usize>()).unwrap())
 }
 
@@ -283,8 +305,16 @@ fn agrees_with_prost_on_broken_requests() {
         break_somewhere(&mut random, &mut bytes);
         let parts = split(&mut random, &bytes);
         let skimmed = skim(&parts);
-        assert_eq!(skimmed, skim(&[&bytes]), "seed {seed}: the split changes the answer");
-        assert_eq!(skimmed.map(|skim| skim.records).ok(), prost_on_path(&bytes), "seed {seed}: {skimmed:?}");
+        assert_eq!(
+            skimmed,
+            skim(&[&bytes]),
+            "seed {seed}: the split changes the answer"
+        );
+        assert_eq!(
+            skimmed.map(|skim| skim.records).ok(),
+            prost_on_path(&bytes),
+            "seed {seed}: {skimmed:?}"
+        );
         let decoded = ExportLogsServiceRequest::decode(bytes.as_slice());
         match (skimmed, decoded) {
             (Ok(skim), Ok(decoded)) => {
@@ -297,7 +327,10 @@ fn agrees_with_prost_on_broken_requests() {
         }
     }
     // All three must occur, or the test shows nothing.
-    assert!(refused > 1000 && accepted > 1000 && left_to_decoding > 100, "{refused} {accepted} {left_to_decoding}");
+    assert!(
+        refused > 1000 && accepted > 1000 && left_to_decoding > 100,
+        "{refused} {accepted} {left_to_decoding}"
+    );
 }
 
 #[test]
@@ -309,7 +342,11 @@ fn agrees_with_prost_on_noise() {
             (*first, *second) = (0x0a, u8::try_from(random.below(30)).unwrap());
         }
         let parts = split(&mut random, &bytes);
-        assert_eq!(skim(&parts).map(|skim| skim.records).ok(), prost_on_path(&bytes), "seed {seed}: {bytes:x?}");
+        assert_eq!(
+            skim(&parts).map(|skim| skim.records).ok(),
+            prost_on_path(&bytes),
+            "seed {seed}: {bytes:x?}"
+        );
     }
 }
 
@@ -323,7 +360,11 @@ fn groups_nest_as_deep_as_prost_follows() {
             let mut nested = Vec::new();
             field(1, &bytes, &mut nested);
             for bytes in [bytes, nested] {
-                assert_eq!(skim(&[&bytes]).map(|skim| skim.records).ok(), prost_on_path(&bytes), "{depth} {inside:?}");
+                assert_eq!(
+                    skim(&[&bytes]).map(|skim| skim.records).ok(),
+                    prost_on_path(&bytes),
+                    "{depth} {inside:?}"
+                );
             }
         }
     }
@@ -340,9 +381,18 @@ fn refusals_name_the_field_and_the_fault() {
         (b"\x0c", "at byte 0: a known field with another wire type"),
         (b"\x84\x01", "at byte 0: the end of a group that isn't open"),
         (b"\x83\x01", "at byte 0: a group that doesn't end"),
-        (b"\x80\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02", "at byte 0: a varint exceeds 64 bits"),
-        (b"\xff\xff\xff\xff\x7f\x00", "at byte 0: its key exceeds 32 bits"),
-        (b"\x0a\x00\x08\x01", "at byte 2: a known field with another wire type"),
+        (
+            b"\x80\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02",
+            "at byte 0: a varint exceeds 64 bits",
+        ),
+        (
+            b"\xff\xff\xff\xff\x7f\x00",
+            "at byte 0: its key exceeds 32 bits",
+        ),
+        (
+            b"\x0a\x00\x08\x01",
+            "at byte 2: a known field with another wire type",
+        ),
     ];
     for (bytes, reason) in cases {
         let refusal = skim(&[bytes]).unwrap_err().to_string();

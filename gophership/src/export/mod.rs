@@ -1,8 +1,25 @@
 //! Destinations: OTLP servers and files that accept batches of requests.
+//!
+//! A delivery is one attempt with one [`Outcome`]; retrying, and when, is the pipeline's choice. [`Destinations`] is
+//! opened once a process and checks all that can be checked; each runtime then connects its own [`Destination`]s.
 
-use std::{path::PathBuf, time::Duration};
+mod answer;
+mod append;
+mod error;
+mod file;
+mod otlp;
+mod tls;
+
+use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+
+pub use self::{
+    error::Error,
+    file::{FileDestination, WAITING_MAX},
+    otlp::OtlpDestination,
+};
+use self::{file::OpenFile, otlp::OtlpServer};
 
 /// One `ExportLogsServiceRequest` in protobuf: requests concatenated, never compressed.
 #[derive(Debug, Clone)]
@@ -75,4 +92,95 @@ pub struct OtlpConfig {
 pub struct FileConfig {
     /// The file that is appended to.
     pub path: PathBuf,
+}
+
+/// A connected destination, as one runtime uses it; cheap to create and clone.
+#[derive(Debug, Clone)]
+pub enum Destination {
+    /// A file of OTLP JSON lines.
+    File(FileDestination),
+    /// An OTLP/gRPC server.
+    Otlp(OtlpDestination),
+}
+
+impl Destination {
+    /// Delivers one batch in one attempt. Deliveries may run concurrently.
+    ///
+    /// If the returned future is dropped, the batch may or may not have been delivered.
+    pub async fn deliver(&self, batch: Batch) -> Outcome {
+        match self {
+            Self::File(file) => file.deliver(batch).await,
+            Self::Otlp(server) => server.deliver(batch).await,
+        }
+    }
+
+    /// The configured name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::File(file) => file.name(),
+            Self::Otlp(server) => server.name(),
+        }
+    }
+}
+
+/// The configured destinations, shared by all threads: open files with their threads, read certificates and keys.
+#[derive(Debug, Clone)]
+pub struct Destinations {
+    opened: Arc<[Opened]>,
+}
+
+#[derive(Debug)]
+enum Opened {
+    File(OpenFile),
+    Otlp(Arc<OtlpServer>),
+}
+
+impl Destinations {
+    /// Opens the files, reads the TLS material and checks endpoints and headers. Blocks on files; connects nowhere.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, by destination and path or key.
+    pub fn open(configs: &[DestinationConfig]) -> Result<Self, Error> {
+        let mut names = HashSet::new();
+        let open = |config: &DestinationConfig| {
+            if !names.insert(config.name.clone()) {
+                return Err(Error::DuplicateName {
+                    name: config.name.clone(),
+                });
+            }
+            Ok(match &config.kind {
+                DestinationKind::File(file) => Opened::File(OpenFile::open(&config.name, file)?),
+                DestinationKind::Otlp(otlp) => {
+                    Opened::Otlp(Arc::new(OtlpServer::new(&config.name, otlp)?))
+                }
+            })
+        };
+        Ok(Self {
+            opened: configs.iter().map(open).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The destinations for one runtime (a worker, the replay thread), in the configured order. Servers are connected
+    /// to by the first delivery.
+    ///
+    /// # Panics
+    /// If called outside that runtime.
+    #[must_use]
+    pub fn connect(&self) -> Vec<Destination> {
+        let connect = |opened: &Opened| match opened {
+            Opened::File(file) => Destination::File(file.connect()),
+            Opened::Otlp(server) => Destination::Otlp(OtlpServer::connect(server)),
+        };
+        self.opened.iter().map(connect).collect()
+    }
+
+    /// Closes the files: what waits is written and synced, later deliveries get [`Outcome::Retry`]. Blocks until then.
+    pub fn close(&self) {
+        for opened in &*self.opened {
+            if let Opened::File(file) = opened {
+                file.close();
+            }
+        }
+    }
 }

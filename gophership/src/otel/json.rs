@@ -11,6 +11,7 @@
 
 use std::{fmt, io};
 
+use base64::{display::Base64Display, engine::general_purpose::STANDARD};
 use opentelemetry_proto::tonic::{
     collector::logs::v1::ExportLogsServiceRequest,
     common::v1::{AnyValue, EntityRef, InstrumentationScope, KeyValue, any_value::Value},
@@ -55,8 +56,12 @@ impl<M: SerializeMap> Object<M> {
         self.unless(value.is_empty(), name, &value)
     }
 
-    fn number<N: Serialize + Default + PartialEq>(&mut self, name: &str, value: N) -> Result<(), M::Error> {
-        self.unless(value == N::default(), name, &value)
+    fn number<N: Serialize + Default + PartialEq>(
+        &mut self,
+        name: &str,
+        value: &N,
+    ) -> Result<(), M::Error> {
+        self.unless(*value == N::default(), name, value)
     }
 
     fn nanos(&mut self, name: &str, value: u64) -> Result<(), M::Error> {
@@ -81,8 +86,17 @@ impl<M: SerializeMap> Object<M> {
         value.map_or(Ok(()), |value| self.field(name, &Json(value)))
     }
 
-    fn unless(&mut self, default: bool, name: &str, value: &impl Serialize) -> Result<(), M::Error> {
-        if default { Ok(()) } else { self.field(name, value) }
+    fn unless(
+        &mut self,
+        default: bool,
+        name: &str,
+        value: &impl Serialize,
+    ) -> Result<(), M::Error> {
+        if default {
+            Ok(())
+        } else {
+            self.field(name, value)
+        }
     }
 }
 
@@ -101,25 +115,6 @@ struct Hex<'a>(&'a [u8]);
 impl fmt::Display for Hex<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-/// Bytes in base64, standard alphabet, padded (RFC 4648, section 4).
-struct Base64<'a>(&'a [u8]);
-
-impl fmt::Display for Base64<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-        for group in self.0.chunks(3) {
-            let byte = |at: usize| u32::from(group.get(at).copied().unwrap_or(0));
-            let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-            for digit in 0..4 {
-                let value = (bits >> (18 - 6 * digit) & 63) as usize;
-                let padding = digit > group.len();
-                fmt::Write::write_char(f, if padding { '=' } else { char::from(ALPHABET[value]) })?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -177,7 +172,7 @@ json_object!(ResourceLogs, logs, object,
 
 json_object!(Resource, resource, object,
     object.list("attributes", &resource.attributes);
-    object.number("droppedAttributesCount", resource.dropped_attributes_count);
+    object.number("droppedAttributesCount", &resource.dropped_attributes_count);
     object.list("entityRefs", &resource.entity_refs);
 );
 
@@ -198,18 +193,18 @@ json_object!(InstrumentationScope, scope, object,
     object.text("name", &scope.name);
     object.text("version", &scope.version);
     object.list("attributes", &scope.attributes);
-    object.number("droppedAttributesCount", scope.dropped_attributes_count);
+    object.number("droppedAttributesCount", &scope.dropped_attributes_count);
 );
 
 json_object!(LogRecord, record, object,
     object.nanos("timeUnixNano", record.time_unix_nano);
     object.nanos("observedTimeUnixNano", record.observed_time_unix_nano);
-    object.number("severityNumber", record.severity_number);
+    object.number("severityNumber", &record.severity_number);
     object.text("severityText", &record.severity_text);
     object.message("body", record.body.as_ref());
     object.list("attributes", &record.attributes);
-    object.number("droppedAttributesCount", record.dropped_attributes_count);
-    object.number("flags", record.flags);
+    object.number("droppedAttributesCount", &record.dropped_attributes_count);
+    object.number("flags", &record.flags);
     object.hex("traceId", &record.trace_id);
     object.hex("spanId", &record.span_id);
     object.text("eventName", &record.event_name);
@@ -218,7 +213,7 @@ json_object!(LogRecord, record, object,
 json_object!(KeyValue, pair, object,
     object.field("key", &pair.key);
     object.message("value", pair.value.as_ref());
-    object.number("keyStrindex", pair.key_strindex);
+    object.number("keyStrindex", &pair.key_strindex);
 );
 
 impl Serialize for Json<'_, AnyValue> {
@@ -232,8 +227,12 @@ impl Serialize for Json<'_, AnyValue> {
             Some(Value::DoubleValue(double)) => object.field("doubleValue", &Double(*double))?,
             Some(Value::ArrayValue(array)) => object.field("arrayValue", &Values(&array.values))?,
             Some(Value::KvlistValue(list)) => object.field("kvlistValue", &Values(&list.values))?,
-            Some(Value::BytesValue(bytes)) => object.field("bytesValue", &Quoted(Base64(bytes)))?,
-            Some(Value::StringValueStrindex(index)) => object.field("stringValueStrindex", index)?,
+            Some(Value::BytesValue(bytes)) => {
+                object.field("bytesValue", &Quoted(Base64Display::new(bytes, &STANDARD)))?;
+            }
+            Some(Value::StringValueStrindex(index)) => {
+                object.field("stringValueStrindex", index)?;
+            }
         }
         object.0.end()
     }

@@ -117,7 +117,11 @@ static LOG_RECORD: Shape = shape(
     ],
 );
 
-const fn shape(depth: usize, child: Option<(u32, &'static Shape)>, fields: &[(usize, Wire)]) -> Shape {
+const fn shape(
+    depth: usize,
+    child: Option<(u32, &'static Shape)>,
+    fields: &[(usize, Wire)],
+) -> Shape {
     let mut known = [None; 16];
     let mut plain = [None; 128];
     let mut at = 0;
@@ -306,12 +310,12 @@ impl<P: AsRef<[u8]>> Walker<'_, P> {
 
     #[inline(always)]
     fn varint(&mut self, at: usize) -> Result<u64, Malformed> {
-        match self.chunk {
-            &[low, ref rest @ ..] if low < 0x80 => {
+        match *self.chunk {
+            [low, ref rest @ ..] if low < 0x80 => {
                 self.chunk = rest;
                 Ok(u64::from(low))
             }
-            &[low, high, ref rest @ ..] if high < 0x80 => {
+            [low, high, ref rest @ ..] if high < 0x80 => {
                 self.chunk = rest;
                 Ok(u64::from(low & 0x7f) | u64::from(high) << 7)
             }

@@ -72,8 +72,15 @@ mod tests {
 
     #[test]
     fn delays_come_back() {
-        for delay in [Duration::ZERO, Duration::from_millis(1500), Duration::from_secs(86_400)] {
-            assert_eq!(retry_delay(&with_retry_delay(14, "busy", delay)), Some(delay));
+        for delay in [
+            Duration::ZERO,
+            Duration::from_millis(1500),
+            Duration::from_secs(86_400),
+        ] {
+            assert_eq!(
+                retry_delay(&with_retry_delay(14, "busy", delay)),
+                Some(delay)
+            );
         }
     }
 

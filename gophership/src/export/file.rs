@@ -1,0 +1,223 @@
+//! The `file` destination: one thread a file appends OTLP JSON lines and syncs them in groups.
+//!
+//! All batches that wait are written together and completed after one `fdatasync`; what arrives meanwhile is the next
+//! group. Memory: at most [`WAITING_MAX`] batches wait, and one at a time is decoded.
+//!
+//! A line torn by a crash is cut off when the file is opened again; its batch was never accepted. After a power cut, a
+//! group that wasn't accepted may have left other damaged lines where the file system wrote its pages out of order.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    thread::{self, JoinHandle},
+};
+
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use prost::Message as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use super::{
+    Batch, Error, FileConfig, Outcome,
+    append::{AppendFile, OpenError},
+};
+use crate::otel::json;
+
+/// Batches that may wait for the file's thread or be in its current group; further deliveries wait their turn.
+pub const WAITING_MAX: usize = 256;
+
+/// A file of OTLP JSON lines, as one runtime uses it.
+#[derive(Debug, Clone)]
+pub struct FileDestination {
+    name: Arc<str>,
+    path: Arc<Path>,
+    waiting: mpsc::UnboundedSender<Message>,
+    /// Bounds what is in `waiting`, which itself has no bound so that closing never has to wait for room.
+    room: Arc<Semaphore>,
+}
+
+impl FileDestination {
+    /// Appends one batch as one line; returns when it is durable.
+    ///
+    /// If the returned future is dropped, the batch may or may not be written.
+    pub async fn deliver(&self, batch: Batch) -> Outcome {
+        self.write(batch).await.unwrap_or_else(|| Outcome::Retry {
+            after: None,
+            reason: format!("{}: closed", self.path.display()),
+        })
+    }
+
+    /// `None` if the file is closed before the batch is written.
+    async fn write(&self, batch: Batch) -> Option<Outcome> {
+        let room = Arc::clone(&self.room).acquire_owned().await.ok()?;
+        let (reply, outcome) = oneshot::channel();
+        let job = Job {
+            batch,
+            reply,
+            _room: room,
+        };
+        self.waiting.send(Message::Write(job)).ok()?;
+        outcome.await.ok()
+    }
+
+    /// The destination's configured name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// An open file and its thread, shared by the runtimes.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    destination: FileDestination,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl OpenFile {
+    pub(super) fn open(name: &str, config: &FileConfig) -> Result<Self, Error> {
+        let file = AppendFile::open(&config.path)
+            .map_err(|error| open_error(name, &config.path, error))?;
+        let (waiting, messages) = mpsc::unbounded_channel();
+        let writer = Writer {
+            path: config.path.clone(),
+            file,
+            messages,
+        };
+        let thread = thread::Builder::new()
+            .name("export-file".to_owned())
+            .spawn(|| writer.run())
+            .map_err(|source| Error::Thread {
+                name: name.to_owned(),
+                source,
+            })?;
+        Ok(Self {
+            destination: FileDestination {
+                name: name.into(),
+                path: config.path.as_path().into(),
+                waiting,
+                room: Arc::new(Semaphore::new(WAITING_MAX)),
+            },
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    pub(super) fn connect(&self) -> FileDestination {
+        self.destination.clone()
+    }
+
+    /// Takes no more batches, writes those that wait, and ends the thread. Blocks meanwhile.
+    pub(super) fn close(&self) {
+        self.destination.room.close();
+        // The thread may have ended already: closing twice is allowed.
+        let _ = self.destination.waiting.send(Message::Close);
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!(path = %self.destination.path.display(), "the thread of this file panicked");
+        }
+    }
+}
+
+fn open_error(name: &str, path: &Path, error: OpenError) -> Error {
+    let (name, path) = (name.to_owned(), path.to_owned());
+    match error {
+        OpenError::Io(source) => Error::File { name, path, source },
+        OpenError::NotRegular => Error::NotRegular { name, path },
+        OpenError::Locked => Error::Locked { name, path },
+        OpenError::ForeignTail => Error::ForeignTail { name, path },
+    }
+}
+
+#[derive(Debug)]
+enum Message {
+    Write(Job),
+    Close,
+}
+
+/// A batch whose sender waits for the outcome.
+#[derive(Debug)]
+struct Job {
+    batch: Batch,
+    reply: oneshot::Sender<Outcome>,
+    _room: OwnedSemaphorePermit,
+}
+
+/// The thread of one file.
+struct Writer {
+    path: PathBuf,
+    file: AppendFile,
+    messages: mpsc::UnboundedReceiver<Message>,
+}
+
+impl Writer {
+    fn run(mut self) {
+        let mut group = Vec::with_capacity(WAITING_MAX);
+        let mut open = true;
+        while open {
+            let mut next = self.messages.blocking_recv();
+            loop {
+                match next {
+                    Some(Message::Write(job)) => group.push(job),
+                    Some(Message::Close) | None => {
+                        open = false;
+                        break;
+                    }
+                }
+                next = match self.messages.try_recv() {
+                    Ok(message) => Some(message),
+                    Err(_) => break,
+                };
+            }
+            self.commit(&mut group);
+        }
+    }
+
+    /// Writes a group, syncs once, and tells every sender.
+    fn commit(&mut self, group: &mut Vec<Job>) {
+        group.retain(|job| !job.reply.is_closed());
+        if group.is_empty() {
+            return;
+        }
+        let mut outcomes = Vec::with_capacity(group.len());
+        let written = self.file.append(|out| {
+            for job in &*group {
+                // Decoded one by one: a decoded batch takes several times its bytes.
+                outcomes.push(
+                    match ExportLogsServiceRequest::decode(job.batch.bytes.clone()) {
+                        Ok(request) => {
+                            json::write_line(&request, &mut *out)?;
+                            Outcome::Accepted {
+                                rejected_records: 0,
+                            }
+                        }
+                        Err(error) => Outcome::Rejected {
+                            reason: format!("not an ExportLogsServiceRequest: {error}"),
+                        },
+                    },
+                );
+            }
+            Ok(())
+        });
+        let failure = written.err().map(|error| Outcome::Retry {
+            after: None,
+            reason: format!("{}: {error}", self.path.display()),
+        });
+        let mut outcomes = outcomes.into_iter();
+        for job in group.drain(..) {
+            let outcome = match (outcomes.next(), &failure) {
+                (Some(rejected @ Outcome::Rejected { .. }), _) => rejected,
+                (Some(outcome), None) => outcome,
+                (_, Some(failure)) => failure.clone(),
+                // Without a failure the loop above came to every job.
+                (None, None) => continue,
+            };
+            // The sender may have given up meanwhile.
+            let _ = job.reply.send(outcome);
+        }
+    }
+}

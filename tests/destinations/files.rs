@@ -1,0 +1,269 @@
+//! The `file` destination.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use gophership::export::{Batch, Destination, Destinations, Outcome, WAITING_MAX};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use tokio::task::JoinSet;
+
+use crate::{batch, file, on_a_worker, request};
+
+const ACCEPTED: Outcome = Outcome::Accepted {
+    rejected_records: 0,
+};
+
+struct Opened {
+    destinations: Destinations,
+    destination: Destination,
+}
+
+fn open(path: &Path) -> Opened {
+    let destinations = Destinations::open(&[file("local", path)]).unwrap();
+    let destination = destinations.connect().remove(0);
+    Opened {
+        destinations,
+        destination,
+    }
+}
+
+fn lines(path: &Path) -> Vec<ExportLogsServiceRequest> {
+    let text = fs::read_to_string(path).unwrap();
+    assert!(text.is_empty() || text.ends_with('\n'), "torn: {text:?}");
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+fn refusal(path: &Path) -> String {
+    Destinations::open(&[file("local", path)])
+        .unwrap_err()
+        .to_string()
+}
+
+#[test]
+fn accepted_batches_read_back_as_the_same_requests() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("logs.jsonl");
+    let opened = open(&path);
+    assert_eq!(opened.destination.name(), "local");
+    on_a_worker(async {
+        assert_eq!(
+            opened.destination.deliver(batch("first", 3)).await,
+            ACCEPTED
+        );
+        // In the file now, not only after closing.
+        assert_eq!(lines(&path), [request("first", 3)]);
+        assert_eq!(
+            opened.destination.deliver(batch("second", 1000)).await,
+            ACCEPTED
+        );
+        assert_eq!(lines(&path), [request("first", 3), request("second", 1000)]);
+    });
+}
+
+#[test]
+fn concurrent_batches_are_all_written_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("logs.jsonl");
+    let opened = open(&path);
+    // More than may wait, from several runtimes.
+    let each = WAITING_MAX;
+    std::thread::scope(|scope| {
+        for worker in 0..3 {
+            let destinations = opened.destinations.clone();
+            scope.spawn(move || {
+                on_a_worker(async {
+                    let destination = destinations.connect().remove(0);
+                    let mut deliveries = JoinSet::new();
+                    for number in 0..each {
+                        let destination = destination.clone();
+                        deliveries.spawn(async move {
+                            destination
+                                .deliver(batch(&format!("{worker}/{number}"), 2))
+                                .await
+                        });
+                    }
+                    assert_eq!(deliveries.join_all().await, vec![ACCEPTED; each]);
+                });
+            });
+        }
+    });
+    let mut written: Vec<String> = lines(&path)
+        .iter()
+        .map(|request| format!("{request:?}"))
+        .collect();
+    assert_eq!(written.len(), 3 * each);
+    written.sort_unstable();
+    written.dedup();
+    assert_eq!(written.len(), 3 * each);
+}
+
+#[test]
+fn a_batch_that_does_not_decode_is_rejected_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("logs.jsonl");
+    let opened = open(&path);
+    let garbage = Batch {
+        bytes: vec![0x0a, 0xff].into(),
+        records: 1,
+    };
+    on_a_worker(async {
+        let destination = &opened.destination;
+        let outcomes = tokio::join!(
+            destination.deliver(batch("a", 1)),
+            destination.deliver(garbage),
+            destination.deliver(batch("b", 1)),
+        );
+        assert!(
+            matches!(&outcomes.1, Outcome::Rejected { reason } if reason.contains("ExportLogsServiceRequest"))
+        );
+        assert_eq!((outcomes.0, outcomes.2), (ACCEPTED, ACCEPTED));
+    });
+    assert_eq!(lines(&path), [request("a", 1), request("b", 1)]);
+}
+
+#[test]
+fn a_torn_last_line_is_cut_and_complete_ones_stay() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("logs.jsonl");
+    on_a_worker(async {
+        let opened = open(&path);
+        assert_eq!(opened.destination.deliver(batch("kept", 5)).await, ACCEPTED);
+        opened.destinations.close();
+    });
+    let complete = fs::read(&path).unwrap();
+    // Short, longer than a search step, and length without bytes, as a power cut leaves it.
+    let long = [b"{\"resourceLogs\":[".as_slice(), &[b'x'; 200_000]].concat();
+    for torn in [b"{".as_slice(), b"{\"resourceLogs\":[{", &long, &[0; 4096]] {
+        for before in [complete.as_slice(), b""] {
+            fs::write(&path, [before, torn].concat()).unwrap();
+            open(&path).destinations.close();
+            assert_eq!(fs::read(&path).unwrap(), before);
+        }
+    }
+    on_a_worker(async {
+        fs::write(&path, [&complete, &long[..]].concat()).unwrap();
+        let opened = open(&path);
+        assert_eq!(opened.destination.deliver(batch("next", 1)).await, ACCEPTED);
+        assert_eq!(lines(&path), [request("kept", 5), request("next", 1)]);
+    });
+}
+
+#[test]
+fn a_file_of_something_else_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notes");
+    fs::write(&path, "precious").unwrap();
+    assert!(refusal(&path).contains("notes: its last line is neither complete nor OTLP JSON"));
+    assert_eq!(fs::read(&path).unwrap(), b"precious");
+}
+
+#[test]
+fn what_cannot_be_opened_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = refusal(&directory.path().join("missing/logs.jsonl"));
+    assert!(
+        missing.contains("`local`") && missing.contains("missing/logs.jsonl: No such file"),
+        "{missing}"
+    );
+    assert!(refusal(Path::new("/dev/null")).contains("/dev/null: not a regular file"));
+    assert!(refusal(directory.path()).contains("not a regular file"));
+}
+
+#[test]
+fn a_file_has_one_writer() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("logs.jsonl");
+    let opened = open(&path);
+    assert!(refusal(&path).contains("logs.jsonl: locked by another"));
+    opened.destinations.close();
+    open(&path);
+}
+
+#[test]
+fn closing_writes_what_waits_and_refuses_what_comes_later() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("logs.jsonl");
+    on_a_worker(async {
+        let opened = open(&path);
+        let mut deliveries = JoinSet::new();
+        for number in 0..20 {
+            let destination = opened.destination.clone();
+            deliveries
+                .spawn(async move { destination.deliver(batch(&number.to_string(), 1)).await });
+        }
+        // Polls each once: now they wait for the thread.
+        tokio::task::yield_now().await;
+        opened.destinations.close();
+        opened.destinations.close();
+        assert_eq!(deliveries.join_all().await, vec![ACCEPTED; 20]);
+        assert_eq!(lines(&path).len(), 20);
+        let late = opened.destination.deliver(batch("late", 1)).await;
+        assert!(
+            matches!(&late, Outcome::Retry { reason, .. } if reason.ends_with("logs.jsonl: closed")),
+            "{late:?}"
+        );
+    });
+}
+
+/// Where the limited process writes; its presence makes `limited_process` do something.
+const LIMITED_PATH: &str = "GOPHERSHIP_TEST_LIMITED_PATH";
+
+/// A file-size limit makes writes short and then fail, as a full file system does, and needs no root. It and the
+/// ignored SIGXFSZ hold for a whole process, so the test runs in one of its own.
+#[test]
+fn a_full_file_system_is_a_retry_and_leaves_no_half_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("logs.jsonl");
+    let output = Command::new("sh")
+        .args([
+            "-c",
+            "trap '' XFSZ; exec \"$0\" --exact files::limited_process --nocapture",
+        ])
+        .arg(std::env::current_exe().unwrap())
+        .env(LIMITED_PATH, &path)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:#?}");
+    assert_eq!(
+        lines(&path),
+        [
+            request("first", 10),
+            request("small", 1),
+            request("large", 4000)
+        ]
+    );
+}
+
+/// The part of the test above that runs under the limit.
+#[test]
+fn limited_process() {
+    let Some(path) = std::env::var_os(LIMITED_PATH).map(PathBuf::from) else {
+        return;
+    };
+    let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+    on_a_worker(async {
+        let opened = open(&path);
+        let destination = &opened.destination;
+        assert_eq!(destination.deliver(batch("first", 10)).await, ACCEPTED);
+        let before = fs::read(&path).unwrap();
+
+        setrlimit(Resource::RLIMIT_FSIZE, 100_000, hard).unwrap();
+        let full = destination.deliver(batch("large", 4000)).await;
+        assert!(
+            matches!(&full, Outcome::Retry { reason, .. } if reason.contains("logs.jsonl: File too large")),
+            "{full:?}"
+        );
+        assert_eq!(fs::read(&path).unwrap(), before);
+        // What fits is still taken.
+        assert_eq!(destination.deliver(batch("small", 1)).await, ACCEPTED);
+
+        setrlimit(Resource::RLIMIT_FSIZE, hard, hard).unwrap();
+        assert_eq!(destination.deliver(batch("large", 4000)).await, ACCEPTED);
+    });
+}
