@@ -1,1 +1,122 @@
-//! (to be written)
+//! YAML and environment → the validated configuration of every module.
+//!
+//! All problems are reported at once, each with its line, key and value. The keys are listed in
+//! [`schema`], and nothing else is accepted.
+
+mod build;
+mod destinations;
+pub mod formats;
+mod problems;
+pub mod schema;
+mod settings;
+mod tree;
+pub mod units;
+
+use std::path::Path;
+
+pub use problems::{Errors, Kind, Origin, Problem};
+use settings::Settings;
+
+/// Read when no file is named, if it is there.
+pub const DEFAULT_PATH: &str = "/etc/gophership/gophership.yaml";
+
+/// What the defaults that are `auto` depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Host {
+    /// Cores this process may run on.
+    pub cores: usize,
+    /// The smallest memory limit that holds for this process, in bytes.
+    pub memory_limit_bytes: u64,
+}
+
+impl Host {
+    /// The machine we run on.
+    pub fn this() -> Self {
+        Self {
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_limit_bytes: memory_limit_bytes(),
+        }
+    }
+}
+
+/// Reads the file at `path`, or the one at [`DEFAULT_PATH`] if it exists, or only defaults; then
+/// the environment over it.
+///
+/// # Errors
+/// Everything that is wrong.
+pub fn load(
+    path: Option<&Path>,
+    env: impl Iterator<Item = (String, String)>,
+) -> Result<crate::app::Config, Errors> {
+    let (path, optional) = match path {
+        Some(path) => (path, false),
+        None => (Path::new(DEFAULT_PATH), true),
+    };
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if optional && error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => {
+            return Err(Errors::new(vec![Problem {
+                origin: Origin::File {
+                    file: path.display().to_string(),
+                    line: 1,
+                },
+                key: String::new(),
+                value: None,
+                kind: Kind::Unreadable(error.to_string()),
+            }]));
+        }
+    };
+    parse(&text, &path.display().to_string(), env)
+}
+
+/// Reads `text`, which problems call `file_name`, and the environment over it.
+///
+/// # Errors
+/// Everything that is wrong.
+pub fn parse(
+    text: &str,
+    file_name: &str,
+    env: impl Iterator<Item = (String, String)>,
+) -> Result<crate::app::Config, Errors> {
+    parse_for(text, file_name, env, Host::this())
+}
+
+/// As [`parse`], for another machine.
+///
+/// # Errors
+/// Everything that is wrong.
+pub fn parse_for(
+    text: &str,
+    file_name: &str,
+    env: impl Iterator<Item = (String, String)>,
+    host: Host,
+) -> Result<crate::app::Config, Errors> {
+    let mut settings = Settings::new(file_name);
+    match tree::read(text) {
+        Ok(root) => settings.read_file(root),
+        Err(error) => {
+            settings.syntax(error.line, &error.message);
+            return Err(Errors::new(settings.into_problems()));
+        }
+    }
+    settings.read_environment(env);
+    let config = build::app(&mut settings, host);
+    match (config, settings.into_problems()) {
+        (Some(config), problems) if problems.is_empty() => Ok(config),
+        (_, problems) => Err(Errors::new(problems)),
+    }
+}
+
+/// The host's memory, in bytes.
+fn memory_limit_bytes() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total_kib = meminfo.lines().find_map(|line| {
+        line.strip_prefix("MemTotal:")?
+            .strip_suffix("kB")?
+            .trim()
+            .parse()
+            .ok()
+    });
+    total_kib.map_or(u64::MAX, |kib: u64| kib.saturating_mul(1024))
+}

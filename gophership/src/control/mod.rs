@@ -1,6 +1,23 @@
 //! The gRPC control service, peer authentication and the audit log.
+//!
+//! The socket never has wider permissions than configured, every call is checked against the
+//! peer's credentials, and every call that changes something, or is refused, has an audit line.
 
-use std::path::PathBuf;
+mod audit;
+pub mod certs;
+mod engine;
+/// Messages, client and server of `proto/control.proto`; `cargo xtask proto` writes it.
+#[rustfmt::skip]
+#[expect(clippy::allow_attributes, unused_qualifications, reason = "generated")]
+pub mod pb;
+mod service;
+mod socket;
+
+use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
+
+pub use engine::{ControlError, DrainSpec, Engine, OverrideSpec, ReplayCommand};
+use pb::control_server::ControlServer;
+use tokio_stream::wrappers::UnixListenerStream;
 
 /// Where operators reach the daemon, and who may.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,3 +33,124 @@ pub struct Config {
     /// JSON-lines file with one line for each call that changes something.
     pub audit_log: PathBuf,
 }
+
+/// The control service can't be offered.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another daemon answers on the socket.
+    #[error("{} answers: another daemon is running on it", path.display())]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Something that isn't a socket is in the way; it is left alone.
+    #[error("{} is not a socket; move it away or set control.unix.path", path.display())]
+    NotASocket {
+        /// It.
+        path: PathBuf,
+    },
+    /// The socket can't be made.
+    #[error("cannot {step} {}: {source}", path.display())]
+    Socket {
+        /// What was tried.
+        step: &'static str,
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The audit log can't be written, so no call may change anything.
+    #[error("cannot write the audit log {}: {source}", path.display())]
+    Audit {
+        /// The log.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The server stopped by itself.
+    #[error("the control service failed: {0}")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// The socket is bound and the audit log open; callers wait in the backlog until [`Bound::serve`].
+#[derive(Debug)]
+pub struct Bound {
+    socket: socket::Socket,
+    allowed: service::Allowed,
+    audit: audit::Log,
+}
+
+/// Binds the socket and opens the audit log.
+///
+/// # Errors
+/// Whatever keeps the service from being offered: see [`Error`].
+pub fn bind(config: &Config) -> Result<Bound, Error> {
+    let audit = audit::Log::open(&config.audit_log)?;
+    let socket = socket::bind(&config.path, config.mode)?;
+    let allowed = service::Allowed {
+        uids: config.allow_uids.clone(),
+        gids: config.allow_gids.clone(),
+    };
+    Ok(Bound {
+        socket,
+        allowed,
+        audit,
+    })
+}
+
+impl Bound {
+    /// Serves until `shutdown` resolves and the calls under way have ended, or 2 s have passed; then
+    /// the socket is removed. Needs a tokio runtime with I/O and time; a current-thread one will do.
+    ///
+    /// # Errors
+    /// If the server stops by itself.
+    pub async fn serve(
+        self,
+        engine: Arc<dyn Engine>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), Error> {
+        let listener = self.socket.listener()?;
+        let (stop, stopping) = tokio::sync::watch::channel(false);
+        let service = service::Service::new(engine, self.allowed, self.audit, stopping);
+        let service = ControlServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let mut stopped = stop.subscribe();
+        let shutdown = async {
+            shutdown.await;
+            // Followers would otherwise keep the server, and the daemon, alive.
+            stop.send_replace(true);
+        };
+        let server = tonic::transport::Server::builder()
+            .concurrency_limit_per_connection(CALLS_PER_CONNECTION_MAX)
+            .add_service(service)
+            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown);
+        let overdue = async {
+            // The sender lives as long as `server`, so this can't fail before it ends.
+            drop(stopped.wait_for(|stopped| *stopped).await);
+            tokio::time::sleep(STOP_GRACE).await;
+        };
+        tokio::select! {
+            served = server => served?,
+            () = overdue => tracing::warn!("control calls were cut off at shutdown"),
+        }
+        Ok(())
+    }
+}
+
+/// Binds and serves in one step.
+///
+/// # Errors
+/// As [`bind`] and [`Bound::serve`].
+pub async fn serve(
+    config: &Config,
+    engine: Arc<dyn Engine>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    bind(config)?.serve(engine, shutdown).await
+}
+
+/// Requests are a few fields and a reason.
+const MESSAGE_BYTES_MAX: usize = 64 << 10;
+/// Calls under way at shutdown get this long to end.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+/// An operator's command makes one call.
+const CALLS_PER_CONNECTION_MAX: usize = 16;

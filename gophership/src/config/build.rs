@@ -1,0 +1,404 @@
+//! Settings → the configuration of every module, with the checks between keys.
+
+use std::time::Duration;
+
+use super::{
+    Host, destinations,
+    formats::Share,
+    schema::{self, Key},
+    settings::Settings,
+    units::exact_bytes,
+};
+use crate::{app, control, ingest, pipeline, pressure, replay, telemetry, vault};
+
+const MIB: u64 = 1 << 20;
+/// `memory.total: auto` is this at most.
+const MEMORY_AUTO_BYTES_MAX: u64 = 1 << 30;
+/// `vault.segment_bytes: auto` is this at most.
+const SEGMENT_AUTO_BYTES_MAX: u64 = 64 * MIB;
+/// Segments are never smaller.
+const SEGMENT_BYTES_MIN: u64 = MIB;
+/// Segments are whole pages.
+const SEGMENT_ALIGN_BYTES: u64 = 4096;
+/// Each lane writes one segment while the next is made ready.
+const SEGMENTS_PER_LANE_MIN: u64 = 2;
+/// One lane directory has two digits.
+const WORKERS_MAX: u64 = 100;
+/// A worker that hasn't reported for this long is stalled.
+const HEARTBEAT_LIMIT: Duration = Duration::from_secs(1);
+/// Bounds the duplicates after a crash.
+const CURSOR_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Builds everything; None if a problem is noted.
+pub(super) fn app(s: &mut Settings, host: Host) -> Option<app::Config> {
+    // Nothing returns before everything was read: all problems are reported at once.
+    let budgets = budgets(s, host);
+    let lanes = workers(s, host);
+    let request_bytes = s.get(&schema::INGEST_MAX_REQUEST_BYTES);
+    let ingest = ingest(s, budgets, lanes);
+    let pressure = pressure(s);
+    let pipeline = pipeline(s, budgets);
+    let destinations = destinations::all(s);
+    let vault = vault(s, budgets, lanes, request_bytes);
+    let replay = replay(s);
+    let control = control(s);
+    let telemetry = telemetry(s);
+    if let (Some(request_bytes), Some(budgets)) = (request_bytes, budgets) {
+        check_request(s, request_bytes, budgets, vault.as_ref());
+    }
+    Some(app::Config {
+        ingest: ingest?,
+        pressure: pressure?,
+        pipeline: pipeline?,
+        destinations: destinations?,
+        vault: vault?,
+        replay: replay?,
+        control: control?,
+        telemetry: telemetry?,
+        memory_total_bytes: budgets?.total,
+    })
+}
+
+/// Bytes of each budget.
+#[derive(Debug, Clone, Copy)]
+struct Budgets {
+    total: u64,
+    ingest: u64,
+    export: u64,
+    vault: u64,
+}
+
+fn budgets(s: &mut Settings, host: Host) -> Option<Budgets> {
+    let total = s.get(&schema::MEMORY_TOTAL);
+    let keys: [&Key<Share>; 3] = [
+        &schema::MEMORY_INGEST,
+        &schema::MEMORY_EXPORT,
+        &schema::MEMORY_VAULT,
+    ];
+    let shares = keys.map(|key| s.get(key));
+    let total = match total? {
+        Some(total) => {
+            if total > host.memory_limit_bytes {
+                let message = format!(
+                    "memory.total = {} is more than this process may use ({})",
+                    exact_bytes(total),
+                    exact_bytes(host.memory_limit_bytes)
+                );
+                s.conflict(&["memory.total"], message);
+            }
+            total
+        }
+        None => (host.memory_limit_bytes / 4).min(MEMORY_AUTO_BYTES_MAX),
+    };
+    let [ingest, export, vault] = shares;
+    let (ingest, export, vault) = (ingest?, export?, vault?);
+    if ingest + export + vault > 1000 {
+        let message = format!(
+            "memory.ingest = {}, memory.export = {} and memory.vault = {} add up to more than 100%",
+            percent(ingest),
+            percent(export),
+            percent(vault)
+        );
+        s.conflict(&["memory.ingest", "memory.export", "memory.vault"], message);
+    }
+    let share = |permille: u32| {
+        let bytes = u128::from(total) * u128::from(permille) / 1000;
+        u64::try_from(bytes).unwrap_or(total)
+    };
+    Some(Budgets {
+        total,
+        ingest: share(ingest),
+        export: share(export),
+        vault: share(vault),
+    })
+}
+
+fn workers(s: &mut Settings, host: Host) -> Option<usize> {
+    let workers = match s.get(&schema::INGEST_WORKERS)? {
+        Some(workers) => workers.get(),
+        None => u64::try_from(host.cores).ok()?.min(WORKERS_MAX),
+    };
+    if workers > WORKERS_MAX {
+        let message = format!("ingest.workers = {workers} is more than {WORKERS_MAX}");
+        s.conflict(&["ingest.workers"], message);
+    }
+    usize::try_from(workers).ok()
+}
+
+fn ingest(
+    s: &mut Settings,
+    budgets: Option<Budgets>,
+    workers: Option<usize>,
+) -> Option<ingest::Config> {
+    let grpc_listen = s.get(&schema::INGEST_GRPC_LISTEN);
+    let cert = s.get(&schema::INGEST_TLS_CERT);
+    let key = s.get(&schema::INGEST_TLS_KEY);
+    let client_ca = s.get(&schema::INGEST_TLS_CLIENT_CA);
+    let client_auth = s.get(&schema::INGEST_TLS_CLIENT_AUTH);
+    let max_request_bytes = s.get(&schema::INGEST_MAX_REQUEST_BYTES);
+    if client_auth == Some(ingest::ClientAuth::Required) && client_ca.is_none() {
+        let why = "producers' certificates are checked against it, as \
+                   ingest.tls.client_auth = required demands (`gs-ctl certs init` makes one)";
+        s.missing("ingest.tls.client_ca".to_owned(), why.to_owned());
+    }
+    Some(ingest::Config {
+        grpc_listen: grpc_listen?,
+        tls: ingest::TlsConfig {
+            cert: cert?,
+            key: key?,
+            client_ca,
+            client_auth: client_auth?,
+        },
+        max_request_bytes: size(max_request_bytes?)?,
+        budget_bytes: size(budgets?.ingest)?,
+        workers: workers?,
+    })
+}
+
+fn pressure(s: &mut Settings) -> Option<pressure::Config> {
+    let kernel = s.get(&schema::PRESSURE_KERNEL);
+    let tick = s.get(&schema::PRESSURE_TICK);
+    let sample_every = s.get(&schema::PRESSURE_SAMPLE_EVERY);
+    let hold = s.get(&schema::PRESSURE_HOLD);
+    let receive_queue_for = s.get(&schema::PRESSURE_RECEIVE_QUEUE_FOR);
+    let receive_queue = rising(
+        s,
+        &schema::PRESSURE_RECEIVE_QUEUE_YELLOW,
+        &schema::PRESSURE_RECEIVE_QUEUE_RED,
+    );
+    let budget = rising(
+        s,
+        &schema::PRESSURE_BUDGET_YELLOW,
+        &schema::PRESSURE_BUDGET_RED,
+    );
+    let memory_available = falling(s);
+    let ticks = Duration::from_millis(1)..=Duration::from_secs(1);
+    if let Some(tick) = tick.filter(|tick| !ticks.contains(tick)) {
+        let message = format!("pressure.tick = {tick:?} must be from 1ms to 1s");
+        s.conflict(&["pressure.tick"], message);
+    }
+    Some(pressure::Config {
+        kernel: kernel?,
+        tick: tick?,
+        sample_every: sample_every?.get(),
+        hold: hold?,
+        receive_queue: receive_queue?,
+        receive_queue_for: receive_queue_for?,
+        memory_available: memory_available?,
+        budget: budget?,
+        heartbeat_limit: HEARTBEAT_LIMIT,
+    })
+}
+
+/// Levels of a signal of which much is bad.
+fn rising(s: &mut Settings, yellow: &Key<Share>, red: &Key<Share>) -> Option<pressure::Levels> {
+    let levels = levels(s, yellow, red)?;
+    if levels.yellow_permille >= levels.red_permille {
+        order(s, yellow, red, levels, "less than");
+    }
+    Some(levels)
+}
+
+/// Levels of the available memory, of which little is bad.
+fn falling(s: &mut Settings) -> Option<pressure::Levels> {
+    let yellow = &schema::PRESSURE_MEMORY_AVAILABLE_YELLOW;
+    let red = &schema::PRESSURE_MEMORY_AVAILABLE_RED;
+    let levels = levels(s, yellow, red)?;
+    if levels.yellow_permille <= levels.red_permille {
+        order(s, yellow, red, levels, "more than");
+    }
+    Some(levels)
+}
+
+fn levels(s: &mut Settings, yellow: &Key<Share>, red: &Key<Share>) -> Option<pressure::Levels> {
+    let (yellow, red) = (s.get(yellow), s.get(red));
+    Some(pressure::Levels {
+        yellow_permille: yellow?,
+        red_permille: red?,
+    })
+}
+
+fn order(
+    s: &mut Settings,
+    yellow: &Key<Share>,
+    red: &Key<Share>,
+    levels: pressure::Levels,
+    relation: &str,
+) {
+    let message = format!(
+        "{} = {} must be {relation} {} = {}",
+        yellow.entry.path,
+        percent(levels.yellow_permille),
+        red.entry.path,
+        percent(levels.red_permille)
+    );
+    s.conflict(&[yellow.entry.path, red.entry.path], message);
+}
+
+fn pipeline(s: &mut Settings, budgets: Option<Budgets>) -> Option<pipeline::Config> {
+    let ack_within = s.get(&schema::EXPORT_ACK_WITHIN);
+    let batch_max_bytes = s.get(&schema::EXPORT_BATCH_MAX_BYTES);
+    let batch_linger = s.get(&schema::EXPORT_BATCH_LINGER);
+    if let (Some(batch), Some(budgets)) = (batch_max_bytes, budgets)
+        && batch > budgets.export
+    {
+        let message = format!(
+            "export.batch.max_bytes = {} is more than the export budget, memory.export of \
+             memory.total = {}",
+            exact_bytes(batch),
+            exact_bytes(budgets.export)
+        );
+        s.conflict(
+            &["export.batch.max_bytes", "memory.export", "memory.total"],
+            message,
+        );
+    }
+    Some(pipeline::Config {
+        ack_within: ack_within?,
+        batch_max_bytes: size(batch_max_bytes?)?,
+        batch_linger: batch_linger?,
+        budget_bytes: size(budgets?.export)?,
+    })
+}
+
+fn vault(
+    s: &mut Settings,
+    budgets: Option<Budgets>,
+    lanes: Option<usize>,
+    max_entry_bytes: Option<u64>,
+) -> Option<vault::Config> {
+    let dir = s.get(&schema::VAULT_DIR);
+    let linger = s.get(&schema::VAULT_LINGER);
+    let compression = s.get(&schema::VAULT_COMPRESSION);
+    let sync = s.get(&schema::VAULT_SYNC);
+    let max_bytes = s.get(&schema::VAULT_MAX_BYTES);
+    let segment_bytes = s.get(&schema::VAULT_SEGMENT_BYTES);
+    let segment_bytes = segments(s, max_bytes?, segment_bytes?, lanes?);
+    Some(vault::Config {
+        dir: dir?,
+        max_bytes: max_bytes?,
+        segment_bytes,
+        linger: linger?,
+        compression: compression?,
+        sync: sync?,
+        cursor_interval: CURSOR_INTERVAL,
+        lanes: lanes?,
+        budget_bytes: size(budgets?.vault)?,
+        max_entry_bytes: size(max_entry_bytes?)?,
+    })
+}
+
+/// Chooses or checks the size of segments: two a lane must fit the vault.
+fn segments(s: &mut Settings, max_bytes: u64, configured: Option<u64>, lanes: usize) -> u64 {
+    let lanes = lanes as u64;
+    let needed = |segment: u64| segment.saturating_mul(lanes * SEGMENTS_PER_LANE_MIN);
+    let segment = configured.unwrap_or_else(|| {
+        let mut segment = SEGMENT_AUTO_BYTES_MAX;
+        while segment > SEGMENT_BYTES_MIN && needed(segment) > max_bytes {
+            segment /= 2;
+        }
+        segment
+    });
+    if !segment.is_multiple_of(SEGMENT_ALIGN_BYTES) || segment < SEGMENT_BYTES_MIN {
+        let message = format!(
+            "vault.segment_bytes = {} must be a multiple of 4KiB, at least 1MiB",
+            exact_bytes(segment)
+        );
+        s.conflict(&["vault.segment_bytes"], message);
+    } else if needed(segment) > max_bytes {
+        let message = format!(
+            "vault.max_bytes = {} is less than {SEGMENTS_PER_LANE_MIN} segments for each worker \
+             (ingest.workers = {lanes}, vault.segment_bytes = {}): at least {}",
+            exact_bytes(max_bytes),
+            exact_bytes(segment),
+            exact_bytes(needed(segment))
+        );
+        s.conflict(
+            &["vault.max_bytes", "vault.segment_bytes", "ingest.workers"],
+            message,
+        );
+    }
+    segment
+}
+
+/// A request must fit the memory it is received into and the segment it may have to go to.
+fn check_request(s: &mut Settings, request: u64, budgets: Budgets, vault: Option<&vault::Config>) {
+    if request > budgets.ingest {
+        let message = format!(
+            "ingest.max_request_bytes = {} is more than the ingest budget, memory.ingest of \
+             memory.total = {}",
+            exact_bytes(request),
+            exact_bytes(budgets.ingest)
+        );
+        s.conflict(
+            &["ingest.max_request_bytes", "memory.ingest", "memory.total"],
+            message,
+        );
+    }
+    if let Some(vault) = vault
+        && request > vault.segment_bytes / 2
+    {
+        let message = format!(
+            "ingest.max_request_bytes = {} is more than half of vault.segment_bytes = {}",
+            exact_bytes(request),
+            exact_bytes(vault.segment_bytes)
+        );
+        s.conflict(
+            &[
+                "ingest.max_request_bytes",
+                "vault.segment_bytes",
+                "vault.max_bytes",
+            ],
+            message,
+        );
+    }
+}
+
+fn replay(s: &mut Settings) -> Option<replay::Config> {
+    let auto = s.get(&schema::REPLAY_AUTO);
+    let after = s.get(&schema::REPLAY_AFTER);
+    let max_bytes_per_second = s.get(&schema::REPLAY_MAX_BYTES_PER_SECOND);
+    Some(replay::Config {
+        auto: auto?,
+        after: after?,
+        max_bytes_per_second: max_bytes_per_second?,
+    })
+}
+
+fn control(s: &mut Settings) -> Option<control::Config> {
+    let path = s.get(&schema::CONTROL_UNIX_PATH);
+    let mode = s.get(&schema::CONTROL_UNIX_MODE);
+    let allow_uids = s.get(&schema::CONTROL_UNIX_ALLOW_UIDS);
+    let allow_gids = s.get(&schema::CONTROL_UNIX_ALLOW_GIDS);
+    let audit_log = s.get(&schema::TELEMETRY_AUDIT_LOG);
+    Some(control::Config {
+        path: path?,
+        mode: mode?,
+        allow_uids: allow_uids?,
+        allow_gids: allow_gids?,
+        audit_log: audit_log?,
+    })
+}
+
+fn telemetry(s: &mut Settings) -> Option<telemetry::Config> {
+    let listen = s.get(&schema::TELEMETRY_LISTEN);
+    let log_level = s.get(&schema::TELEMETRY_LOG_LEVEL);
+    let log_format = s.get(&schema::TELEMETRY_LOG_FORMAT);
+    Some(telemetry::Config {
+        listen: listen?,
+        log_level: log_level?,
+        log_format: log_format?,
+    })
+}
+
+/// Bytes as the machine counts them; every target we build for has 64 bits.
+fn size(bytes: u64) -> Option<usize> {
+    usize::try_from(bytes).ok()
+}
+
+fn percent(permille: u32) -> String {
+    match (permille / 10, permille % 10) {
+        (whole, 0) => format!("{whole}%"),
+        (whole, tenth) => format!("{whole}.{tenth}%"),
+    }
+}

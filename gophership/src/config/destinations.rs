@@ -1,0 +1,169 @@
+//! `export.destinations`: one or more, each an OTLP server or a file.
+
+use std::path::PathBuf;
+
+use super::{
+    schema,
+    settings::{Settings, at_index},
+};
+use crate::export::{DestinationConfig, DestinationKind, FileConfig, OtlpConfig};
+
+const LIST: &str = "export.destinations";
+/// An entry's bitmask of the destinations it is owed to has this many bits.
+const DESTINATIONS_MAX: usize = 32;
+
+/// Every destination; None if a problem is noted.
+pub(super) fn all(s: &mut Settings) -> Option<Vec<DestinationConfig>> {
+    let count = s.items(LIST);
+    if count == 0 {
+        let why = "logs must go to at least one destination: an otlp server or a file";
+        s.missing(LIST.to_owned(), why.to_owned());
+    }
+    if count > DESTINATIONS_MAX {
+        let message =
+            format!("{LIST} has {count} destinations, but at most {DESTINATIONS_MAX} are possible");
+        s.conflict(&[LIST], message);
+    }
+    let found: Vec<_> = (0..count).map(|index| one(s, index)).collect();
+    check_unique(s, &found);
+    found.into_iter().collect()
+}
+
+fn one(s: &mut Settings, index: usize) -> Option<DestinationConfig> {
+    let name = s.get_at(&schema::DESTINATION_NAME, index);
+    let here = format!("{LIST}[{index}]");
+    let is_otlp = s.has(&format!("{here}.otlp"));
+    let is_file = s.has(&format!("{here}.file"));
+    let kind = match (is_otlp, is_file) {
+        (true, false) => otlp(s, index).map(DestinationKind::Otlp),
+        (false, true) => file(s, index).map(DestinationKind::File),
+        (true, true) => {
+            let message = format!("{here}.otlp and {here}.file exclude each other");
+            s.conflict(&[&here], message);
+            None
+        }
+        (false, false) => {
+            s.missing(here, "what it is: either otlp or file".to_owned());
+            None
+        }
+    };
+    Some(DestinationConfig {
+        name: name?,
+        kind: kind?,
+    })
+}
+
+fn otlp(s: &mut Settings, index: usize) -> Option<OtlpConfig> {
+    let endpoint = required(s, &schema::OTLP_ENDPOINT, index);
+    let timeout = s.get_at(&schema::OTLP_TIMEOUT, index);
+    let headers = s.get_at(&schema::OTLP_HEADERS, index);
+    let ca = s.get_at(&schema::OTLP_TLS_CA, index);
+    let cert = s.get_at(&schema::OTLP_TLS_CERT, index);
+    let key = s.get_at(&schema::OTLP_TLS_KEY, index);
+    let insecure = s.get_at(&schema::OTLP_TLS_INSECURE, index);
+    if let (Some(endpoint), Some(insecure)) = (&endpoint, insecure) {
+        let tls_files = ca.is_some() || cert.is_some() || key.is_some();
+        check_scheme(s, index, endpoint, insecure, tls_files);
+    }
+    let identity = identity(s, index, cert, key);
+    Some(OtlpConfig {
+        endpoint: endpoint?,
+        timeout: timeout?,
+        headers: headers?,
+        ca,
+        identity,
+        insecure: insecure?,
+    })
+}
+
+fn file(s: &mut Settings, index: usize) -> Option<FileConfig> {
+    let path = required(s, &schema::FILE_PATH, index)?;
+    Some(FileConfig { path })
+}
+
+/// A key that its kind of destination can't do without.
+fn required<F: super::formats::Format>(
+    s: &mut Settings,
+    key: &schema::Key<F>,
+    index: usize,
+) -> Option<F::Value> {
+    let value = s.get_at(key, index);
+    if value.is_none() {
+        let path = at_index(key.entry.path, index);
+        s.missing(path, key.entry.doc.trim().to_owned());
+    }
+    value
+}
+
+fn check_scheme(s: &mut Settings, index: usize, endpoint: &str, insecure: bool, tls_files: bool) {
+    let path = at_index(schema::OTLP_ENDPOINT.entry.path, index);
+    let switch = at_index(schema::OTLP_TLS_INSECURE.entry.path, index);
+    let plaintext = endpoint.starts_with("http://");
+    let message = match (plaintext, insecure) {
+        (true, false) => format!("{path} = {endpoint} is plaintext, and {switch} = false"),
+        (false, true) => {
+            format!("{switch} = true allows plaintext, but {path} = {endpoint} is TLS: drop one")
+        }
+        (true, true) if tls_files => {
+            format!("{path} = {endpoint} is plaintext, so tls.ca, tls.cert and tls.key are unused")
+        }
+        (true, true) | (false, false) => return,
+    };
+    s.conflict(&[&path, &switch], message);
+}
+
+fn identity(
+    s: &mut Settings,
+    index: usize,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+) -> Option<(PathBuf, PathBuf)> {
+    let cert_path = at_index(schema::OTLP_TLS_CERT.entry.path, index);
+    let key_path = at_index(schema::OTLP_TLS_KEY.entry.path, index);
+    match (cert, key) {
+        (Some(cert), Some(key)) => return Some((cert, key)),
+        (None, None) => {}
+        (Some(cert), None) => {
+            let message = format!("{cert_path} = {} needs {key_path}", cert.display());
+            s.conflict(&[&cert_path], message);
+        }
+        (None, Some(key)) => {
+            let message = format!("{key_path} = {} needs {cert_path}", key.display());
+            s.conflict(&[&key_path], message);
+        }
+    }
+    None
+}
+
+/// Names are cursors and metric labels; two writers to one file would mix their lines.
+fn check_unique(s: &mut Settings, found: &[Option<DestinationConfig>]) {
+    let present = || {
+        found
+            .iter()
+            .enumerate()
+            .filter_map(|(i, d)| Some((i, d.as_ref()?)))
+    };
+    for (index, destination) in present() {
+        let earlier = || present().take_while(|(before, _)| *before < index);
+        let name_key = at_index(schema::DESTINATION_NAME.entry.path, index);
+        if let Some((first, _)) = earlier().find(|(_, other)| other.name == destination.name) {
+            let message = format!(
+                "{name_key} = {0} is the name of {LIST}[{first}] too",
+                destination.name
+            );
+            s.conflict(&[&name_key], message);
+        }
+        let DestinationKind::File(file) = &destination.kind else {
+            continue;
+        };
+        let same_file = |other: &DestinationConfig| matches!(&other.kind, DestinationKind::File(other) if other.path == file.path);
+        if let Some((first, _)) = earlier().find(|(_, other)| same_file(other)) {
+            let path_key = at_index(schema::FILE_PATH.entry.path, index);
+            let message = format!(
+                "{path_key} = {} is the file of {LIST}[{first}] too",
+                file.path.display()
+            );
+            s.conflict(&[&path_key], message);
+        }
+    }
+}

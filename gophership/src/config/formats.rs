@@ -1,0 +1,281 @@
+//! How the text of a key becomes a value, one type a format.
+
+use std::{marker::PhantomData, net::SocketAddr, num::NonZeroU64, path::PathBuf, time::Duration};
+
+use super::units;
+
+/// The shape a key has in YAML.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// One text.
+    Scalar,
+    /// A sequence of texts.
+    List,
+    /// A mapping of free names to texts, which may be secrets and are never printed.
+    Map,
+}
+
+/// A key's text as found in the file, the environment or the default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Raw {
+    /// Of a scalar.
+    Text(String),
+    /// Of a list.
+    List(Vec<String>),
+    /// Of a map.
+    Map(Vec<(String, String)>),
+}
+
+impl Raw {
+    /// The value written as one text: a list is separated by commas, a map is `name=value` pairs
+    /// separated by commas. None if a pair has no `=`.
+    pub fn from_text(shape: Shape, text: &str) -> Option<Self> {
+        let parts = || text.split(',').map(str::trim).filter(|p| !p.is_empty());
+        Some(match shape {
+            Shape::Scalar => Self::Text(text.to_owned()),
+            Shape::List => Self::List(parts().map(str::to_owned).collect()),
+            Shape::Map => Self::Map(
+                parts()
+                    .map(|pair| {
+                        let (name, value) = pair.split_once('=')?;
+                        Some((name.to_owned(), value.to_owned()))
+                    })
+                    .collect::<Option<_>>()?,
+            ),
+        })
+    }
+
+    /// For messages; None where it could hold secrets.
+    pub fn shown(&self) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(text.clone()),
+            Self::List(items) => Some(format!("[{}]", items.join(", "))),
+            Self::Map(_) => None,
+        }
+    }
+}
+
+/// A way to write values.
+pub trait Format {
+    /// What is read.
+    type Value;
+    /// The shape in YAML.
+    const SHAPE: Shape = Shape::Scalar;
+    /// What may be written, to complete "expected …".
+    const EXPECTS: &'static str;
+    /// Reads the text; None if it isn't what is expected.
+    fn read(raw: &Raw) -> Option<Self::Value>;
+}
+
+/// A format of single texts.
+pub trait TextFormat {
+    /// What is read.
+    type Value;
+    /// What may be written, to complete "expected …".
+    const EXPECTS: &'static str;
+    /// Reads the text; None if it isn't what is expected.
+    fn parse(text: &str) -> Option<Self::Value>;
+}
+
+impl<T: TextFormat> Format for T {
+    type Value = T::Value;
+    const EXPECTS: &'static str = T::EXPECTS;
+    fn read(raw: &Raw) -> Option<T::Value> {
+        match raw {
+            Raw::Text(text) => T::parse(text),
+            Raw::List(_) | Raw::Map(_) => None,
+        }
+    }
+}
+
+macro_rules! text_formats {
+    ($($(#[doc = $doc:literal])* $name:ident: $value:ty, $expects:literal, $parse:expr;)*) => {$(
+        $(#[doc = $doc])*
+        #[derive(Debug)]
+        pub enum $name {}
+        impl TextFormat for $name {
+            type Value = $value;
+            const EXPECTS: &'static str = $expects;
+            fn parse(text: &str) -> Option<$value> {
+                let parse: fn(&str) -> Option<$value> = $parse;
+                parse(text)
+            }
+        }
+    )*};
+}
+
+text_formats! {
+    /// An IP address and a port.
+    Address: SocketAddr, "an IP address and a port, such as 127.0.0.1:4317 or [::1]:4317",
+        |text| text.parse().ok();
+    /// A file or directory.
+    Path: PathBuf, "a path",
+        |text| (!text.is_empty()).then(|| PathBuf::from(text));
+    /// Text that isn't empty.
+    Text: String, "text",
+        |text| (!text.is_empty()).then(|| text.to_owned());
+    /// Bytes, more than none.
+    Size: u64, "a size such as 16MiB, 1GiB or plain bytes",
+        |text| units::parse_bytes(text).filter(|bytes| *bytes > 0);
+    /// Time, none included.
+    Span: Duration, "a duration such as 500us, 20ms, 5s, 10m or 1h",
+        units::parse_duration;
+    /// Time, more than none.
+    Period: Duration, "a duration longer than 0, such as 500us, 20ms, 5s, 10m or 1h",
+        |text| units::parse_duration(text).filter(|d| !d.is_zero());
+    /// A share in permille.
+    Share: u32, "a share such as 50%, at most 100%",
+        units::parse_permille;
+    /// A whole number, more than none.
+    Count: NonZeroU64, "a whole number, at least 1",
+        |text| text.parse().ok();
+    /// Yes or no.
+    Bool: bool, "true or false",
+        |text| text.parse().ok();
+    /// Permissions of a file.
+    Mode: u32, "an octal file mode such as \"0600\", without execute or special bits",
+        |text| u32::from_str_radix(text, 8).ok().filter(|mode| mode & !0o666 == 0);
+    /// A filter of the daemon's own log.
+    LogLevel: String, "off, error, warn, info, debug or trace, or target=level pairs after it, separated by commas",
+        |text| log_level(text).then(|| text.to_owned());
+    /// Name of a destination: it becomes a metric label and a file name.
+    Name: String, "1 to 64 of a-z, 0-9, _ and -",
+        |text| name(text).then(|| text.to_owned());
+    /// Where an OTLP server listens.
+    Endpoint: String, "https://host:port (or http:// with tls.insecure: true), without path or credentials",
+        |text| endpoint(text).then(|| text.to_owned());
+}
+
+/// `auto`, or what `F` reads.
+#[derive(Debug)]
+pub struct Auto<F>(PhantomData<F>);
+
+/// Completes "auto or …" at compile time.
+pub trait AutoExpects {
+    /// What may be written.
+    const EXPECTS: &'static str;
+}
+
+impl AutoExpects for Size {
+    const EXPECTS: &'static str = "auto, or a size such as 16MiB, 1GiB or plain bytes";
+}
+
+impl AutoExpects for Count {
+    const EXPECTS: &'static str = "auto, or a whole number, at least 1";
+}
+
+impl<F: TextFormat + AutoExpects> TextFormat for Auto<F> {
+    type Value = Option<F::Value>;
+    const EXPECTS: &'static str = <F as AutoExpects>::EXPECTS;
+    fn parse(text: &str) -> Option<Self::Value> {
+        if text == "auto" {
+            return Some(None);
+        }
+        F::parse(text).map(Some)
+    }
+}
+
+macro_rules! choices {
+    ($($(#[doc = $doc:literal])* $name:ident: $value:ty, $expects:literal, { $($text:literal => $variant:expr),* };)*) => {$(
+        $(#[doc = $doc])*
+        #[derive(Debug)]
+        pub enum $name {}
+        impl TextFormat for $name {
+            type Value = $value;
+            const EXPECTS: &'static str = $expects;
+            fn parse(text: &str) -> Option<$value> {
+                match text {
+                    $($text => Some($variant),)*
+                    _ => None,
+                }
+            }
+        }
+    )*};
+}
+
+choices! {
+    /// Whether producers need certificates.
+    ClientAuth: crate::ingest::ClientAuth, "required or none",
+        { "required" => crate::ingest::ClientAuth::Required, "none" => crate::ingest::ClientAuth::None };
+    /// Whether the kernel half must judge.
+    KernelMode: crate::pressure::KernelMode, "auto, required or off", {
+        "auto" => crate::pressure::KernelMode::Auto,
+        "required" => crate::pressure::KernelMode::Required,
+        "off" => crate::pressure::KernelMode::Off
+    };
+    /// Codec of the vault.
+    Compression: crate::vault::Compression, "lz4 or none",
+        { "lz4" => crate::vault::Compression::Lz4, "none" => crate::vault::Compression::None };
+    /// When an append counts.
+    Sync: crate::vault::Sync, "always or never",
+        { "always" => crate::vault::Sync::Always, "never" => crate::vault::Sync::Never };
+    /// Format of the daemon's own log.
+    LogFormat: crate::telemetry::LogFormat, "json or pretty",
+        { "json" => crate::telemetry::LogFormat::Json, "pretty" => crate::telemetry::LogFormat::Pretty };
+}
+
+/// Numeric user or group ids.
+#[derive(Debug)]
+pub enum Ids {}
+
+impl Format for Ids {
+    type Value = Vec<u32>;
+    const SHAPE: Shape = Shape::List;
+    const EXPECTS: &'static str = "a list of numeric ids, such as [0, 1000]";
+    fn read(raw: &Raw) -> Option<Vec<u32>> {
+        let Raw::List(items) = raw else { return None };
+        items.iter().map(|item| item.parse().ok()).collect()
+    }
+}
+
+/// gRPC metadata: lower-case names, visible ASCII values.
+#[derive(Debug)]
+pub enum Headers {}
+
+impl Format for Headers {
+    type Value = Vec<(String, String)>;
+    const SHAPE: Shape = Shape::Map;
+    const EXPECTS: &'static str =
+        "a map of lower-case header names (not grpc-…, not …-bin) to ASCII values";
+    fn read(raw: &Raw) -> Option<Self::Value> {
+        let Raw::Map(pairs) = raw else { return None };
+        let valid = pairs.iter().all(|(name, value)| {
+            let lower = !name.bytes().any(|b| b.is_ascii_uppercase());
+            lower
+                && http::HeaderName::try_from(name.as_str()).is_ok()
+                && !name.starts_with("grpc-")
+                && !name.ends_with("-bin")
+                && value.bytes().all(|b| (0x20..0x7f).contains(&b))
+        });
+        valid.then(|| pairs.clone())
+    }
+}
+
+fn name(text: &str) -> bool {
+    let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
+    (1..=64).contains(&text.len()) && text.bytes().all(known)
+}
+
+fn log_level(text: &str) -> bool {
+    let level = |text: &str| matches!(text, "off" | "error" | "warn" | "info" | "debug" | "trace");
+    let mut parts = text.split(',').map(str::trim);
+    parts.next().is_some_and(level)
+        && parts.all(|part| {
+            part.split_once('=')
+                .is_some_and(|(target, to)| !target.is_empty() && level(to))
+        })
+}
+
+fn endpoint(text: &str) -> bool {
+    let Ok(uri) = text.parse::<http::Uri>() else {
+        return false;
+    };
+    let Some(authority) = uri.authority() else {
+        return false;
+    };
+    matches!(uri.scheme_str(), Some("http" | "https"))
+        && !authority.as_str().contains('@')
+        && authority.port_u16().is_some_and(|port| port > 0)
+        && uri.path() == "/"
+        && uri.query().is_none()
+}

@@ -1,0 +1,252 @@
+//! Every key there is: path, format, default and meaning, in one place.
+//!
+//! What isn't listed here isn't built, and is refused. The reader, the environment's names and
+//! whatever describes the configuration (reference, schema, commented default) come from this list.
+
+use std::marker::PhantomData;
+
+use super::formats::{
+    Address, Auto, Bool, ClientAuth, Compression, Count, Endpoint, Format, Headers, Ids,
+    KernelMode, LogFormat, LogLevel, Mode, Name, Path, Period, Shape, Share, Size, Span, Sync,
+};
+
+/// What a key is worth where nobody sets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fallback {
+    /// This text, as if it were written.
+    Default(&'static str),
+    /// Nothing; what that means is in the key's description.
+    Unset,
+    /// It must be set.
+    Required,
+}
+
+/// A key without the type of its value.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    /// Full path; `[]` stands for the position in a list.
+    pub path: &'static str,
+    /// What it is worth where nobody sets it.
+    pub fallback: Fallback,
+    /// Its shape in YAML.
+    pub shape: Shape,
+    /// What may be written, to complete "expected …".
+    pub expects: &'static str,
+    /// What it means.
+    pub doc: &'static str,
+}
+
+/// A key whose values have the format `F`.
+#[derive(Debug)]
+pub struct Key<F> {
+    /// The key.
+    pub entry: Entry,
+    format: PhantomData<fn() -> F>,
+}
+
+impl<F: Format> Key<F> {
+    const fn new(path: &'static str, fallback: Fallback, doc: &'static str) -> Self {
+        Self {
+            entry: Entry {
+                path,
+                fallback,
+                shape: F::SHAPE,
+                expects: F::EXPECTS,
+                doc,
+            },
+            format: PhantomData,
+        }
+    }
+}
+
+macro_rules! keys {
+    ($($(#[doc = $doc:literal])+ $name:ident: $format:ty = $path:literal, $fallback:expr;)*) => {
+        $($(#[doc = $doc])+
+        pub static $name: Key<$format> = Key::new($path, $fallback, concat!($($doc),+));)*
+
+        /// All keys, in the order in which they are described.
+        pub static KEYS: &[&Entry] = &[$(&$name.entry),*];
+    };
+}
+
+use Fallback::{Default, Required, Unset};
+
+keys! {
+    /// Address of the OTLP/gRPC listener.
+    INGEST_GRPC_LISTEN: Address = "ingest.grpc.listen", Default("0.0.0.0:4317");
+    /// PEM certificate chain of the ingest listeners.
+    INGEST_TLS_CERT: Path = "ingest.tls.cert", Required;
+    /// PEM key of the ingest listeners.
+    INGEST_TLS_KEY: Path = "ingest.tls.key", Required;
+    /// PEM bundle that producers' certificates must chain to; needed if client_auth is required.
+    INGEST_TLS_CLIENT_CA: Path = "ingest.tls.client_ca", Unset;
+    /// Whether producers must present a certificate: required (mTLS) or none.
+    INGEST_TLS_CLIENT_AUTH: ClientAuth = "ingest.tls.client_auth", Default("required");
+    /// Largest message that is accepted, compressed and decompressed.
+    INGEST_MAX_REQUEST_BYTES: Size = "ingest.max_request_bytes", Default("16MiB");
+    /// Worker threads; auto: one per core.
+    INGEST_WORKERS: Auto<Count> = "ingest.workers", Default("auto");
+
+    /// What all buffers together may hold; auto: 25 % of the smallest memory limit, at most 1GiB.
+    MEMORY_TOTAL: Auto<Size> = "memory.total", Default("auto");
+    /// Share of memory.total for requests being received.
+    MEMORY_INGEST: Share = "memory.ingest", Default("50%");
+    /// Share of memory.total for batches on their way to destinations.
+    MEMORY_EXPORT: Share = "memory.export", Default("30%");
+    /// Share of memory.total for blocks on their way to the vault.
+    MEMORY_VAULT: Share = "memory.vault", Default("20%");
+
+    /// Who judges the pressure: auto (the kernel half if it loads), required (only it), off.
+    PRESSURE_KERNEL: KernelMode = "pressure.kernel", Default("auto");
+    /// Period of the kernel's full judgement, 1ms to 1s.
+    PRESSURE_TICK: Period = "pressure.tick", Default("10ms");
+    /// Without the kernel half: sample the host after this many operations.
+    PRESSURE_SAMPLE_EVERY: Count = "pressure.sample_every", Default("1024");
+    /// The zone is left only after every signal was low for this long.
+    PRESSURE_HOLD: Span = "pressure.hold", Default("2s");
+    /// Yellow from this fill of an ingest socket's receive queue.
+    PRESSURE_RECEIVE_QUEUE_YELLOW: Share = "pressure.receive_queue.yellow", Default("50%");
+    /// Red from this fill, if nothing is read from the socket for a while.
+    PRESSURE_RECEIVE_QUEUE_RED: Share = "pressure.receive_queue.red", Default("80%");
+    /// That while.
+    PRESSURE_RECEIVE_QUEUE_FOR: Span = "pressure.receive_queue.for", Default("5ms");
+    /// Yellow when no more than this share of the memory is available.
+    PRESSURE_MEMORY_AVAILABLE_YELLOW: Share = "pressure.memory_available.yellow", Default("15%");
+    /// Red when no more than this share of the memory is available.
+    PRESSURE_MEMORY_AVAILABLE_RED: Share = "pressure.memory_available.red", Default("7%");
+    /// Yellow from this use of the fullest memory budget.
+    PRESSURE_BUDGET_YELLOW: Share = "pressure.budget.yellow", Default("80%");
+    /// Red from this use of the fullest memory budget.
+    PRESSURE_BUDGET_RED: Share = "pressure.budget.red", Default("95%");
+
+    /// Directory of the vault; one process owns it.
+    VAULT_DIR: Path = "vault.dir", Default("/var/lib/gophership/vault");
+    /// Most bytes of segments.
+    VAULT_MAX_BYTES: Size = "vault.max_bytes", Default("10GiB");
+    /// Bytes of one segment; auto: 64MiB, less where two for each worker wouldn't fit max_bytes.
+    VAULT_SEGMENT_BYTES: Auto<Size> = "vault.segment_bytes", Default("auto");
+    /// Longest an entry waits for others while a write is in flight.
+    VAULT_LINGER: Span = "vault.linger", Default("500us");
+    /// Codec of the blocks: lz4 or none.
+    VAULT_COMPRESSION: Compression = "vault.compression", Default("lz4");
+    /// Acknowledge after stable storage (always), or after the write (never; for benchmarks).
+    VAULT_SYNC: Sync = "vault.sync", Default("always");
+
+    /// Start replaying without being asked.
+    REPLAY_AUTO: Bool = "replay.auto", Default("true");
+    /// Once Green has held for this long.
+    REPLAY_AFTER: Span = "replay.after", Default("10s");
+    /// Rate limit, in message bytes a second.
+    REPLAY_MAX_BYTES_PER_SECOND: Size = "replay.max_bytes_per_second", Default("64MiB");
+
+    /// A request waits this long for its destinations, then the vault acknowledges it.
+    EXPORT_ACK_WITHIN: Span = "export.ack_within", Default("20ms");
+    /// Most message bytes of one export.
+    EXPORT_BATCH_MAX_BYTES: Size = "export.batch.max_bytes", Default("4MiB");
+    /// Longest a request waits for others while an export is in flight.
+    EXPORT_BATCH_LINGER: Span = "export.batch.linger", Default("20ms");
+    /// Unique name of the destination: a-z, 0-9, _ and -.
+    DESTINATION_NAME: Name = "export.destinations[].name", Required;
+    /// OTLP/gRPC server: https://host:port, or http:// with tls.insecure.
+    OTLP_ENDPOINT: Endpoint = "export.destinations[].otlp.endpoint", Unset;
+    /// Limit of one export call.
+    OTLP_TIMEOUT: Period = "export.destinations[].otlp.timeout", Default("10s");
+    /// Metadata sent with each call.
+    OTLP_HEADERS: Headers = "export.destinations[].otlp.headers", Default("");
+    /// PEM bundle to verify the server by; unset: the system's.
+    OTLP_TLS_CA: Path = "export.destinations[].otlp.tls.ca", Unset;
+    /// PEM client certificate chain, for mTLS; needs the key.
+    OTLP_TLS_CERT: Path = "export.destinations[].otlp.tls.cert", Unset;
+    /// PEM client key, for mTLS; needs the certificate.
+    OTLP_TLS_KEY: Path = "export.destinations[].otlp.tls.key", Unset;
+    /// Allow plaintext, with an http:// endpoint.
+    OTLP_TLS_INSECURE: Bool = "export.destinations[].otlp.tls.insecure", Default("false");
+    /// File that OTLP JSON lines are appended to.
+    FILE_PATH: Path = "export.destinations[].file.path", Unset;
+
+    /// Socket of the control service.
+    CONTROL_UNIX_PATH: Path = "control.unix.path", Default("/run/gophership/control.sock");
+    /// Its permissions, octal.
+    CONTROL_UNIX_MODE: Mode = "control.unix.mode", Default("0600");
+    /// User ids that may use it.
+    CONTROL_UNIX_ALLOW_UIDS: Ids = "control.unix.allow_uids", Default("0");
+    /// Primary group ids that may use it.
+    CONTROL_UNIX_ALLOW_GIDS: Ids = "control.unix.allow_gids", Default("");
+
+    /// Address of /metrics, /healthz and /readyz.
+    TELEMETRY_LISTEN: Address = "telemetry.listen", Default("127.0.0.1:9091");
+    /// Level of the daemon's own log, optionally followed by target=level pairs.
+    TELEMETRY_LOG_LEVEL: LogLevel = "telemetry.log.level", Default("info");
+    /// Format of the daemon's own log: json or pretty.
+    TELEMETRY_LOG_FORMAT: LogFormat = "telemetry.log.format", Default("json");
+    /// JSON lines, one for each operator's call that changes something.
+    TELEMETRY_AUDIT_LOG: Path = "telemetry.audit_log", Default("/var/log/gophership/audit.jsonl");
+}
+
+/// What a path means to the reader.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Meaning {
+    /// A key.
+    Key(&'static Entry),
+    /// A mapping that leads to keys.
+    Section,
+    /// A sequence of mappings that lead to keys.
+    Sections,
+    /// Nothing.
+    Unknown,
+}
+
+/// Looks `path` up, with `[]` for positions in lists.
+pub(super) fn meaning(path: &str) -> Meaning {
+    for entry in KEYS {
+        let Some(rest) = entry.path.strip_prefix(path) else {
+            continue;
+        };
+        if rest.is_empty() {
+            return Meaning::Key(entry);
+        }
+        if rest.starts_with("[]") {
+            return Meaning::Sections;
+        }
+        if rest.starts_with('.') {
+            return Meaning::Section;
+        }
+    }
+    Meaning::Unknown
+}
+
+/// The known path that `path` was most likely meant to be: a sibling spelt nearly so, else the key
+/// of that name elsewhere, else whatever is nearest.
+pub(super) fn nearest(path: &str) -> &'static str {
+    let likeness = |known: &str| {
+        let whole = strsim::normalized_damerau_levenshtein(path, known);
+        let (parent, leaf) = split(path);
+        let (known_parent, known_leaf) = split(known);
+        let leaves = strsim::normalized_damerau_levenshtein(leaf, known_leaf);
+        let sibling = parent == known_parent && leaves >= 0.5;
+        leaves + whole / 2.0 + if sibling { 1.0 } else { 0.0 }
+    };
+    known_paths()
+        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
+        .unwrap_or_default()
+}
+
+/// The name that an environment variable gives to a key: `GOPHERSHIP_VAULT__DIR`. None inside lists.
+pub fn variable(path: &str) -> Option<String> {
+    let plain = !path.contains("[]");
+    plain.then(|| format!("{PREFIX}{}", path.replace('.', "__").to_uppercase()))
+}
+
+/// What the names of overriding environment variables begin with.
+pub const PREFIX: &str = "GOPHERSHIP_";
+
+fn known_paths() -> impl Iterator<Item = &'static str> {
+    KEYS.iter().flat_map(|entry| {
+        let ends = entry.path.match_indices(['.', '[']).map(|(at, _)| at);
+        ends.chain([entry.path.len()]).map(|end| &entry.path[..end])
+    })
+}
+
+fn split(path: &str) -> (&str, &str) {
+    path.rsplit_once('.').unwrap_or(("", path))
+}

@@ -1,0 +1,102 @@
+//! What the control service needs from the daemon.
+
+use std::time::Duration;
+
+use super::pb;
+
+/// A zone to be held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverrideSpec {
+    /// Green, Yellow or Red; never unspecified.
+    pub zone: pb::Zone,
+    /// For how long; none: until it is cleared.
+    pub duration: Option<Duration>,
+    /// Why; may be empty.
+    pub reason: String,
+    /// Who, such as `uid 0`.
+    pub by: String,
+}
+
+/// What to do with the replay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplayCommand {
+    /// Start now, without waiting for `replay.after`.
+    Start {
+        /// Limit in message bytes a second; none: as configured.
+        max_bytes_per_second: Option<u64>,
+    },
+    /// Stop until resumed.
+    Pause,
+    /// Go on after a pause.
+    Resume,
+}
+
+/// How to drain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DrainSpec {
+    /// Stop accepting, empty the pipeline, sync and seal the vault.
+    Start {
+        /// Longest to wait for the pipeline.
+        timeout: Duration,
+        /// Exit afterwards.
+        exit: bool,
+    },
+    /// Accept again.
+    Cancel,
+}
+
+/// Why the daemon didn't do what it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// It can never do that; ask for something else.
+    #[error("{0}")]
+    Invalid(String),
+    /// It can't do that in its present state; ask again later.
+    #[error("{0}")]
+    NotNow(String),
+    /// It tried and failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The daemon, as operators see it.
+///
+/// The methods are called on the control service's thread and must not block for long: they start
+/// things, and report how far these are.
+pub trait Engine: Send + Sync + 'static {
+    /// Everything, at one moment.
+    ///
+    /// # Errors
+    /// If the figures can't be had.
+    fn status(&self) -> Result<pb::StatusReply, ControlError>;
+
+    /// Holds a zone, in place of any other override, and returns it as it is in force.
+    ///
+    /// # Errors
+    /// If it can't be put in force.
+    fn set_override(&self, spec: OverrideSpec) -> Result<pb::Override, ControlError>;
+
+    /// Ends the override, if there is one, and returns it.
+    ///
+    /// # Errors
+    /// If it can't be ended.
+    fn clear_override(&self, by: &str) -> Result<Option<pb::Override>, ControlError>;
+
+    /// Steers the replay and returns how it is afterwards.
+    ///
+    /// # Errors
+    /// If the replay can't do that now.
+    fn replay(&self, command: ReplayCommand) -> Result<pb::ReplayProgress, ControlError>;
+
+    /// How the replay is.
+    fn replay_status(&self) -> pb::ReplayProgress;
+
+    /// Starts a drain or takes it back, and returns how it is afterwards.
+    ///
+    /// # Errors
+    /// If that is impossible now.
+    fn drain(&self, spec: DrainSpec) -> Result<pb::DrainProgress, ControlError>;
+
+    /// How the drain is.
+    fn drain_progress(&self) -> pb::DrainProgress;
+}

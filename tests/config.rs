@@ -1,0 +1,571 @@
+//! The configuration: defaults, problems, environment, checks between keys.
+
+use std::{path::PathBuf, time::Duration};
+
+use gophership::{
+    app::Config,
+    config::{self, Errors, Host, Kind, Origin, schema},
+    export::{DestinationKind, FileConfig, OtlpConfig},
+    ingest::ClientAuth,
+    pressure::{KernelMode, Levels},
+    telemetry::LogFormat,
+    vault::{Compression, Sync},
+};
+
+/// What can't have a default.
+const REQUIRED: &str = "\
+ingest:
+  tls: { cert: server.pem, key: server.key, client_ca: ca.pem }
+export:
+  destinations: [{ name: main, file: { path: out.jsonl } }]
+";
+
+const HOST: Host = Host {
+    cores: 2,
+    memory_limit_bytes: 8 << 30,
+};
+
+fn parse_with(text: &str, env: &[(&str, &str)]) -> Result<Config, Errors> {
+    let env = env.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned()));
+    config::parse_for(text, "test.yaml", env, HOST)
+}
+
+/// `REQUIRED` and more.
+fn parse_more(more: &str) -> Result<Config, Errors> {
+    parse_with(&format!("{REQUIRED}{more}"), &[])
+}
+
+fn problems(result: Result<Config, Errors>) -> Vec<String> {
+    match result {
+        Ok(_) => Vec::new(),
+        Err(errors) => errors.problems().iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// The only problem there is.
+fn problem(result: Result<Config, Errors>) -> String {
+    let problems = problems(result);
+    assert_eq!(problems.len(), 1, "{problems:#?}");
+    problems.into_iter().next().unwrap_or_default()
+}
+
+#[test]
+fn defaults_are_those_of_the_contract() {
+    let config = parse_more("").unwrap();
+    assert_eq!(config.ingest.grpc_listen, "0.0.0.0:4317".parse().unwrap());
+    assert_eq!(config.ingest.tls.client_auth, ClientAuth::Required);
+    assert_eq!(config.ingest.max_request_bytes, 16 << 20);
+    assert_eq!(config.ingest.workers, 2);
+    assert_eq!(config.memory_total_bytes, 1 << 30);
+    assert_eq!(config.ingest.budget_bytes, (1 << 30) / 2);
+    assert_eq!(config.pipeline.budget_bytes, (1 << 30) * 3 / 10);
+    assert_eq!(config.vault.budget_bytes, (1 << 30) / 5);
+    let pressure = &config.pressure;
+    assert_eq!(pressure.kernel, KernelMode::Auto);
+    assert_eq!(pressure.tick, Duration::from_millis(10));
+    assert_eq!(pressure.sample_every, 1024);
+    assert_eq!(pressure.hold, Duration::from_secs(2));
+    assert_eq!(pressure.receive_queue, levels(500, 800));
+    assert_eq!(pressure.receive_queue_for, Duration::from_millis(5));
+    assert_eq!(pressure.memory_available, levels(150, 70));
+    assert_eq!(pressure.budget, levels(800, 950));
+    assert_eq!(pressure.heartbeat_limit, Duration::from_secs(1));
+    assert_eq!(config.replay.after, Duration::from_secs(10));
+    assert_eq!(config.replay.max_bytes_per_second, 64 << 20);
+    assert!(config.replay.auto);
+    assert_eq!(config.pipeline.ack_within, Duration::from_millis(20));
+    assert_eq!(config.pipeline.batch_max_bytes, 4 << 20);
+    assert_eq!(config.pipeline.batch_linger, Duration::from_millis(20));
+}
+
+#[test]
+fn defaults_of_vault_control_and_telemetry_are_those_of_the_contract() {
+    let config = parse_more("").unwrap();
+    let vault = &config.vault;
+    assert_eq!(vault.dir, PathBuf::from("/var/lib/gophership/vault"));
+    assert_eq!(vault.max_bytes, 10 << 30);
+    assert_eq!(vault.segment_bytes, 64 << 20);
+    assert_eq!(vault.linger, Duration::from_micros(500));
+    assert_eq!(vault.compression, Compression::Lz4);
+    assert_eq!(vault.sync, Sync::Always);
+    assert_eq!(vault.cursor_interval, Duration::from_secs(1));
+    assert_eq!((vault.lanes, vault.max_entry_bytes), (2, 16 << 20));
+    let control = &config.control;
+    assert_eq!(control.path, PathBuf::from("/run/gophership/control.sock"));
+    assert_eq!(control.mode, 0o600);
+    assert_eq!(control.allow_uids, [0]);
+    assert!(control.allow_gids.is_empty());
+    assert_eq!(
+        control.audit_log,
+        PathBuf::from("/var/log/gophership/audit.jsonl")
+    );
+    let telemetry = &config.telemetry;
+    assert_eq!(telemetry.listen, "127.0.0.1:9091".parse().unwrap());
+    assert_eq!(telemetry.log_level, "info");
+    assert_eq!(telemetry.log_format, LogFormat::Json);
+}
+
+fn levels(yellow_permille: u32, red_permille: u32) -> Levels {
+    Levels {
+        yellow_permille,
+        red_permille,
+    }
+}
+
+#[test]
+fn every_key_can_be_written_and_takes_effect() {
+    let config = parse_with(EVERYTHING, &[]).unwrap();
+    assert_eq!(config.ingest.workers, 3);
+    assert_eq!(config.ingest.tls.client_auth, ClientAuth::None);
+    assert_eq!(config.ingest.tls.client_ca, None);
+    assert_eq!(config.memory_total_bytes, 64 << 20);
+    assert_eq!(config.pressure.kernel, KernelMode::Off);
+    assert_eq!(config.pressure.memory_available, levels(200, 105));
+    assert_eq!(config.vault.segment_bytes, 8 << 20);
+    assert_eq!(config.vault.sync, Sync::Never);
+    assert_eq!(config.control.mode, 0o660);
+    assert_eq!(config.control.allow_uids, [0, 1000]);
+    assert_eq!(config.control.allow_gids, [27]);
+    assert_eq!(config.telemetry.log_level, "debug,h2=warn");
+    assert_eq!(config.destinations[0].name, "main");
+    let otlp = DestinationKind::Otlp(OtlpConfig {
+        endpoint: "https://collector:4317".to_owned(),
+        timeout: Duration::from_secs(3),
+        headers: vec![("authorization".to_owned(), "Bearer x".to_owned())],
+        ca: Some("ca.pem".into()),
+        identity: Some(("c.pem".into(), "c.key".into())),
+        insecure: false,
+    });
+    assert_eq!(config.destinations[0].kind, otlp);
+    let file = DestinationKind::File(FileConfig {
+        path: "/tmp/x".into(),
+    });
+    assert_eq!(config.destinations[1].kind, file);
+}
+
+const EVERYTHING: &str = r#"
+ingest:
+  grpc: { listen: "127.0.0.1:0" }
+  tls: { cert: a, key: b, client_ca: null, client_auth: none }
+  max_request_bytes: 1MiB
+  workers: 3
+memory: { total: 64MiB, ingest: 40%, export: 40%, vault: 20% }
+pressure:
+  kernel: off
+  tick: 5ms
+  sample_every: 100
+  hold: 1s
+  receive_queue: { yellow: 40%, red: 70%, for: 1ms }
+  memory_available: { yellow: 20%, red: 10.5% }
+  budget: { yellow: 70%, red: 90% }
+vault:
+  dir: /srv/vault
+  max_bytes: 48MiB
+  segment_bytes: 8MiB
+  linger: 0
+  compression: none
+  sync: never
+replay: { auto: false, after: 1m, max_bytes_per_second: 1MiB }
+export:
+  ack_within: 5ms
+  batch: { max_bytes: 1MiB, linger: 1ms }
+  destinations:
+    - name: main
+      otlp:
+        endpoint: "https://collector:4317"
+        timeout: 3s
+        headers: { authorization: "Bearer x" }
+        tls: { ca: ca.pem, cert: c.pem, key: c.key, insecure: false }
+    - name: local
+      file: { path: /tmp/x }
+control:
+  unix: { path: /tmp/c.sock, mode: "0660", allow_uids: [0, 1000], allow_gids: [27] }
+telemetry: { listen: "[::1]:0", log: { level: "debug,h2=warn", format: pretty }, audit_log: /tmp/a }
+"#;
+
+#[test]
+fn everything_above_names_every_key_there_is() {
+    for entry in schema::KEYS {
+        let leaf = entry.path.rsplit('.').next().unwrap_or_default();
+        assert!(EVERYTHING.contains(&format!("{leaf}:")), "{}", entry.path);
+        assert!(!entry.doc.trim().is_empty() && !entry.expects.is_empty());
+    }
+}
+
+#[test]
+fn all_problems_are_listed_at_once_with_line_key_and_value() {
+    let text = "\
+ingest:
+  tls: { cert: server.pem, key: server.key, client_ca: ca.pem }
+vault:
+  max_byte: 1GiB
+  linger: 5
+  sync: sometimes
+pressure:
+  budget: { yellow: 120% }
+vautl: {}
+export:
+  destinations:
+    - name: Main
+      file: { pth: x }
+";
+    assert_eq!(
+        problems(parse_with(text, &[])),
+        [
+            "test.yaml:4: vault.max_byte: \"1GiB\": unknown key; did you mean vault.max_bytes?",
+            "test.yaml:5: vault.linger: \"5\": expected a duration such as 500us, 20ms, 5s, 10m or 1h",
+            "test.yaml:6: vault.sync: \"sometimes\": expected always or never",
+            "test.yaml:8: pressure.budget.yellow: \"120%\": expected a share such as 50%, at most 100%",
+            "test.yaml:9: vautl: unknown key; did you mean vault?",
+            "test.yaml:12: export.destinations[0].name: \"Main\": expected 1 to 64 of a-z, 0-9, _ and -",
+            "test.yaml:13: export.destinations[0].file.pth: \"x\": unknown key; did you mean export.destinations[].file.path?",
+            "test.yaml:13: export.destinations[0].file.path: must be set: File that OTLP JSON lines are appended to.",
+        ]
+    );
+}
+
+#[test]
+fn a_key_in_the_wrong_section_is_found_where_it_belongs() {
+    let message = problem(parse_more("segment_bytes: 1MiB\n"));
+    assert!(
+        message.ends_with("did you mean vault.segment_bytes?"),
+        "{message}"
+    );
+}
+
+#[test]
+fn what_is_in_the_contract_but_not_built_is_unknown() {
+    for key in [
+        "vault: { on_full: refuse }",
+        "ingest: { http: { listen: \"0.0.0.0:4318\" } }",
+        "archive: { url: null }",
+        "enrich: { mark_replayed: false }",
+    ] {
+        let errors = parse_with(key, &[]).unwrap_err();
+        let unknown = |p: &config::Problem| matches!(p.kind, Kind::UnknownKey { .. });
+        assert!(errors.problems().iter().any(unknown), "{key}: {errors}");
+    }
+    let message = problem(parse_more("vault: { compression: auto }\n"));
+    assert!(
+        message.ends_with("\"auto\": expected lz4 or none"),
+        "{message}"
+    );
+}
+
+#[test]
+fn nothing_at_all_says_what_is_needed() {
+    let lines = problems(parse_with("", &[]));
+    let keys = [
+        "ingest.tls.cert",
+        "ingest.tls.key",
+        "ingest.tls.client_ca",
+        "export.destinations",
+    ];
+    assert_eq!(lines.len(), keys.len(), "{lines:#?}");
+    for (line, key) in lines.iter().zip(keys) {
+        assert!(
+            line.starts_with(&format!("default: {key}: must be set: ")),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn what_is_not_a_configuration_is_a_syntax_error_with_its_line() {
+    for (text, line) in [
+        ("vault:\n  dir: [unclosed\n", 3),
+        ("a: &x 1\n", 1),
+        ("vault: {}\n---\nvault: {}\n", 3),
+        ("- a\n- b\n", 1),
+    ] {
+        let errors = parse_with(text, &[]).unwrap_err();
+        let first = &errors.problems()[0];
+        assert!(matches!(first.kind, Kind::Syntax(_)), "{text}: {errors}");
+        let origin = Origin::File {
+            file: "test.yaml".to_owned(),
+            line,
+        };
+        assert_eq!(first.origin, origin, "{text}: {errors}");
+    }
+}
+
+#[test]
+fn a_key_written_twice_is_refused() {
+    let message = problem(parse_more("vault:\n  sync: always\n  sync: never\n"));
+    assert_eq!(
+        message,
+        "test.yaml:7: vault.sync: written twice, first on line 6"
+    );
+}
+
+#[test]
+fn a_value_of_the_wrong_shape_is_refused() {
+    let message = problem(parse_more("vault: 5\n"));
+    assert_eq!(message, "test.yaml:5: vault: expected a mapping of keys");
+    let message = problem(parse_more("vault: { dir: }\n"));
+    assert_eq!(message, "test.yaml:5: vault.dir: expected a path");
+    let message = problem(parse_more("control: { unix: { allow_uids: 0 } }\n"));
+    assert!(
+        message.contains("allow_uids: expected a list of numeric ids"),
+        "{message}"
+    );
+    assert_eq!(
+        problems(parse_more("vault:\n")),
+        [""; 0],
+        "an empty section is fine"
+    );
+}
+
+#[test]
+fn the_environment_overrides_single_keys() {
+    let text = format!("{REQUIRED}vault: {{ dir: /from/file, linger: nonsense }}\n");
+    let env = [
+        ("GOPHERSHIP_VAULT__DIR", "/from/env"),
+        ("GOPHERSHIP_VAULT__LINGER", "1ms"),
+        ("GOPHERSHIP_CONTROL__UNIX__ALLOW_UIDS", "0, 1000"),
+        ("GOPHERSHIP_EBPF_OBJ", "anything"),
+        ("GOPHERSHIP_REQUIRE_KERNEL", "1"),
+        ("PATH", "/bin"),
+    ];
+    let config = parse_with(&text, &env).unwrap();
+    assert_eq!(config.vault.dir, PathBuf::from("/from/env"));
+    assert_eq!(config.vault.linger, Duration::from_millis(1));
+    assert_eq!(config.control.allow_uids, [0, 1000]);
+}
+
+#[test]
+fn problems_of_the_environment_name_the_variable() {
+    let env = [
+        ("GOPHERSHIP_VAULT__MAX_BYTES", "much"),
+        ("GOPHERSHIP_VAULT__DRI", "x"),
+    ];
+    assert_eq!(
+        problems(parse_with(REQUIRED, &env)),
+        [
+            "environment variable GOPHERSHIP_VAULT__DRI: vault.dri: unknown variable; did you mean GOPHERSHIP_VAULT__DIR?",
+            "environment variable GOPHERSHIP_VAULT__MAX_BYTES: vault.max_bytes: \"much\": expected a size such as 16MiB, 1GiB or plain bytes",
+        ]
+    );
+}
+
+#[test]
+fn a_missing_file_is_an_error_if_it_was_named() {
+    let path = PathBuf::from("/nonexistent/gophership.yaml");
+    let errors = config::load(Some(&path), std::iter::empty()).unwrap_err();
+    assert!(
+        errors
+            .to_string()
+            .starts_with("/nonexistent/gophership.yaml:1: can't be read: ")
+    );
+}
+
+#[test]
+fn automatic_sizes_follow_the_machine() {
+    let small = Host {
+        cores: 1,
+        memory_limit_bytes: 512 << 20,
+    };
+    let config = config::parse_for(REQUIRED, "t", std::iter::empty(), small);
+    assert_eq!(config.unwrap().memory_total_bytes, 128 << 20);
+    let more = "vault: { max_bytes: 256MiB }\n";
+    let many = Host {
+        cores: 8,
+        memory_limit_bytes: 64 << 30,
+    };
+    let text = format!("{REQUIRED}{more}");
+    let errors = config::parse_for(&text, "t", std::iter::empty(), many).unwrap_err();
+    let message = errors.to_string();
+    assert!(
+        message.contains("half of vault.segment_bytes = 16MiB"),
+        "{message}"
+    );
+    let config = parse_more("vault: { max_bytes: 255MiB }\n").unwrap();
+    assert_eq!(config.vault.segment_bytes, 32 << 20);
+}
+
+/// Each: what is added to `REQUIRED`, and what the only problem must name.
+const CONFLICTS: &[(&str, &[&str])] = &[
+    (
+        "memory: { total: 20MiB, export: 40%, vault: 10% }",
+        &[
+            "ingest.max_request_bytes = 16MiB",
+            "memory.ingest",
+            "memory.total",
+        ],
+    ),
+    (
+        "vault: { segment_bytes: 16MiB }",
+        &[
+            "ingest.max_request_bytes = 16MiB",
+            "vault.segment_bytes = 16MiB",
+        ],
+    ),
+    (
+        "vault: { segment_bytes: 64MiB, max_bytes: 255MiB }",
+        &[
+            "vault.max_bytes = 255MiB",
+            "ingest.workers = 2",
+            "vault.segment_bytes = 64MiB",
+            "256MiB",
+        ],
+    ),
+    (
+        "vault: { segment_bytes: 67108865 }",
+        &["vault.segment_bytes", "multiple of 4KiB"],
+    ),
+    (
+        "memory: { ingest: 60% }",
+        &[
+            "memory.ingest = 60%",
+            "memory.export = 30%",
+            "memory.vault = 20%",
+            "100%",
+        ],
+    ),
+    ("memory: { total: 9GiB }", &["memory.total = 9GiB", "8GiB"]),
+    (
+        "pressure: { budget: { yellow: 95% } }",
+        &[
+            "pressure.budget.yellow = 95%",
+            "pressure.budget.red = 95%",
+            "less than",
+        ],
+    ),
+    (
+        "pressure: { receive_queue: { yellow: 90% } }",
+        &[
+            "pressure.receive_queue.yellow = 90%",
+            "pressure.receive_queue.red = 80%",
+        ],
+    ),
+    (
+        "pressure: { memory_available: { red: 20% } }",
+        &[
+            "memory_available.yellow = 15%",
+            "memory_available.red = 20%",
+            "more than",
+        ],
+    ),
+    ("pressure: { tick: 2s }", &["pressure.tick", "1ms to 1s"]),
+    (
+        "memory: { total: 1GiB, export: 0% }",
+        &["export.batch.max_bytes = 4MiB", "memory.export"],
+    ),
+];
+
+#[test]
+fn keys_that_contradict_each_other_are_named_with_their_values() {
+    for (more, needles) in CONFLICTS {
+        let message = problem(parse_more(&format!("{more}\n")));
+        for needle in *needles {
+            assert!(message.contains(needle), "{more}: {message}");
+        }
+        assert!(message.starts_with("test.yaml:5: "), "{more}: {message}");
+    }
+}
+
+/// Each: the list of destinations, and what the only problem must name.
+const DESTINATION_CONFLICTS: &[(&str, &[&str])] = &[
+    ("[]", &["export.destinations", "must be set"]),
+    (
+        "[{ name: a, file: { path: x } }, { name: a, file: { path: y } }]",
+        &["export.destinations[1].name = a", "export.destinations[0]"],
+    ),
+    (
+        "[{ name: a, file: { path: x } }, { name: b, file: { path: x } }]",
+        &[
+            "export.destinations[1].file.path = x",
+            "export.destinations[0]",
+        ],
+    ),
+    ("[{ name: a }]", &["export.destinations[0]", "otlp", "file"]),
+    (
+        "[{ file: { path: x } }]",
+        &["export.destinations[0].name", "must be set"],
+    ),
+    (
+        "[{ name: \"\", file: { path: x } }]",
+        &["export.destinations[0].name", "expected 1 to 64"],
+    ),
+    (
+        "[{ name: a, file: { path: x }, otlp: { endpoint: \"https://h:1\" } }]",
+        &[
+            "export.destinations[0].otlp",
+            "export.destinations[0].file",
+            "exclude",
+        ],
+    ),
+    (
+        "[{ name: a, otlp: { timeout: 1s } }]",
+        &["otlp.endpoint", "must be set"],
+    ),
+    (
+        "[{ name: a, otlp: { endpoint: \"http://h:1\" } }]",
+        &["otlp.endpoint = http://h:1", "otlp.tls.insecure = false"],
+    ),
+    (
+        "[{ name: a, otlp: { endpoint: \"https://h:1\", tls: { insecure: true } } }]",
+        &["otlp.tls.insecure = true", "otlp.endpoint = https://h:1"],
+    ),
+    (
+        "[{ name: a, otlp: { endpoint: \"https://h:1\", tls: { cert: c } } }]",
+        &[
+            "otlp.tls.cert = c",
+            "needs export.destinations[0].otlp.tls.key",
+        ],
+    ),
+    (
+        "[{ name: a, otlp: { endpoint: \"https://h:1\", tls: { key: k } } }]",
+        &[
+            "otlp.tls.key = k",
+            "needs export.destinations[0].otlp.tls.cert",
+        ],
+    ),
+    (
+        "[{ name: a, otlp: { endpoint: \"h:1\" } }]",
+        &["otlp.endpoint", "expected https://host:port"],
+    ),
+];
+
+#[test]
+fn destinations_that_contradict_each_other_are_named_with_their_values() {
+    for (list, needles) in DESTINATION_CONFLICTS {
+        let text = format!(
+            "ingest:\n  tls: {{ cert: c, key: k, client_ca: ca }}\nexport: {{ destinations: {list} }}\n"
+        );
+        let message = problem(parse_with(&text, &[]));
+        for needle in *needles {
+            assert!(message.contains(needle), "{list}: {message}");
+        }
+        assert!(message.starts_with("test.yaml:3: "), "{list}: {message}");
+    }
+}
+
+#[test]
+fn more_than_32_destinations_are_refused() {
+    let item = |i| format!("{{ name: d{i}, file: {{ path: f{i} }} }}");
+    let list = |n| (0..n).map(item).collect::<Vec<_>>().join(", ");
+    let text = |n| {
+        format!(
+            "ingest:\n  tls: {{ cert: c, key: k, client_ca: ca }}\nexport:\n  destinations: [{}]\n",
+            list(n)
+        )
+    };
+    assert!(parse_with(&text(32), &[]).is_ok());
+    assert!(problem(parse_with(&text(33), &[])).contains("33 destinations, but at most 32"));
+}
+
+#[test]
+fn header_values_are_never_shown() {
+    let list =
+        "[{ name: a, otlp: { endpoint: \"https://h:1\", headers: { Authorization: hunter2 } } }]";
+    let text = format!(
+        "ingest:\n  tls: {{ cert: c, key: k, client_ca: ca }}\nexport: {{ destinations: {list} }}\n"
+    );
+    let message = problem(parse_with(&text, &[]));
+    assert!(
+        message.contains("otlp.headers: expected a map"),
+        "{message}"
+    );
+    assert!(!message.contains("hunter2"), "{message}");
+}
