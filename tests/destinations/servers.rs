@@ -192,24 +192,24 @@ fn tls_1_2_is_not_spoken() {
 }
 
 #[test]
-fn retryable_codes_are_retried_and_others_rejected() {
+fn what_the_batch_is_not_to_blame_for_is_retried_and_the_rest_rejected() {
     let names = [
         (1, "CANCELLED", true),
         (2, "UNKNOWN", false),
         (3, "INVALID_ARGUMENT", false),
         (4, "DEADLINE_EXCEEDED", true),
-        (5, "NOT_FOUND", false),
+        (5, "NOT_FOUND", true),
         (6, "ALREADY_EXISTS", false),
-        (7, "PERMISSION_DENIED", false),
+        (7, "PERMISSION_DENIED", true),
         (8, "RESOURCE_EXHAUSTED", false),
         (9, "FAILED_PRECONDITION", false),
         (10, "ABORTED", true),
         (11, "OUT_OF_RANGE", true),
-        (12, "UNIMPLEMENTED", false),
+        (12, "UNIMPLEMENTED", true),
         (13, "INTERNAL", false),
         (14, "UNAVAILABLE", true),
         (15, "DATA_LOSS", true),
-        (16, "UNAUTHENTICATED", false),
+        (16, "UNAUTHENTICATED", true),
     ];
     on_a_worker(async {
         for (code, name, retryable) in names {

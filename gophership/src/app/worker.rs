@@ -17,7 +17,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    export::{self, Destinations},
+    export::Destinations,
     ingest::{
         Mode,
         acceptor::Accepted,
@@ -84,9 +84,6 @@ pub enum Error {
     /// Its lane of the vault can't be opened.
     #[error(transparent)]
     Lane(#[from] vault::Error),
-    /// Its destinations can't be used.
-    #[error(transparent)]
-    Destinations(#[from] export::Error),
 }
 
 /// Starts the worker; it ends after the mode has become [`Mode::Stopping`].
@@ -125,7 +122,7 @@ struct Worker {
 impl Worker {
     fn build(shared: Shared, own: Own) -> Result<Self, Error> {
         let lane = shared.vault.lane(own.index)?;
-        let members = members(&shared)?;
+        let members = members(&shared);
         let on_held_settled = {
             let (vault, members) = (shared.vault.clone(), members.clone());
             Box::new(move |held, settled| somatic::settle_held(&vault, &members, held, settled))
@@ -238,12 +235,12 @@ impl Worker {
 }
 
 /// The destinations as this thread connects to them, with their bits and states.
-fn members(shared: &Shared) -> Result<Vec<Member>, Error> {
-    let connected = shared.destinations.connect()?;
-    let members = connected.into_iter().zip(&shared.circuits).map(|(destination, circuit)| Member {
+fn members(shared: &Shared) -> Vec<Member> {
+    let connected = shared.destinations.connect().into_iter().zip(&shared.circuits);
+    let member = |(destination, circuit): (_, &Arc<Circuit>)| Member {
         bit: shared.vault.mask_of(circuit.name()).unwrap_or(0),
         circuit: Arc::clone(circuit),
         destination: Rc::new(destination),
-    });
-    Ok(members.collect())
+    };
+    connected.map(member).collect()
 }

@@ -123,6 +123,12 @@ impl Answer {
                 after: status.retry_delay,
                 reason: reason(),
             },
+            // These tell of the configuration here or there, not of the batch: OTLP has the client
+            // drop it, but what is owed must outlive an expired token.
+            Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented | Code::NotFound => Outcome::Retry {
+                after: status.retry_delay,
+                reason: reason(),
+            },
             // Without RetryInfo it says that the batch itself is too large.
             Code::ResourceExhausted if status.retry_delay.is_some() => Outcome::Retry {
                 after: status.retry_delay,
@@ -131,13 +137,9 @@ impl Answer {
             Code::ResourceExhausted
             | Code::Unknown
             | Code::InvalidArgument
-            | Code::NotFound
             | Code::AlreadyExists
-            | Code::PermissionDenied
             | Code::FailedPrecondition
-            | Code::Unimplemented
-            | Code::Internal
-            | Code::Unauthenticated => Outcome::Rejected { reason: reason() },
+            | Code::Internal => Outcome::Rejected { reason: reason() },
         }
     }
 

@@ -62,10 +62,14 @@ where
 
 /// Serves one connection until it closes, or until the mode changes and its requests are
 /// answered.
-pub async fn serve(accepted: Accepted, tls: TlsAcceptor, context: Rc<Context>, mode: watch::Receiver<Mode>) {
+pub async fn serve(accepted: Accepted, tls: TlsAcceptor, context: Rc<Context>, mut mode: watch::Receiver<Mode>) {
     let peer = accepted.peer;
     let _counted = Counted(Arc::clone(&context.counters));
-    match handshake(accepted, tls).await {
+    let handshake = tokio::select! {
+        handshake = handshake(accepted, tls) => handshake,
+        _ = mode.wait_for(|mode| *mode != Mode::Serving) => return,
+    };
+    match handshake {
         Ok(stream) => serve_http2(stream, peer, context, mode).await,
         Err(reason) => tracing::warn!(%peer, reason, "ingest: connection refused"),
     }

@@ -82,13 +82,7 @@ struct Replay {
 
 impl Replay {
     async fn start(parts: Parts, control: Handle) {
-        let members = match members(&parts) {
-            Ok(members) => members,
-            Err(error) => {
-                tracing::error!(%error, "replay: destinations can't be used; the vault is not replayed");
-                return;
-            }
-        };
+        let members = members(&parts);
         let replay = Self {
             reader: parts.vault.reader(),
             config: parts.config,
@@ -294,12 +288,12 @@ impl Replay {
     }
 }
 
-fn members(parts: &Parts) -> Result<Vec<Member>, crate::export::Error> {
-    let connected = parts.destinations.connect()?;
-    let members = connected.into_iter().zip(&parts.circuits).map(|(destination, circuit)| Member {
+fn members(parts: &Parts) -> Vec<Member> {
+    let connected = parts.destinations.connect().into_iter().zip(&parts.circuits);
+    let member = |(destination, circuit): (_, &Arc<Circuit>)| Member {
         bit: parts.vault.mask_of(circuit.name()).unwrap_or(0),
         circuit: Arc::clone(circuit),
         destination: Rc::new(destination),
-    });
-    Ok(members.collect())
+    };
+    connected.map(member).collect()
 }
