@@ -30,6 +30,8 @@ struct State {
     drains: Vec<DrainSpec>,
     /// Progress reports still to give before the last.
     steps: u64,
+    /// The replay never ends.
+    endless: bool,
     draining: bool,
 }
 
@@ -80,7 +82,7 @@ impl Engine for FakeEngine {
 
     fn replay_status(&self) -> pb::ReplayProgress {
         let mut state = self.state();
-        let running = state.steps > 0;
+        let running = state.steps > 0 || state.endless;
         state.steps = state.steps.saturating_sub(1);
         let now = if running {
             pb::ReplayState::Running
@@ -444,7 +446,7 @@ fn drain_shows_its_progress_and_can_be_taken_back() {
 #[test]
 fn a_follower_does_not_keep_the_daemon_from_stopping() {
     let mut daemon = Daemon::start();
-    daemon.engine.state().steps = u64::MAX;
+    daemon.engine.state().endless = true;
     let mut follower = Command::new(env!("CARGO_BIN_EXE_gs-ctl"))
         .arg("--endpoint")
         .arg(format!("unix:{}", daemon.config.path.display()))
@@ -452,14 +454,10 @@ fn a_follower_does_not_keep_the_daemon_from_stopping() {
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    daemon.engine.state().steps = u64::MAX;
     let mut out = std::io::BufReader::new(follower.stdout.take().unwrap());
     let mut first = String::new();
     std::io::BufRead::read_line(&mut out, &mut first).unwrap();
-    assert!(
-        first.contains("running") || first.contains("idle"),
-        "{first}"
-    );
+    assert!(first.contains("running"), "{first}");
     drop(daemon.stop.take());
     // Bounded by the service's own grace.
     daemon.thread.take().unwrap().join().unwrap().unwrap();
@@ -662,9 +660,8 @@ mod certificates {
         let dir = temp.path().join("certs");
         let output = init(&dir);
         assert_eq!(code(&output), 0, "{}", stderr(&output));
-        for name in FILES {
-            let expected = if name.ends_with(".key") { 0o600 } else { 0o644 };
-            assert_eq!(mode(&dir.join(name)) & !0o022, expected & !0o022, "{name}");
+        for name in FILES.iter().filter(|name| name.ends_with(".key")) {
+            assert_eq!(mode(&dir.join(name)), 0o600, "{name}");
         }
         for host in ["logs.example.com", "127.0.0.1"] {
             let (client, server) = handshake(&dir, host, true).unwrap();
