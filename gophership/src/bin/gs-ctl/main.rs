@@ -8,6 +8,7 @@ mod failure;
 mod human;
 mod json;
 mod output;
+mod table;
 mod view;
 mod yaml;
 

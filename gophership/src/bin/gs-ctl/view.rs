@@ -5,8 +5,9 @@ use std::iter;
 use gophership::control::{certs, pb};
 
 use crate::{
-    human::{bytes, count, distance, rfc3339},
+    human::{bytes, count, distance, plain, rfc3339},
     json,
+    table::{paint, table, titled},
 };
 
 /// `status`.
@@ -65,7 +66,7 @@ fn zone_line(status: &pb::StatusReply, colour: bool) -> String {
         line.push_str(&format!(" for {since}"));
     }
     if !status.cause.is_empty() {
-        line.push_str(&format!(", cause: {}", status.cause));
+        line.push_str(&format!(", cause: {}", plain(&status.cause)));
     }
     line
 }
@@ -74,7 +75,7 @@ fn source_line(status: &pb::StatusReply) -> String {
     let source = json::source(status.source());
     match status.source_reason.as_str() {
         "" => source.to_owned(),
-        reason => format!("{source} (not the kernel: {reason})"),
+        reason => format!("{source} (not the kernel: {})", plain(reason)),
     }
 }
 
@@ -91,7 +92,7 @@ pub(crate) fn held(held: &pb::Override) -> String {
     };
     let reason = match held.reason.as_str() {
         "" => String::new(),
-        reason => format!(": {reason}"),
+        reason => format!(": {}", plain(reason)),
     };
     format!("{zone} {until}, by {}{reason}", held.by)
 }
@@ -190,7 +191,7 @@ fn destinations(destinations: &[pb::Destination]) -> String {
             count(destination.sent_records),
             count(destination.rejected_records),
             count(destination.failed_requests),
-            destination.last_error.clone(),
+            plain(&destination.last_error),
         ]
     });
     let titles = [
@@ -251,9 +252,9 @@ pub(crate) fn certificates(shown: &[certs::Shown]) -> String {
             " (not valid now)"
         };
         let rows = [
-            ("subject", certificate.subject.clone()),
-            ("issuer", certificate.issuer.clone()),
-            ("hosts", certificate.hosts.join(", ")),
+            ("subject", plain(&certificate.subject)),
+            ("issuer", plain(&certificate.issuer)),
+            ("hosts", plain(&certificate.hosts.join(", "))),
             (
                 "is a CA",
                 if certificate.is_ca { "yes" } else { "no" }.to_owned(),
@@ -271,79 +272,4 @@ pub(crate) fn certificates(shown: &[certs::Shown]) -> String {
         table(&rows, &[])
     });
     blocks.collect::<Vec<_>>().join("\n")
-}
-
-/// Rows under titles; nothing if there are none.
-fn titled(titles: &[&str], rows: impl Iterator<Item = Vec<String>>, right: &[usize]) -> String {
-    let titles = titles.iter().map(|title| (*title).to_owned()).collect();
-    let rows: Vec<_> = iter::once(titles).chain(rows).collect();
-    if rows.len() == 1 {
-        return String::new();
-    }
-    table(&rows, right)
-}
-
-/// Aligned columns, two spaces apart; those in `right` are flush right.
-fn table(rows: &[Vec<String>], right: &[usize]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let cells = |column: usize| rows.iter().filter_map(move |row| row.get(column));
-    let widths: Vec<_> = (0..columns)
-        .map(|column| cells(column).map(|cell| width(cell)).max().unwrap_or(0))
-        .collect();
-    let mut out = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (column, cell) in row.iter().enumerate() {
-            let gap = " ".repeat(widths[column] - width(cell));
-            let (before, after) = if right.contains(&column) {
-                (gap.as_str(), "")
-            } else {
-                ("", gap.as_str())
-            };
-            line.push_str(&format!("{before}{cell}{after}  "));
-        }
-        out.push_str(line.trim_end());
-        out.push('\n');
-    }
-    out
-}
-
-/// Columns on the screen: colour codes take none.
-fn width(cell: &str) -> usize {
-    let mut coded = false;
-    let visible = cell.chars().filter(|c| match (coded, *c) {
-        (false, '\x1b') => {
-            coded = true;
-            false
-        }
-        (true, 'm') => {
-            coded = false;
-            false
-        }
-        (coded, _) => !coded,
-    });
-    visible.count()
-}
-
-fn paint(text: &str, ansi: &str, colour: bool) -> String {
-    match colour {
-        true => format!("\x1b[{ansi}m{text}\x1b[0m"),
-        false => text.to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn columns_are_aligned_whatever_their_colour() {
-        let red = paint("RED", "31", true);
-        let rows = [
-            vec!["a".to_owned(), red, "1".to_owned()],
-            vec!["bb".to_owned(), "GREEN".to_owned(), "22".to_owned()],
-        ];
-        let text = table(&rows, &[2]);
-        assert_eq!(text, "a   \x1b[31mRED\x1b[0m     1\nbb  GREEN  22\n");
-    }
 }
