@@ -326,6 +326,11 @@ fn the_environment_overrides_single_keys() {
         ("GOPHERSHIP_EBPF_OBJ", "anything"),
         ("GOPHERSHIP_REQUIRE_KERNEL", "1"),
         ("PATH", "/bin"),
+        // What Kubernetes sets where a Service is called gophership.
+        ("GOPHERSHIP_SERVICE_HOST", "10.0.0.1"),
+        ("GOPHERSHIP_SERVICE_PORT_OTLP", "4317"),
+        ("GOPHERSHIP_PORT", "tcp://10.0.0.1:4317"),
+        ("GOPHERSHIP_PORT_4317_TCP_ADDR", "10.0.0.1"),
     ];
     let config = parse_with(&text, &env).unwrap();
     assert_eq!(config.vault.dir, PathBuf::from("/from/env"));

@@ -5,11 +5,12 @@ use std::time::Duration;
 use super::{
     Host, destinations,
     formats::Share,
+    levels,
     schema::{self, Key},
     settings::Settings,
-    units::exact_bytes,
+    units::{exact_bytes, exact_permille},
 };
-use crate::{app, control, ingest, pipeline, pressure, replay, telemetry, vault};
+use crate::{app, control, ingest, pipeline, replay, telemetry, vault};
 
 const MIB: u64 = 1 << 20;
 /// `memory.total: auto` is this at most.
@@ -24,8 +25,6 @@ const SEGMENT_ALIGN_BYTES: u64 = 4096;
 const SEGMENTS_PER_LANE_MIN: u64 = 2;
 /// One lane directory has two digits.
 const WORKERS_MAX: u64 = 100;
-/// A worker that hasn't reported for this long is stalled.
-const HEARTBEAT_LIMIT: Duration = Duration::from_secs(1);
 /// Bounds the duplicates after a crash.
 const CURSOR_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -36,7 +35,7 @@ pub(super) fn app(s: &mut Settings, host: Host) -> Option<app::Config> {
     let lanes = workers(s, host);
     let request_bytes = s.get(&schema::INGEST_MAX_REQUEST_BYTES);
     let ingest = ingest(s, budgets, lanes);
-    let pressure = pressure(s);
+    let pressure = levels::config(s);
     let pipeline = pipeline(s, budgets);
     let destinations = destinations::all(s);
     let vault = vault(s, budgets, lanes, request_bytes);
@@ -95,9 +94,9 @@ fn budgets(s: &mut Settings, host: Host) -> Option<Budgets> {
     if ingest + export + vault > 1000 {
         let message = format!(
             "memory.ingest = {}, memory.export = {} and memory.vault = {} add up to more than 100%",
-            percent(ingest),
-            percent(export),
-            percent(vault)
+            exact_permille(ingest),
+            exact_permille(export),
+            exact_permille(vault)
         );
         s.conflict(&["memory.ingest", "memory.export", "memory.vault"], message);
     }
@@ -153,86 +152,6 @@ fn ingest(
         budget_bytes: size(budgets?.ingest)?,
         workers: workers?,
     })
-}
-
-fn pressure(s: &mut Settings) -> Option<pressure::Config> {
-    let kernel = s.get(&schema::PRESSURE_KERNEL);
-    let tick = s.get(&schema::PRESSURE_TICK);
-    let sample_every = s.get(&schema::PRESSURE_SAMPLE_EVERY);
-    let hold = s.get(&schema::PRESSURE_HOLD);
-    let receive_queue_for = s.get(&schema::PRESSURE_RECEIVE_QUEUE_FOR);
-    let receive_queue = rising(
-        s,
-        &schema::PRESSURE_RECEIVE_QUEUE_YELLOW,
-        &schema::PRESSURE_RECEIVE_QUEUE_RED,
-    );
-    let budget = rising(
-        s,
-        &schema::PRESSURE_BUDGET_YELLOW,
-        &schema::PRESSURE_BUDGET_RED,
-    );
-    let memory_available = falling(s);
-    let ticks = Duration::from_millis(1)..=Duration::from_secs(1);
-    if let Some(tick) = tick.filter(|tick| !ticks.contains(tick)) {
-        let message = format!("pressure.tick = {tick:?} must be from 1ms to 1s");
-        s.conflict(&["pressure.tick"], message);
-    }
-    Some(pressure::Config {
-        kernel: kernel?,
-        tick: tick?,
-        sample_every: sample_every?.get(),
-        hold: hold?,
-        receive_queue: receive_queue?,
-        receive_queue_for: receive_queue_for?,
-        memory_available: memory_available?,
-        budget: budget?,
-        heartbeat_limit: HEARTBEAT_LIMIT,
-    })
-}
-
-/// Levels of a signal of which much is bad.
-fn rising(s: &mut Settings, yellow: &Key<Share>, red: &Key<Share>) -> Option<pressure::Levels> {
-    let levels = levels(s, yellow, red)?;
-    if levels.yellow_permille >= levels.red_permille {
-        order(s, yellow, red, levels, "less than");
-    }
-    Some(levels)
-}
-
-/// Levels of the available memory, of which little is bad.
-fn falling(s: &mut Settings) -> Option<pressure::Levels> {
-    let yellow = &schema::PRESSURE_MEMORY_AVAILABLE_YELLOW;
-    let red = &schema::PRESSURE_MEMORY_AVAILABLE_RED;
-    let levels = levels(s, yellow, red)?;
-    if levels.yellow_permille <= levels.red_permille {
-        order(s, yellow, red, levels, "more than");
-    }
-    Some(levels)
-}
-
-fn levels(s: &mut Settings, yellow: &Key<Share>, red: &Key<Share>) -> Option<pressure::Levels> {
-    let (yellow, red) = (s.get(yellow), s.get(red));
-    Some(pressure::Levels {
-        yellow_permille: yellow?,
-        red_permille: red?,
-    })
-}
-
-fn order(
-    s: &mut Settings,
-    yellow: &Key<Share>,
-    red: &Key<Share>,
-    levels: pressure::Levels,
-    relation: &str,
-) {
-    let message = format!(
-        "{} = {} must be {relation} {} = {}",
-        yellow.entry.path,
-        percent(levels.yellow_permille),
-        red.entry.path,
-        percent(levels.red_permille)
-    );
-    s.conflict(&[yellow.entry.path, red.entry.path], message);
 }
 
 fn pipeline(s: &mut Settings, budgets: Option<Budgets>) -> Option<pipeline::Config> {
@@ -394,11 +313,4 @@ fn telemetry(s: &mut Settings) -> Option<telemetry::Config> {
 /// Bytes as the machine counts them; every target we build for has 64 bits.
 fn size(bytes: u64) -> Option<usize> {
     usize::try_from(bytes).ok()
-}
-
-fn percent(permille: u32) -> String {
-    match (permille / 10, permille % 10) {
-        (whole, 0) => format!("{whole}%"),
-        (whole, tenth) => format!("{whole}.{tenth}%"),
-    }
 }

@@ -6,6 +6,7 @@
 mod build;
 mod destinations;
 pub mod formats;
+mod levels;
 mod problems;
 pub mod schema;
 mod settings;

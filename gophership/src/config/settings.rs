@@ -62,7 +62,7 @@ impl Settings {
             let Some(rest) = name.strip_prefix(schema::PREFIX) else {
                 continue;
             };
-            if OTHER_VARIABLES.contains(&name.as_str()) {
+            if OTHER_VARIABLES.contains(&name.as_str()) || is_service_link(rest) {
                 continue;
             }
             let path = rest.to_lowercase().replace("__", ".");
@@ -305,6 +305,14 @@ impl Settings {
             },
         });
     }
+}
+
+/// Kubernetes describes the Services of the namespace to every pod (`enableServiceLinks`): a Service
+/// called gophership, or gophership-something, makes variables with our prefix. No key looks so,
+/// because every key has a `__`.
+fn is_service_link(rest: &str) -> bool {
+    let part = |name: &str| format!("_{rest}_").contains(&format!("_{name}_"));
+    !rest.contains("__") && (part("SERVICE_HOST") || part("SERVICE_PORT") || part("PORT"))
 }
 
 /// The path of a key in the list's item `index`.

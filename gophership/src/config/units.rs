@@ -58,6 +58,14 @@ pub fn exact_bytes(bytes: u64) -> String {
     bytes.to_string()
 }
 
+/// Writes a share exactly: the inverse of [`parse_permille`].
+pub fn exact_permille(permille: u32) -> String {
+    match (permille / 10, permille % 10) {
+        (whole, 0) => format!("{whole}%"),
+        (whole, tenth) => format!("{whole}.{tenth}%"),
+    }
+}
+
 fn split(text: &str) -> Option<(u64, &str)> {
     let end = text
         .find(|c: char| !c.is_ascii_digit())

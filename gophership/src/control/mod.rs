@@ -8,8 +8,9 @@ pub mod certs;
 mod engine;
 /// Messages, client and server of `proto/control.proto`; `cargo xtask proto` writes it.
 #[rustfmt::skip]
-#[expect(clippy::allow_attributes, unused_qualifications, reason = "generated")]
+#[expect(clippy::allow_attributes, clippy::too_many_lines, unused_qualifications, reason = "generated")]
 pub mod pb;
+mod request;
 mod service;
 mod socket;
 

@@ -9,16 +9,12 @@ use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
 
 use super::{
     audit::{Caller, Line, Log, Verdict},
-    engine::{ControlError, DrainSpec, Engine, OverrideSpec, ReplayCommand},
-    pb,
+    engine::{ControlError, Engine},
+    pb, request,
 };
 
 /// How often a follower hears of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
-/// A drain waits this long for the pipeline unless the caller says otherwise.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
-/// Reasons are for people to read.
-const REASON_BYTES_MAX: usize = 1024;
 
 /// Who may call.
 #[derive(Debug)]
@@ -156,12 +152,12 @@ impl pb::control_server::Control for Service {
     ) -> Result<Response<pb::SetOverrideReply>, Status> {
         let asked = request.get_ref();
         let arguments = json!({
-            "zone": zone_name(asked.zone()),
+            "zone": request::zone_name(asked.zone()),
             "for_seconds": asked.duration.map(|duration| duration.seconds),
             "reason": asked.reason,
         });
         let call = |engine: &dyn Engine, caller: Caller, asked| {
-            engine.set_override(override_spec(asked, caller)?)
+            engine.set_override(request::override_spec(asked, by(caller))?)
         };
         let held = self
             .change(request, "set_override", arguments, call)
@@ -190,7 +186,7 @@ impl pb::control_server::Control for Service {
             "action": asked.action().as_str_name(),
             "max_bytes_per_second": asked.max_bytes_per_second,
         });
-        let call = |engine: &dyn Engine, _, asked| engine.replay(replay_command(asked)?);
+        let call = |engine: &dyn Engine, _, asked| engine.replay(request::replay_command(asked)?);
         let progress = self.change(request, "replay", arguments, call).await?;
         let progress = Some(progress);
         Ok(Response::new(pb::ReplayReply { progress }))
@@ -220,7 +216,7 @@ impl pb::control_server::Control for Service {
             "exit": asked.exit,
             "cancel": asked.cancel,
         });
-        let call = |engine: &dyn Engine, _, asked| engine.drain(drain_spec(asked)?);
+        let call = |engine: &dyn Engine, _, asked| engine.drain(request::drain_spec(asked)?);
         self.change(request, "drain", arguments, call).await?;
         let over = |progress: &pb::DrainProgress| {
             matches!(
@@ -257,77 +253,4 @@ fn caller<T>(request: &Request<T>) -> Option<Caller> {
 
 fn by(caller: Caller) -> String {
     format!("uid {}", caller.uid)
-}
-
-fn zone_name(zone: pb::Zone) -> &'static str {
-    match zone {
-        pb::Zone::Unspecified => "unspecified",
-        pb::Zone::Green => "green",
-        pb::Zone::Yellow => "yellow",
-        pb::Zone::Red => "red",
-    }
-}
-
-fn override_spec(
-    asked: pb::SetOverrideRequest,
-    caller: Caller,
-) -> Result<OverrideSpec, ControlError> {
-    let zone = asked.zone();
-    if zone == pb::Zone::Unspecified {
-        return Err(invalid("zone must be green, yellow or red"));
-    }
-    if asked.reason.len() > REASON_BYTES_MAX {
-        let message = format!("reason is longer than {REASON_BYTES_MAX} bytes");
-        return Err(ControlError::Invalid(message));
-    }
-    let duration = asked.duration.map(positive).transpose()?;
-    Ok(OverrideSpec {
-        zone,
-        duration,
-        reason: asked.reason,
-        by: by(caller),
-    })
-}
-
-fn replay_command(asked: pb::ReplayRequest) -> Result<ReplayCommand, ControlError> {
-    let rate = asked.max_bytes_per_second;
-    match (asked.action(), rate) {
-        (pb::ReplayAction::Start, 0) => Ok(ReplayCommand::Start {
-            max_bytes_per_second: None,
-        }),
-        (pb::ReplayAction::Start, rate) => Ok(ReplayCommand::Start {
-            max_bytes_per_second: Some(rate),
-        }),
-        (pb::ReplayAction::Pause, 0) => Ok(ReplayCommand::Pause),
-        (pb::ReplayAction::Resume, 0) => Ok(ReplayCommand::Resume),
-        (pb::ReplayAction::Pause | pb::ReplayAction::Resume, _) => {
-            Err(invalid("max_bytes_per_second goes with START only"))
-        }
-        (pb::ReplayAction::Unspecified, _) => Err(invalid("action must be set")),
-    }
-}
-
-fn drain_spec(asked: pb::DrainRequest) -> Result<DrainSpec, ControlError> {
-    if !asked.cancel {
-        let timeout = asked.timeout.map(positive).transpose()?;
-        return Ok(DrainSpec::Start {
-            timeout: timeout.unwrap_or(DRAIN_TIMEOUT),
-            exit: asked.exit,
-        });
-    }
-    if asked.exit || asked.timeout.is_some() {
-        return Err(invalid("cancel goes without exit and timeout"));
-    }
-    Ok(DrainSpec::Cancel)
-}
-
-fn positive(duration: prost_types::Duration) -> Result<Duration, ControlError> {
-    Duration::try_from(duration)
-        .ok()
-        .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| invalid("durations must be longer than 0"))
-}
-
-fn invalid(message: &str) -> ControlError {
-    ControlError::Invalid(message.to_owned())
 }

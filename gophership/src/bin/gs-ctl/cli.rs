@@ -1,0 +1,291 @@
+//! What can be typed.
+
+use std::{path::PathBuf, str::FromStr, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use gophership::{config::units, control::pb};
+
+/// Watch and steer a GopherShip daemon.
+#[derive(Debug, Parser)]
+#[command(
+    name = "gs-ctl",
+    version,
+    after_help = "\
+Exit codes: 0 ok, 1 failed, 2 usage, 3 can't connect, 4 not permitted.
+
+Examples:
+  gs-ctl status
+  gs-ctl --output json status | jq .zone
+  gs-ctl override --zone red --for 10m --reason 'collector upgrade'
+  gs-ctl replay --follow"
+)]
+pub(crate) struct Cli {
+    /// The daemon's control socket.
+    #[arg(
+        long,
+        global = true,
+        env = "GS_CTL_ENDPOINT",
+        default_value = "unix:/run/gophership/control.sock"
+    )]
+    pub(crate) endpoint: Endpoint,
+
+    /// How results are written.
+    #[arg(long, global = true, env = "GS_CTL_OUTPUT", default_value = "table")]
+    pub(crate) output: Output,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How results are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Table,
+    /// One document; one a line where there are several.
+    Json,
+    /// One document; more separated by `---`.
+    Yaml,
+}
+
+/// Where the daemon is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    /// Its Unix socket.
+    pub(crate) path: PathBuf,
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("unix:") {
+            Some(path) if !path.is_empty() => Ok(Self { path: path.into() }),
+            _ => Err("expected unix:PATH, such as unix:/run/gophership/control.sock".to_owned()),
+        }
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show zone, cause, who judges, budgets, ingest, destinations, vault, replay and ledger.
+    #[command(after_help = "\
+Examples:
+  gs-ctl status
+  gs-ctl status --output json | jq '.vault.records_pending'")]
+    Status,
+
+    /// Hold a zone whatever the signals say, or give it back to them.
+    #[command(after_help = "\
+Examples:
+  gs-ctl override --zone red --for 10m --reason 'collector upgrade'
+  gs-ctl override --zone green --for forever --reason 'sensor broken'
+  gs-ctl override --clear")]
+    Override(OverrideArgs),
+
+    /// Send what is in the vault to the destinations, or pause and resume that.
+    #[command(after_help = "\
+Examples:
+  gs-ctl replay --follow          start now, and watch until nothing is left
+  gs-ctl replay --rate 8MiB       no faster than 8 MiB/s
+  gs-ctl replay --pause
+  gs-ctl replay --resume")]
+    Replay(ReplayArgs),
+
+    /// Stop accepting, empty the pipeline, sync and seal the vault; then stay, not ready, or exit.
+    #[command(after_help = "\
+What the pipeline can't deliver in time stays in the vault; nothing acknowledged is lost.
+
+Examples:
+  gs-ctl drain                    before maintenance
+  gs-ctl drain --cancel           accept again
+  gs-ctl drain --timeout 5m --exit")]
+    Drain(DrainArgs),
+
+    /// Make and show certificates.
+    #[command(subcommand)]
+    Certs(CertsCommand),
+}
+
+/// `override`.
+#[derive(Debug, Args)]
+pub(crate) struct OverrideArgs {
+    /// The zone to hold.
+    #[arg(long, required_unless_present = "clear", conflicts_with = "clear")]
+    pub(crate) zone: Option<Zone>,
+    /// For how long: a duration such as 30s, 10m or 1h, or forever.
+    #[arg(
+        long = "for",
+        value_name = "TIME",
+        default_value = "1h",
+        conflicts_with = "clear"
+    )]
+    pub(crate) duration: HoldFor,
+    /// Why; shown in the status and kept in the audit log.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true,
+        conflicts_with = "clear"
+    )]
+    pub(crate) reason: String,
+    /// End the override.
+    #[arg(long)]
+    pub(crate) clear: bool,
+}
+
+/// The zones as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Zone {
+    /// Requests go through the pipeline.
+    Green,
+    /// The pipeline with less room.
+    Yellow,
+    /// Requests go to the vault.
+    Red,
+}
+
+impl From<Zone> for pb::Zone {
+    fn from(zone: Zone) -> Self {
+        match zone {
+            Zone::Green => Self::Green,
+            Zone::Yellow => Self::Yellow,
+            Zone::Red => Self::Red,
+        }
+    }
+}
+
+/// How long an override holds; none: forever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HoldFor(pub(crate) Option<Duration>);
+
+impl FromStr for HoldFor {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "forever" {
+            return Ok(Self(None));
+        }
+        match duration(text) {
+            Ok(duration) => Ok(Self(Some(duration))),
+            Err(expected) => Err(format!("{expected}, or forever")),
+        }
+    }
+}
+
+/// `replay`.
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArgs {
+    /// No faster than this many message bytes a second: 8MiB, 500KiB or plain bytes.
+    #[arg(long, value_name = "BYTES", value_parser = rate, conflicts_with_all = ["pause", "resume"])]
+    pub(crate) rate: Option<u64>,
+    /// Watch until nothing is left to replay.
+    #[arg(long, conflicts_with = "pause")]
+    pub(crate) follow: bool,
+    /// Stop until resumed.
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) pause: bool,
+    /// Go on after a pause.
+    #[arg(long)]
+    pub(crate) resume: bool,
+}
+
+/// `drain`.
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    /// Longest to wait for the pipeline.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration, conflicts_with = "cancel")]
+    pub(crate) timeout: Duration,
+    /// Let the daemon exit afterwards.
+    #[arg(long, conflicts_with = "cancel")]
+    pub(crate) exit: bool,
+    /// Accept again.
+    #[arg(long)]
+    pub(crate) cancel: bool,
+}
+
+/// `certs`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertsCommand {
+    /// Make a CA, a server and a client certificate; never overwrites anything.
+    #[command(after_help = "\
+Writes ca.pem ca.key server.pem server.key client.pem client.key (keys with mode 0600).
+Keep ca.key away from the daemon: it needs ca.pem, server.pem and server.key.
+
+Examples:
+  gs-ctl certs init --dir /etc/gophership/certs --host logs.example.com --host 10.0.0.7
+  gs-ctl certs init --dir ./certs --host localhost --host 127.0.0.1")]
+    Init {
+        /// Where to write; made if absent.
+        #[arg(long)]
+        dir: PathBuf,
+        /// DNS name or IP address that producers connect to; may be repeated.
+        #[arg(long = "host", value_name = "NAME", required = true, num_args = 1..)]
+        hosts: Vec<String>,
+    },
+    /// Show what a PEM file certifies, and until when.
+    #[command(after_help = "\
+Examples:
+  gs-ctl certs show /etc/gophership/certs/server.pem
+  gs-ctl certs show server.pem --output json | jq -r '.[0].not_after'")]
+    Show {
+        /// The PEM file.
+        file: PathBuf,
+    },
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    units::parse_duration(text)
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| "expected a duration such as 30s, 10m or 1h".to_owned())
+}
+
+fn rate(text: &str) -> Result<u64, String> {
+    units::parse_bytes(text.strip_suffix("/s").unwrap_or(text))
+        .filter(|rate| *rate > 0)
+        .ok_or_else(|| "expected bytes a second such as 8MiB, 500KiB or plain bytes".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_override_holds_for_an_hour_unless_told_otherwise() {
+        let hour = Cli::try_parse_from(["gs-ctl", "override", "--zone", "red"]).unwrap();
+        let Command::Override(args) = hour.command else {
+            panic!("not an override")
+        };
+        assert_eq!(args.duration, HoldFor(Some(Duration::from_secs(3600))));
+        assert_eq!("forever".parse(), Ok(HoldFor(None)));
+    }
+
+    #[test]
+    fn contradictions_are_usage_errors() {
+        for line in [
+            &["override"][..],
+            &["override", "--clear", "--zone", "red"],
+            &["override", "--zone", "blue"],
+            &["replay", "--pause", "--resume"],
+            &["replay", "--pause", "--rate", "1MiB"],
+            &["drain", "--cancel", "--exit"],
+            &["drain", "--timeout", "0"],
+            &["certs", "init", "--dir", "x"],
+            &["--endpoint", "https://h:9092", "status"],
+        ] {
+            let line = ["gs-ctl"].iter().chain(line);
+            let error = Cli::try_parse_from(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{error}");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Each command: one call, and what it says.
+
+use std::time::Duration;
+
+use gophership::control::pb::{self, control_client::ControlClient};
+use serde_json::{Value, json};
+use tonic::{Streaming, transport::Channel};
+
+use crate::{
+    certs,
+    cli::{CertsCommand, Cli, Command, DrainArgs, OverrideArgs, ReplayArgs},
+    client,
+    failure::Failure,
+    json as shown,
+    output::Sink,
+    view,
+};
+
+/// Runs the command.
+pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
+    let sink = &mut Sink::new(cli.output);
+    match &cli.command {
+        Command::Certs(CertsCommand::Init { dir, hosts }) => certs::init(sink, dir, hosts),
+        Command::Certs(CertsCommand::Show { file }) => certs::show(sink, file),
+        command => {
+            let daemon = client::connect(&cli.endpoint).await?;
+            match command {
+                Command::Override(args) if args.clear => clear_override(daemon, sink).await,
+                Command::Override(args) => set_override(daemon, sink, args).await,
+                Command::Replay(args) => replay(daemon, sink, args).await,
+                Command::Drain(args) => drain(daemon, sink, args).await,
+                Command::Status | Command::Certs(_) => status(daemon, sink).await,
+            }
+        }
+    }
+}
+
+type Daemon = ControlClient<Channel>;
+
+async fn status(mut daemon: Daemon, sink: &mut Sink) -> Result<(), Failure> {
+    let reply = daemon.status(pb::StatusRequest {}).await?.into_inner();
+    let colour = sink.colour();
+    sink.result(&shown::status(&reply), || view::status(&reply, colour))
+}
+
+async fn set_override(
+    mut daemon: Daemon,
+    sink: &mut Sink,
+    args: &OverrideArgs,
+) -> Result<(), Failure> {
+    let zone = args.zone.map_or(pb::Zone::Unspecified, pb::Zone::from);
+    let request = pb::SetOverrideRequest {
+        zone: zone.into(),
+        duration: args.duration.0.map(wire_duration).transpose()?,
+        reason: args.reason.clone(),
+    };
+    let reply = daemon.set_override(request).await?.into_inner();
+    let held = reply.r#override.unwrap_or_default();
+    let value = json!({ "override": shown::held(&held) });
+    sink.result(&value, || format!("override: {}\n", view::held(&held)))
+}
+
+async fn clear_override(mut daemon: Daemon, sink: &mut Sink) -> Result<(), Failure> {
+    let reply = daemon.clear_override(pb::ClearOverrideRequest {}).await?;
+    let cleared = reply.into_inner().cleared;
+    let value = json!({ "override": null, "cleared": cleared.as_ref().map(shown::held) });
+    sink.result(&value, || match &cleared {
+        Some(cleared) => format!("override ended: {}\n", view::held(cleared)),
+        None => "there was no override\n".to_owned(),
+    })
+}
+
+async fn replay(mut daemon: Daemon, sink: &mut Sink, args: &ReplayArgs) -> Result<(), Failure> {
+    let action = match (args.pause, args.resume) {
+        (true, _) => pb::ReplayAction::Pause,
+        (_, true) => pb::ReplayAction::Resume,
+        (false, false) => pb::ReplayAction::Start,
+    };
+    let request = pb::ReplayRequest {
+        action: action.into(),
+        max_bytes_per_second: args.rate.unwrap_or(0),
+    };
+    let reply = daemon.replay(request).await?.into_inner();
+    if !args.follow {
+        let progress = reply.progress.unwrap_or_default();
+        let value = json!({ "replay": shown::replay(&progress) });
+        return sink.result(&value, || format!("replay: {}\n", view::replay(&progress)));
+    }
+    let stream = daemon.replay_status(pb::ReplayStatusRequest {}).await?;
+    let wrap = |progress: &pb::ReplayProgress| json!({ "replay": shown::replay(progress) });
+    follow(stream.into_inner(), sink, wrap, view::replay).await?;
+    Ok(())
+}
+
+async fn drain(mut daemon: Daemon, sink: &mut Sink, args: &DrainArgs) -> Result<(), Failure> {
+    let timeout = (!args.cancel).then(|| wire_duration(args.timeout));
+    let request = pb::DrainRequest {
+        timeout: timeout.transpose()?,
+        exit: args.exit,
+        cancel: args.cancel,
+    };
+    let stream = daemon.drain(request).await?.into_inner();
+    let wrap = |progress: &pb::DrainProgress| json!({ "drain": shown::drain(progress) });
+    let last = follow(stream, sink, wrap, view::drain).await?;
+    let phase = last.map_or(pb::DrainPhase::Unspecified, |last| last.phase());
+    match (phase, args.cancel) {
+        (pb::DrainPhase::Drained, false) | (pb::DrainPhase::Accepting, true) => Ok(()),
+        (pb::DrainPhase::TimedOut, false) => Err(Failure::Failed(
+            "the time was up before the pipeline was empty; what was left is in the vault"
+                .to_owned(),
+        )),
+        (pb::DrainPhase::Accepting, false) => Err(Failure::Failed(
+            "the drain was taken back by another call".to_owned(),
+        )),
+        (phase, _) => Err(Failure::Failed(format!(
+            "the daemon hung up in phase {}",
+            shown::drain_phase(phase)
+        ))),
+    }
+}
+
+/// Shows every change until the daemon ends the stream; returns the last message.
+async fn follow<T: PartialEq>(
+    mut stream: Streaming<T>,
+    sink: &mut Sink,
+    value: impl Fn(&T) -> Value,
+    line: impl Fn(&T) -> String,
+) -> Result<Option<T>, Failure> {
+    let mut last = None;
+    let ended = loop {
+        match stream.message().await {
+            Ok(Some(progress)) => {
+                if last.as_ref() != Some(&progress) {
+                    sink.progress(&value(&progress), || line(&progress))?;
+                }
+                last = Some(progress);
+            }
+            Ok(None) => break Ok(()),
+            Err(status) => break Err(status),
+        }
+    };
+    sink.progress_ended()?;
+    ended?;
+    Ok(last)
+}
+
+fn wire_duration(duration: Duration) -> Result<prost_types::Duration, Failure> {
+    duration
+        .try_into()
+        .map_err(|_| Failure::Usage("the duration is too long".to_owned()))
+}

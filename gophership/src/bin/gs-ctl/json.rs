@@ -1,0 +1,191 @@
+//! Replies as JSON; the keys are promises.
+
+use gophership::control::pb;
+use serde_json::{Map, Value, json};
+
+use crate::human::rfc3339;
+
+/// `status --output json`.
+pub(crate) fn status(status: &pb::StatusReply) -> Value {
+    json!({
+        "version": status.version,
+        "zone": zone(status.zone()),
+        "cause": status.cause,
+        "zone_since": status.zone_since.as_ref().and_then(rfc3339),
+        "source": source(status.source()),
+        "source_reason": status.source_reason,
+        "override": status.r#override.as_ref().map(held),
+        "signals": named(&status.signals, |signal| (&signal.name, json!({
+            "value": signal.available.then_some(signal.value),
+            "unit": signal.unit,
+            "available": signal.available,
+        }))),
+        "memory": status.memory.as_ref().map(memory),
+        "ingest": status.ingest.as_ref().map(|ingest| json!({
+            "requests": ingest.requests,
+            "records": ingest.records,
+            "bytes": ingest.bytes,
+            "refused": ingest.refused,
+            "connections": ingest.connections,
+        })),
+        "export": status.export.iter().map(destination).collect::<Value>(),
+        "vault": status.vault.as_ref().map(vault),
+        "replay": status.replay.as_ref().map(replay),
+        "ledger": {
+            "residue": residue(&status.ledger),
+            "destinations": named(&status.ledger, |ledger| (&ledger.destination, self::ledger(ledger))),
+        },
+    })
+}
+
+/// An override.
+pub(crate) fn held(held: &pb::Override) -> Value {
+    json!({
+        "zone": zone(held.zone()),
+        "until": held.until.as_ref().and_then(rfc3339),
+        "by": held.by,
+        "reason": held.reason,
+    })
+}
+
+/// A replay.
+pub(crate) fn replay(replay: &pb::ReplayProgress) -> Value {
+    json!({
+        "state": replay_state(replay.state()),
+        "records": replay.records,
+        "bytes": replay.bytes,
+        "rate": replay.rate_bytes_per_second,
+        "max_rate": replay.max_bytes_per_second,
+        "entries_pending": replay.entries_pending,
+        "records_pending": replay.records_pending,
+    })
+}
+
+/// A drain.
+pub(crate) fn drain(drain: &pb::DrainProgress) -> Value {
+    json!({
+        "phase": drain_phase(drain.phase()),
+        "connections": drain.connections,
+        "requests": drain.requests,
+        "pipeline_bytes": drain.pipeline_bytes,
+        "records_pending": drain.records_pending,
+    })
+}
+
+/// The sum over all destinations, without their signs: faults don't cancel each other out.
+pub(crate) fn residue(ledgers: &[pb::Ledger]) -> u64 {
+    let residues = ledgers.iter().map(|ledger| ledger.residue.unsigned_abs());
+    residues.fold(0, u64::saturating_add)
+}
+
+fn memory(memory: &pb::Memory) -> Value {
+    json!({
+        "total": memory.total_bytes,
+        "used": memory.used_bytes,
+        "components": named(&memory.components, |component| (&component.name, json!({
+            "limit": component.limit_bytes,
+            "used": component.used_bytes,
+        }))),
+    })
+}
+
+fn destination(destination: &pb::Destination) -> Value {
+    json!({
+        "name": destination.name,
+        "state": destination_state(destination.state()),
+        "sent": destination.sent_records,
+        "failed": destination.failed_requests,
+        "rejected": destination.rejected_records,
+        "last_error": destination.last_error,
+    })
+}
+
+fn vault(vault: &pb::Vault) -> Value {
+    json!({
+        "bytes": vault.bytes,
+        "max_bytes": vault.max_bytes,
+        "segments": vault.segments,
+        "entries_pending": vault.entries_pending,
+        "records_pending": vault.records_pending,
+        "quarantined_segments": vault.quarantined_segments,
+        "quarantined_records": vault.quarantined_records,
+        "dead_letters": vault.dead_letters,
+        "rung": vault.rung,
+    })
+}
+
+fn ledger(ledger: &pb::Ledger) -> Value {
+    json!({
+        "accepted": ledger.accepted,
+        "delivered": ledger.delivered,
+        "owed": ledger.owed,
+        "in_flight": ledger.in_flight,
+        "quarantined": ledger.quarantined,
+        "dead_lettered": ledger.dead_lettered,
+        "rejected": ledger.rejected,
+        "dropped": ledger.dropped,
+        "residue": ledger.residue,
+    })
+}
+
+/// An object with one key for each item.
+fn named<'a, T>(items: &'a [T], entry: impl Fn(&'a T) -> (&'a String, Value)) -> Value {
+    let entries = items.iter().map(|item| {
+        let (name, value) = entry(item);
+        (name.clone(), value)
+    });
+    Value::Object(entries.collect::<Map<_, _>>())
+}
+
+/// As typed and shown.
+pub(crate) fn zone(zone: pb::Zone) -> &'static str {
+    match zone {
+        pb::Zone::Unspecified => "unknown",
+        pb::Zone::Green => "green",
+        pb::Zone::Yellow => "yellow",
+        pb::Zone::Red => "red",
+    }
+}
+
+/// As shown.
+pub(crate) fn source(source: pb::Source) -> &'static str {
+    match source {
+        pb::Source::Unspecified => "unknown",
+        pb::Source::Kernel => "kernel",
+        pb::Source::Stochastic => "stochastic",
+    }
+}
+
+/// As shown.
+pub(crate) fn destination_state(state: pb::DestinationState) -> &'static str {
+    match state {
+        pb::DestinationState::Unspecified => "unknown",
+        pb::DestinationState::Idle => "idle",
+        pb::DestinationState::Up => "up",
+        pb::DestinationState::Down => "down",
+    }
+}
+
+/// As shown.
+pub(crate) fn replay_state(state: pb::ReplayState) -> &'static str {
+    match state {
+        pb::ReplayState::Unspecified => "unknown",
+        pb::ReplayState::Idle => "idle",
+        pb::ReplayState::Waiting => "waiting",
+        pb::ReplayState::Running => "running",
+        pb::ReplayState::Paused => "paused",
+    }
+}
+
+/// As shown.
+pub(crate) fn drain_phase(phase: pb::DrainPhase) -> &'static str {
+    match phase {
+        pb::DrainPhase::Unspecified => "unknown",
+        pb::DrainPhase::Accepting => "accepting",
+        pb::DrainPhase::Closing => "closing",
+        pb::DrainPhase::Emptying => "emptying",
+        pb::DrainPhase::Sealing => "sealing",
+        pb::DrainPhase::Drained => "drained",
+        pb::DrainPhase::TimedOut => "timed_out",
+    }
+}

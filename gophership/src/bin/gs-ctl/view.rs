@@ -1,0 +1,275 @@
+//! Replies as tables.
+
+use std::iter;
+
+use gophership::control::{certs, pb};
+
+use crate::{
+    human::{bytes, count, distance, plain, rfc3339},
+    json,
+    table::{paint, table, titled},
+};
+
+/// `status`.
+pub(crate) fn status(status: &pb::StatusReply, colour: bool) -> String {
+    let mut facts = Vec::new();
+    let mut fact = |name: &str, text: String| facts.push(vec![name.to_owned(), text]);
+    fact("zone", zone_line(status, colour));
+    fact("judged by", source_line(status));
+    fact(
+        "override",
+        status.r#override.as_ref().map_or("none".to_owned(), held),
+    );
+    if let Some(memory) = &status.memory {
+        fact("memory", memory_line(memory));
+    }
+    if let Some(ingest) = &status.ingest {
+        fact("ingest", ingest_line(ingest));
+    }
+    if let Some(vault) = &status.vault {
+        fact("vault", vault_line(vault));
+        if vault.quarantined_segments + vault.quarantined_records + vault.dead_letters > 0 {
+            fact("damage", damage_line(vault, colour));
+        }
+    }
+    if let Some(replay) = &status.replay {
+        fact("replay", self::replay(replay));
+    }
+    fact("version", status.version.clone());
+    let mut out = table(&facts, &[]);
+    for block in [
+        signals(&status.signals),
+        destinations(&status.export),
+        ledger(&status.ledger, colour),
+    ] {
+        if !block.is_empty() {
+            out.push('\n');
+            out.push_str(&block);
+        }
+    }
+    out
+}
+
+fn zone_line(status: &pb::StatusReply, colour: bool) -> String {
+    let zone = json::zone(status.zone());
+    let ansi = match status.zone() {
+        pb::Zone::Green => "32",
+        pb::Zone::Yellow => "33",
+        pb::Zone::Red | pb::Zone::Unspecified => "31",
+    };
+    let mut line = paint(&zone.to_uppercase(), ansi, colour);
+    if let Some(since) = status
+        .zone_since
+        .as_ref()
+        .and_then(|at| distance(at, false))
+    {
+        line.push_str(&format!(" for {since}"));
+    }
+    if !status.cause.is_empty() {
+        line.push_str(&format!(", cause: {}", plain(&status.cause)));
+    }
+    line
+}
+
+fn source_line(status: &pb::StatusReply) -> String {
+    let source = json::source(status.source());
+    match status.source_reason.as_str() {
+        "" => source.to_owned(),
+        reason => format!("{source} (not the kernel: {})", plain(reason)),
+    }
+}
+
+/// An override in words.
+pub(crate) fn held(held: &pb::Override) -> String {
+    let zone = json::zone(held.zone());
+    let until = match &held.until {
+        None => "until cleared".to_owned(),
+        Some(until) => match (rfc3339(until), distance(until, true)) {
+            (_, Some(left)) => format!("for another {left}"),
+            (Some(until), None) => format!("until {until}"),
+            (None, None) => "until an unknown time".to_owned(),
+        },
+    };
+    let reason = match held.reason.as_str() {
+        "" => String::new(),
+        reason => format!(": {}", plain(reason)),
+    };
+    format!("{zone} {until}, by {}{reason}", held.by)
+}
+
+fn memory_line(memory: &pb::Memory) -> String {
+    let components = memory.components.iter().map(|component| {
+        let (used, limit) = (component.used_bytes, component.limit_bytes);
+        format!("{} {} of {}", component.name, bytes(used), bytes(limit))
+    });
+    let total = format!(
+        "{} of {}",
+        bytes(memory.used_bytes),
+        bytes(memory.total_bytes)
+    );
+    iter::once(total)
+        .chain(components)
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+fn ingest_line(ingest: &pb::Ingest) -> String {
+    format!(
+        "{} requests, {} records, {}; {} refused; {} connections",
+        count(ingest.requests),
+        count(ingest.records),
+        bytes(ingest.bytes),
+        count(ingest.refused),
+        count(ingest.connections)
+    )
+}
+
+fn vault_line(vault: &pb::Vault) -> String {
+    format!(
+        "{} of {} in {} segments; {} records pending ({} entries); {}",
+        bytes(vault.bytes),
+        bytes(vault.max_bytes),
+        count(vault.segments),
+        count(vault.records_pending),
+        count(vault.entries_pending),
+        vault.rung
+    )
+}
+
+fn damage_line(vault: &pb::Vault, colour: bool) -> String {
+    let line = format!(
+        "{} segments with {} records in quarantine, {} dead letters",
+        count(vault.quarantined_segments),
+        count(vault.quarantined_records),
+        count(vault.dead_letters)
+    );
+    paint(&line, "31", colour)
+}
+
+/// A replay in one line.
+pub(crate) fn replay(replay: &pb::ReplayProgress) -> String {
+    format!(
+        "{}; {} records, {} replayed; {} records pending; {}/s of {}/s",
+        json::replay_state(replay.state()),
+        count(replay.records),
+        bytes(replay.bytes),
+        count(replay.records_pending),
+        bytes(replay.rate_bytes_per_second),
+        bytes(replay.max_bytes_per_second)
+    )
+}
+
+/// A drain in one line.
+pub(crate) fn drain(drain: &pb::DrainProgress) -> String {
+    format!(
+        "{}; {} connections, {} requests, {} in the pipeline; {} records stay in the vault",
+        json::drain_phase(drain.phase()).replace('_', " "),
+        count(drain.connections),
+        count(drain.requests),
+        bytes(drain.pipeline_bytes),
+        count(drain.records_pending)
+    )
+}
+
+fn signals(signals: &[pb::Signal]) -> String {
+    let rows = signals.iter().map(|signal| {
+        let value = match (signal.available, signal.unit.as_str()) {
+            (false, _) => "unavailable".to_owned(),
+            (true, "ratio") => format!("{:.1} %", signal.value * 100.0),
+            (true, unit) => format!("{} {unit}", signal.value),
+        };
+        vec![signal.name.clone(), value]
+    });
+    titled(&["SIGNAL", "VALUE"], rows, &[1])
+}
+
+fn destinations(destinations: &[pb::Destination]) -> String {
+    let rows = destinations.iter().map(|destination| {
+        vec![
+            destination.name.clone(),
+            json::destination_state(destination.state()).to_owned(),
+            count(destination.sent_records),
+            count(destination.rejected_records),
+            count(destination.failed_requests),
+            plain(&destination.last_error),
+        ]
+    });
+    let titles = [
+        "DESTINATION",
+        "STATE",
+        "SENT",
+        "REJECTED",
+        "FAILED CALLS",
+        "LAST ERROR",
+    ];
+    titled(&titles, rows, &[2, 3, 4])
+}
+
+fn ledger(ledgers: &[pb::Ledger], colour: bool) -> String {
+    let rows = ledgers.iter().map(|ledger| {
+        let counts = [
+            ledger.accepted,
+            ledger.delivered,
+            ledger.owed,
+            ledger.in_flight,
+            ledger.quarantined,
+            ledger.dead_lettered,
+            ledger.rejected,
+            ledger.dropped,
+        ];
+        let residue = ledger.residue.to_string();
+        let residue = match ledger.residue {
+            0 => residue,
+            _ => paint(&residue, "31", colour),
+        };
+        let counts = counts.into_iter().map(count);
+        iter::once(ledger.destination.clone())
+            .chain(counts)
+            .chain([residue])
+            .collect()
+    });
+    let titles = [
+        "LEDGER",
+        "ACCEPTED",
+        "DELIVERED",
+        "OWED",
+        "IN FLIGHT",
+        "QUARANTINED",
+        "DEAD",
+        "REJECTED",
+        "DROPPED",
+        "RESIDUE",
+    ];
+    titled(&titles, rows, &[1, 2, 3, 4, 5, 6, 7, 8, 9])
+}
+
+/// `certs show`.
+pub(crate) fn certificates(shown: &[certs::Shown]) -> String {
+    let blocks = shown.iter().map(|certificate| {
+        let validity = if certificate.valid_now {
+            ""
+        } else {
+            " (not valid now)"
+        };
+        let rows = [
+            ("subject", plain(&certificate.subject)),
+            ("issuer", plain(&certificate.issuer)),
+            ("hosts", plain(&certificate.hosts.join(", "))),
+            (
+                "is a CA",
+                if certificate.is_ca { "yes" } else { "no" }.to_owned(),
+            ),
+            ("valid from", certificate.not_before.clone()),
+            (
+                "valid until",
+                format!("{}{validity}", certificate.not_after),
+            ),
+        ];
+        let rows: Vec<_> = rows
+            .into_iter()
+            .map(|(name, text)| vec![name.to_owned(), text])
+            .collect();
+        table(&rows, &[])
+    });
+    blocks.collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,90 @@
+//! Requests as they come over the wire → what the engine is asked for.
+
+use std::time::Duration;
+
+use super::{
+    engine::{ControlError, DrainSpec, OverrideSpec, ReplayCommand},
+    pb,
+};
+
+/// A drain waits this long for the pipeline unless the caller says otherwise.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// Reasons are for people to read.
+const REASON_BYTES_MAX: usize = 1024;
+
+/// As operators type it.
+pub(super) fn zone_name(zone: pb::Zone) -> &'static str {
+    match zone {
+        pb::Zone::Unspecified => "unspecified",
+        pb::Zone::Green => "green",
+        pb::Zone::Yellow => "yellow",
+        pb::Zone::Red => "red",
+    }
+}
+
+/// The override that is asked for.
+pub(super) fn override_spec(
+    asked: pb::SetOverrideRequest,
+    by: String,
+) -> Result<OverrideSpec, ControlError> {
+    let zone = asked.zone();
+    if zone == pb::Zone::Unspecified {
+        return Err(invalid("zone must be green, yellow or red"));
+    }
+    if asked.reason.len() > REASON_BYTES_MAX {
+        let message = format!("reason is longer than {REASON_BYTES_MAX} bytes");
+        return Err(ControlError::Invalid(message));
+    }
+    let duration = asked.duration.map(positive).transpose()?;
+    Ok(OverrideSpec {
+        zone,
+        duration,
+        reason: asked.reason,
+        by,
+    })
+}
+
+/// What the replay shall do.
+pub(super) fn replay_command(asked: pb::ReplayRequest) -> Result<ReplayCommand, ControlError> {
+    let rate = asked.max_bytes_per_second;
+    match (asked.action(), rate) {
+        (pb::ReplayAction::Start, 0) => Ok(ReplayCommand::Start {
+            max_bytes_per_second: None,
+        }),
+        (pb::ReplayAction::Start, rate) => Ok(ReplayCommand::Start {
+            max_bytes_per_second: Some(rate),
+        }),
+        (pb::ReplayAction::Pause, 0) => Ok(ReplayCommand::Pause),
+        (pb::ReplayAction::Resume, 0) => Ok(ReplayCommand::Resume),
+        (pb::ReplayAction::Pause | pb::ReplayAction::Resume, _) => {
+            Err(invalid("max_bytes_per_second goes with START only"))
+        }
+        (pb::ReplayAction::Unspecified, _) => Err(invalid("action must be set")),
+    }
+}
+
+/// How to drain.
+pub(super) fn drain_spec(asked: pb::DrainRequest) -> Result<DrainSpec, ControlError> {
+    if !asked.cancel {
+        let timeout = asked.timeout.map(positive).transpose()?;
+        return Ok(DrainSpec::Start {
+            timeout: timeout.unwrap_or(DRAIN_TIMEOUT),
+            exit: asked.exit,
+        });
+    }
+    if asked.exit || asked.timeout.is_some() {
+        return Err(invalid("cancel goes without exit and timeout"));
+    }
+    Ok(DrainSpec::Cancel)
+}
+
+fn positive(duration: prost_types::Duration) -> Result<Duration, ControlError> {
+    Duration::try_from(duration)
+        .ok()
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| invalid("durations must be longer than 0"))
+}
+
+fn invalid(message: &str) -> ControlError {
+    ControlError::Invalid(message.to_owned())
+}
