@@ -8,7 +8,8 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion, server::WebPkiClientVerifier,
+    ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
+    server::WebPkiClientVerifier,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 

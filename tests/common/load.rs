@@ -65,7 +65,7 @@ impl Load {
             .map(|connection| {
                 let (tls, stop, tally) = (tls.clone(), stop.clone(), tally.clone());
                 thread::spawn(move || {
-                    run_connection(address, tls, intensity, connection, stop, tally);
+                    run_connection(address, tls, intensity, connection, &stop, &tally);
                 })
             })
             .collect();
@@ -102,8 +102,8 @@ fn run_connection(
     tls: Arc<ClientConfig>,
     intensity: Intensity,
     connection: u64,
-    stop: Arc<AtomicBool>,
-    tally: Arc<Mutex<Tally>>,
+    stop: &Arc<AtomicBool>,
+    tally: &Arc<Mutex<Tally>>,
 ) {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()

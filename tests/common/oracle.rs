@@ -88,5 +88,8 @@ fn varint(bytes: &[u8]) -> (usize, usize) {
             return (value, index + 1);
         }
     }
-    panic!("a length that isn't a varint: {:?}", &bytes[..10.min(bytes.len())]);
+    panic!(
+        "a length that isn't a varint: {:?}",
+        &bytes[..10.min(bytes.len())]
+    );
 }
