@@ -19,6 +19,14 @@ const SHAPE: Shape = Shape {
     body_bytes: 300,
 };
 
+/// Acknowledged entries are on the disk; the status may learn of them a moment later.
+#[track_caller]
+fn await_pending(daemon: &Daemon<'_>, entries: u64) {
+    eventually(&format!("{entries} entries pending"), PATIENCE, || {
+        daemon.figure("/vault/entries_pending") == entries
+    });
+}
+
 #[test]
 fn requests_to_a_destination_that_is_down_arrive_when_it_comes_up() {
     let home = Home::new();
@@ -27,7 +35,7 @@ fn requests_to_a_destination_that_is_down_arrive_when_it_comes_up() {
     let messages = Messages::new(10, SHAPE).take(100);
 
     daemon.producer().export_all(&messages);
-    assert_eq!(daemon.figure("/vault/entries_pending"), 100);
+    await_pending(&daemon, 100);
     assert_eq!(daemon.figure("/vault/records_pending"), 1000);
 
     sink.come_up();
@@ -47,7 +55,7 @@ fn requests_to_a_destination_that_refuses_arrive_when_it_accepts() {
     daemon.producer().export_all(&messages);
     eventually("the destination is asked", PATIENCE, || sink.seen() > 0);
     assert_eq!(sink.stored_count(), 0);
-    assert_eq!(daemon.figure("/vault/entries_pending"), 100);
+    await_pending(&daemon, 100);
 
     sink.answer(Answer::Accept);
     let again = oracle::await_arrival(&messages, &sink, PATIENCE);
@@ -74,7 +82,7 @@ fn a_slow_destination_does_not_hold_up_acknowledgements_and_gets_nothing_twice()
     // All are acknowledged, and the destination hasn't answered any.
     assert_eq!(sink.stored_count(), 0);
     assert!(sink.holding() > 0);
-    assert_eq!(daemon.figure("/vault/entries_pending"), 40);
+    await_pending(&daemon, 40);
 
     sink.answer(Answer::Accept);
     oracle::await_arrival(&messages, &sink, PATIENCE);

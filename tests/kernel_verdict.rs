@@ -23,7 +23,7 @@ use rustls::version::TLS13;
 /// More in flight than any window of a connection holds, so that a stopped reader's socket fills.
 const LOAD: Intensity = Intensity {
     connections: 2,
-    in_flight: 64,
+    in_flight: 128,
     shape: Shape {
         records: 8,
         body_bytes: 8_000,

@@ -47,7 +47,12 @@ fn sigterm_answers_what_is_in_flight_and_exits_with_0() {
     };
     let mut daemon = Daemon::start(&home, &settings);
     let producer = daemon.producer();
-    let in_flight: Vec<(Bytes, Pending)> = Messages::new(50, SHAPE)
+    // Small, so that all of them are sent at once, whatever the windows of HTTP/2.
+    let small = Shape {
+        records: 2,
+        body_bytes: 100,
+    };
+    let in_flight: Vec<(Bytes, Pending)> = Messages::new(50, small)
         .take(20)
         .into_iter()
         .map(|message| (message.clone(), producer.start(Call::logs(message))))
@@ -55,7 +60,10 @@ fn sigterm_answers_what_is_in_flight_and_exits_with_0() {
     eventually("the destination holds a request", PATIENCE, || {
         sink.holding() > 0
     });
-    // All of them are in the daemon, not on their way: it counts a request when it is whole.
+    // Sent last on the same connection and answered at once: the others are in the daemon.
+    producer
+        .export(Bytes::new())
+        .expect("an empty request is OK");
     daemon.signal(Signal::SIGTERM);
     let mut acked = Vec::new();
     for (number, (message, pending)) in in_flight.into_iter().enumerate() {
@@ -118,6 +126,50 @@ fn a_drained_daemon_is_alive_but_not_ready_and_its_status_answers() {
     );
     assert_eq!(code(&daemon, "/readyz"), 503);
     assert_eq!(code(&daemon, "/healthz"), 200);
+}
+
+#[test]
+fn a_drain_can_be_taken_back() {
+    let home = Home::new();
+    let sink = Sink::up();
+    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    daemon.ctl(&["drain", "--timeout", "20s"]);
+    assert_eq!(code(&daemon, "/readyz"), 503);
+    daemon.ctl(&["drain", "--cancel"]);
+    eventually("the daemon is ready again", PATIENCE, || {
+        code(&daemon, "/readyz") == 200
+    });
+    let messages = Messages::new(56, SHAPE).take(5);
+    daemon.producer().export_all(&messages);
+    oracle::await_arrival(&messages, &sink, PATIENCE);
+}
+
+#[test]
+fn without_auto_the_vault_is_replayed_when_the_operator_says_so() {
+    let home = Home::new();
+    let sink = Sink::up();
+    let settings = Settings {
+        replay_auto: false,
+        ..Settings::to(sink.destination("main", "10s"))
+    };
+    let daemon = Daemon::start(&home, &settings);
+    daemon.ctl(&["override", "--zone", "red"]);
+    daemon.await_zone("red");
+    let messages = Messages::new(57, SHAPE).take(50);
+    let producer = daemon.producer();
+    producer.export_all(&messages);
+    daemon.ctl(&["override", "--clear"]);
+    daemon.await_zone("green");
+    // By way of Green, past what lies in the vault.
+    let green = Messages::new(58, SHAPE).take(5);
+    producer.export_all(&green);
+    oracle::await_arrival(&green, &sink, PATIENCE);
+    assert_eq!(oracle::arrivals(&messages, &sink.stored()), vec![0; 50]);
+
+    daemon.ctl(&["replay"]);
+    let again = oracle::await_arrival(&messages, &sink, PATIENCE);
+    daemon.await_empty_vault();
+    assert_eq!(again, 0);
 }
 
 #[track_caller]

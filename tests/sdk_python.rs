@@ -113,8 +113,8 @@ fn value_form(value: &Value) -> Value {
         return json!({});
     };
     let content = match kind.as_str() {
-        // 1 and 1.0 are the same double in JSON.
-        "doubleValue" => json!(content.as_f64()),
+        // 1 and 1.0 are the same double in JSON; what isn't finite is a string.
+        "doubleValue" if content.is_number() => json!(content.as_f64()),
         "arrayValue" => {
             let values = content.get("values").and_then(Value::as_array);
             values.into_iter().flatten().map(value_form).collect()

@@ -19,6 +19,8 @@ pub(crate) struct Settings {
     pub(crate) vault_max_bytes: &'static str,
     /// `vault.segment_bytes`.
     pub(crate) segment_bytes: &'static str,
+    /// `replay.auto`.
+    pub(crate) replay_auto: bool,
     /// `export.ack_within`.
     pub(crate) ack_within: &'static str,
     /// `export.batch.max_bytes`.
@@ -38,6 +40,7 @@ impl Settings {
             memory_export: "30%",
             vault_max_bytes: "256MiB",
             segment_bytes: "8MiB",
+            replay_auto: true,
             ack_within: "20ms",
             batch_max_bytes: "1MiB",
             destinations: vec![destination],
@@ -71,7 +74,7 @@ vault:
   dir: "{vault}"
   max_bytes: {vault_max_bytes}
   segment_bytes: {segment_bytes}
-replay: {{ auto: true, after: 100ms, max_bytes_per_second: 256MiB }}
+replay: {{ auto: {replay_auto}, after: 100ms, max_bytes_per_second: 256MiB }}
 export:
   ack_within: {ack_within}
   batch: {{ max_bytes: {batch_max_bytes}, linger: 5ms }}
@@ -94,6 +97,7 @@ telemetry:
             vault = home.vault().display(),
             vault_max_bytes = self.vault_max_bytes,
             segment_bytes = self.segment_bytes,
+            replay_auto = self.replay_auto,
             ack_within = self.ack_within,
             batch_max_bytes = self.batch_max_bytes,
             control = home.control_socket().display(),

@@ -47,6 +47,17 @@ struct State {
     stored: Mutex<Vec<Bytes>>,
     seen: AtomicUsize,
     holding: AtomicUsize,
+    /// Why connections ended, to explain a failure.
+    ended: Mutex<Vec<String>>,
+}
+
+impl State {
+    fn note(&self, reason: String) {
+        self.ended
+            .lock()
+            .expect("the sink didn't panic")
+            .push(reason);
+    }
 }
 
 /// A destination on a port of its own, which it keeps from its making on.
@@ -84,6 +95,7 @@ impl Sink {
             stored: Mutex::default(),
             seen: AtomicUsize::new(0),
             holding: AtomicUsize::new(0),
+            ended: Mutex::default(),
         });
         let (listen, may_listen) = oneshot::channel();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -93,7 +105,7 @@ impl Sink {
             .bind(SocketAddr::from(([127, 0, 0, 1], 0)))
             .expect("a port on loopback");
         let address = socket.local_addr().expect("the bound address");
-        let (config, shared) = (tls.as_ref().map(Certs::server), state.clone());
+        let (config, shared) = (tls.as_ref().map(Certs::server), Arc::clone(&state));
         thread::spawn(move || {
             let runtime = runtime::Builder::new_current_thread()
                 .enable_all()
@@ -102,9 +114,9 @@ impl Sink {
             runtime.block_on(async {
                 tokio::select! {
                     _ = stopped => {}
-                    result = serve(socket, may_listen, config, shared) => {
+                    result = serve(socket, may_listen, config, Arc::clone(&shared)) => {
                         if let Err(e) = result {
-                            eprintln!("the sink failed: {e}");
+                            shared.note(format!("the sink itself failed: {e}"));
                         }
                     }
                 }
@@ -183,6 +195,23 @@ impl Sink {
     }
 }
 
+impl Drop for Sink {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            return;
+        }
+        let ended = self.state.ended.lock();
+        eprintln!(
+            "=== sink {}: {} requests seen, {} held, {} stored; connections that broke: {:?}",
+            self.address,
+            self.seen(),
+            self.holding(),
+            self.state.stored.lock().map_or(0, |stored| stored.len()),
+            ended.as_deref().map_or(&[][..], Vec::as_slice),
+        );
+    }
+}
+
 async fn serve(
     socket: TcpSocket,
     may_listen: oneshot::Receiver<()>,
@@ -200,14 +229,14 @@ async fn serve(
         let (acceptor, state) = (acceptor.clone(), state.clone());
         tokio::spawn(async move {
             let result = match acceptor {
-                None => converse(tcp, state).await,
+                None => converse(tcp, Arc::clone(&state)).await,
                 Some(acceptor) => match acceptor.accept(tcp).await {
-                    Ok(stream) => converse(stream, state).await,
+                    Ok(stream) => converse(stream, Arc::clone(&state)).await,
                     Err(e) => Err(format!("TLS: {e}")),
                 },
             };
             if let Err(reason) = result {
-                eprintln!("sink: a connection ended: {reason}");
+                state.note(reason);
             }
         });
     }

@@ -7,6 +7,7 @@ sent is written in OTLP JSON, by this script's own hand: it is the oracle for th
 import argparse
 import base64
 import json
+import math
 import random
 import sys
 import time
@@ -20,7 +21,8 @@ from opentelemetry.sdk.resources import Resource
 
 WORDS = ["plain", "naïve", "日本語", "emoji 🐹🚢", 'quote " and \\', "tab\tline\n", "\x00\x1f", "", "ﷺ", "e\u0301"]
 INTS = [0, 1, -1, 2**31, -(2**31), 2**53 + 1, 2**63 - 1, -(2**63)]
-FLOATS = [0.0, 1.0, -1.5, 0.1, 1e300, 5e-324, 1.7976931348623157e308, -2.5e-10]
+FLOATS = [math.nan, math.inf, -math.inf, 0.0, 1.0, -1.5, 0.1, 1e300, 5e-324, 1.7976931348623157e308, -2.5e-10]
+NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 SEVERITIES = [s for s in SeverityNumber if s is not SeverityNumber.UNSPECIFIED]
 
 
@@ -36,7 +38,7 @@ def any_value(value):
         case int():
             return {"intValue": str(value)}
         case float():
-            return {"doubleValue": value}
+            return {"doubleValue": value if math.isfinite(value) else NOT_FINITE[str(value)]}
         case bytes():
             return {"bytesValue": base64.b64encode(value).decode()}
         case list() | tuple():
@@ -73,7 +75,7 @@ def body(rng, number):
         lambda: [scalar(rng) for _ in range(rng.randrange(5))],
         lambda: {f"key {i} {rng.choice(WORDS)}": scalar(rng) for i in range(rng.randrange(5))},
         lambda: {"nested": {"list": [1, {"deep": scalar(rng)}, [scalar(rng)]], "empty": {}}, "none": []},
-        lambda: rng.choice(WORDS) * 2000,
+        lambda: rng.choice(WORDS) * 1000,
         lambda: None,
     ]
     return kinds[number % len(kinds)]()
