@@ -79,7 +79,10 @@ fn kernel_judges(daemon: &Daemon<'_>) -> bool {
     if source == "kernel" {
         return true;
     }
-    let why = daemon.log_lines("kernel").join("\n");
+    let mut why = daemon.log_lines("kernel").join("\n");
+    if let Some(reason) = daemon.status().get("source_reason") {
+        why = format!("{reason}\n{why}");
+    }
     let required = std::env::var("GOPHERSHIP_REQUIRE_KERNEL").is_ok_and(|v| v == "1");
     assert!(
         !required,

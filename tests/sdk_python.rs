@@ -22,10 +22,7 @@ fn everything_the_python_sdk_sends_is_in_the_file() {
     let python = python::interpreter();
     let home = Home::new();
     let logs = home.path("logs.jsonl");
-    let settings = Settings::to(format!(
-        "{{ name: local, file: {{ path: \"{}\" }} }}",
-        logs.display()
-    ));
+    let settings = to_file(&logs);
     let daemon = Daemon::start(&home, &settings);
 
     let sent = send(&python, &home, &daemon);
@@ -42,6 +39,43 @@ fn everything_the_python_sdk_sends_is_in_the_file() {
         sent_on, RECORDS as u64,
         "records, as the status counts them"
     );
+}
+
+#[test]
+fn what_the_python_sdk_sends_in_red_lies_in_the_vault_and_is_in_the_file_after_a_kill() {
+    let python = python::interpreter();
+    let home = Home::new();
+    let logs = home.path("logs.jsonl");
+    let settings = to_file(&logs);
+    let daemon = Daemon::start(&home, &settings);
+    daemon.ctl(&["override", "--zone", "red", "--for", "forever"]);
+    daemon.await_zone("red");
+
+    // The SDK says nothing, so all of it is acknowledged.
+    let sent = send(&python, &home, &daemon);
+    eventually("all records in the vault", PATIENCE, || {
+        daemon.figure("/vault/records_pending") == RECORDS as u64
+    });
+    assert!(
+        jsonl::records(&logs).is_empty(),
+        "Red, and the file got something"
+    );
+    daemon.kill9();
+
+    let daemon = Daemon::start(&home, &settings);
+    daemon.ctl(&["override", "--clear"]);
+    eventually("all records in the file", PATIENCE, || {
+        jsonl::records(&logs).len() >= RECORDS
+    });
+    daemon.await_empty_vault();
+    compare(&sent, &jsonl::records(&logs));
+}
+
+fn to_file(path: &Path) -> Settings {
+    Settings::to(format!(
+        "{{ name: local, file: {{ path: \"{}\" }} }}",
+        path.display()
+    ))
 }
 
 fn send(python: &Path, home: &Home, daemon: &Daemon<'_>) -> Vec<Value> {
