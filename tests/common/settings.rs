@@ -1,0 +1,108 @@
+//! The configuration file of a daemon under test.
+
+use super::daemon::Home;
+
+/// What the tests vary; the rest is small and quick.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// `pressure.kernel`.
+    pub(crate) kernel: &'static str,
+    /// `ingest.workers`.
+    pub(crate) workers: u32,
+    /// `ingest.max_request_bytes`.
+    pub(crate) max_request_bytes: &'static str,
+    /// `memory.total`.
+    pub(crate) memory_total: &'static str,
+    /// `memory.export`.
+    pub(crate) memory_export: &'static str,
+    /// `vault.max_bytes`.
+    pub(crate) vault_max_bytes: &'static str,
+    /// `vault.segment_bytes`.
+    pub(crate) segment_bytes: &'static str,
+    /// `replay.auto`.
+    pub(crate) replay_auto: bool,
+    /// `export.ack_within`.
+    pub(crate) ack_within: &'static str,
+    /// `export.batch.max_bytes`.
+    pub(crate) batch_max_bytes: &'static str,
+    /// `export.destinations`, each a YAML flow mapping.
+    pub(crate) destinations: Vec<String>,
+}
+
+impl Settings {
+    /// To one destination, such as [`super::sink::Sink::destination`] gives.
+    pub(crate) fn to(destination: String) -> Self {
+        Self {
+            kernel: "auto",
+            workers: 2,
+            max_request_bytes: "2MiB",
+            memory_total: "192MiB",
+            memory_export: "30%",
+            vault_max_bytes: "256MiB",
+            segment_bytes: "8MiB",
+            replay_auto: true,
+            ack_within: "20ms",
+            batch_max_bytes: "1MiB",
+            destinations: vec![destination],
+        }
+    }
+
+    /// The YAML, for a daemon that lives in `home`.
+    pub(crate) fn yaml(&self, home: &Home) -> String {
+        let certs = home.certs();
+        let destinations: String = self
+            .destinations
+            .iter()
+            .map(|destination| format!("\n    - {destination}"))
+            .collect();
+        format!(
+            r#"ingest:
+  grpc: {{ listen: "127.0.0.1:0" }}
+  tls:
+    cert: "{cert}"
+    key: "{key}"
+    client_ca: "{client_ca}"
+    client_auth: required
+  max_request_bytes: {max_request_bytes}
+  workers: {workers}
+memory: {{ total: {memory_total}, ingest: 50%, export: {memory_export}, vault: 20% }}
+pressure:
+  kernel: {kernel}
+  hold: 300ms
+  memory_available: {{ yellow: 2%, red: 1% }}
+vault:
+  dir: "{vault}"
+  max_bytes: {vault_max_bytes}
+  segment_bytes: {segment_bytes}
+replay: {{ auto: {replay_auto}, after: 100ms, max_bytes_per_second: 256MiB }}
+export:
+  ack_within: {ack_within}
+  batch: {{ max_bytes: {batch_max_bytes}, linger: 5ms }}
+  destinations:{destinations}
+control:
+  unix: {{ path: "{control}", mode: "0600", allow_uids: [{uid}] }}
+telemetry:
+  listen: "127.0.0.1:0"
+  log: {{ level: info, format: json }}
+  audit_log: "{audit}"
+"#,
+            cert = certs.path("server.pem").display(),
+            key = certs.path("server.key").display(),
+            client_ca = certs.path("ca.pem").display(),
+            max_request_bytes = self.max_request_bytes,
+            workers = self.workers,
+            memory_total = self.memory_total,
+            memory_export = self.memory_export,
+            kernel = self.kernel,
+            vault = home.vault().display(),
+            vault_max_bytes = self.vault_max_bytes,
+            segment_bytes = self.segment_bytes,
+            replay_auto = self.replay_auto,
+            ack_within = self.ack_within,
+            batch_max_bytes = self.batch_max_bytes,
+            control = home.control_socket().display(),
+            uid = nix::unistd::getuid(),
+            audit = home.audit_log().display(),
+        )
+    }
+}

@@ -1,0 +1,111 @@
+//! Producers are acknowledged whatever the destination does, and it gets everything in the end.
+
+mod common;
+
+use common::{
+    PATIENCE,
+    daemon::{Daemon, Home},
+    eventually,
+    messages::{Messages, Shape},
+    oracle,
+    producer::Call,
+    settings::Settings,
+    sink::{Answer, Sink},
+};
+use tonic::Code;
+
+const SHAPE: Shape = Shape {
+    records: 10,
+    body_bytes: 300,
+};
+
+/// Acknowledged entries are on the disk; the status may learn of them a moment later.
+#[track_caller]
+fn await_pending(daemon: &Daemon<'_>, entries: u64) {
+    eventually(&format!("{entries} entries pending"), PATIENCE, || {
+        daemon.figure("/vault/entries_pending") == entries
+    });
+}
+
+#[test]
+fn requests_to_a_destination_that_is_down_arrive_when_it_comes_up() {
+    let home = Home::new();
+    let mut sink = Sink::down_with_tls(home.certs());
+    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    let messages = Messages::new(10, SHAPE).take(100);
+
+    daemon.producer().export_all(&messages);
+    await_pending(&daemon, 100);
+    assert_eq!(daemon.figure("/vault/records_pending"), 1000);
+
+    sink.come_up();
+    let again = oracle::await_arrival(&messages, &sink, PATIENCE);
+    daemon.await_empty_vault();
+    assert_eq!(again, 0, "nothing was delivered before");
+}
+
+#[test]
+fn requests_to_a_destination_that_refuses_arrive_when_it_accepts() {
+    let home = Home::new();
+    let sink = Sink::up();
+    sink.answer(Answer::Refuse(Code::Unavailable));
+    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    let messages = Messages::new(11, SHAPE).take(100);
+
+    daemon.producer().export_all(&messages);
+    eventually("the destination is asked", PATIENCE, || sink.seen() > 0);
+    assert_eq!(sink.stored_count(), 0);
+    await_pending(&daemon, 100);
+
+    sink.answer(Answer::Accept);
+    let again = oracle::await_arrival(&messages, &sink, PATIENCE);
+    daemon.await_empty_vault();
+    assert_eq!(again, 0, "nothing was delivered before");
+}
+
+#[test]
+fn a_slow_destination_does_not_hold_up_acknowledgements_and_gets_nothing_twice() {
+    let home = Home::new();
+    let sink = Sink::up();
+    sink.answer(Answer::Hold);
+    // The hold is shorter than the timeout: this destination is slow, not broken.
+    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "120s")));
+    let producer = daemon.producer();
+    let messages = Messages::new(12, SHAPE).take(40);
+
+    let first = producer.start(Call::logs(messages[0].clone()));
+    eventually("the destination holds a request", PATIENCE, || {
+        sink.holding() > 0
+    });
+    first.wait().expect("the vault acknowledges");
+    producer.export_all(&messages[1..]);
+    // All are acknowledged, and the destination hasn't answered any.
+    assert_eq!(sink.stored_count(), 0);
+    assert!(sink.holding() > 0);
+    await_pending(&daemon, 40);
+
+    sink.answer(Answer::Accept);
+    oracle::await_arrival(&messages, &sink, PATIENCE);
+    daemon.await_empty_vault();
+    // Settled entries are never replayed; what arrived until here is all that ever will.
+    let arrivals = oracle::arrivals(&messages, &sink.stored());
+    assert_eq!(arrivals, vec![1; 40], "something was delivered twice");
+}
+
+#[test]
+fn a_near_destination_is_waited_for_and_the_vault_stays_empty() {
+    let home = Home::new();
+    let sink = Sink::up();
+    // Longer than any destination here takes, so that only the destination can acknowledge.
+    let settings = Settings {
+        ack_within: "30s",
+        ..Settings::to(sink.destination("main", "60s"))
+    };
+    let daemon = Daemon::start(&home, &settings);
+    let messages = Messages::new(13, SHAPE).take(50);
+    daemon.producer().export_all(&messages);
+    // No wait: an acknowledgement means that it is there.
+    let arrivals = oracle::arrivals(&messages, &sink.stored());
+    assert_eq!(arrivals, vec![1; 50]);
+    assert_eq!(daemon.figure("/vault/entries_pending"), 0);
+}

@@ -1,0 +1,193 @@
+//! The kernel half judges by itself: it turns Red while the daemon is stopped, and back when it runs.
+
+mod common;
+
+use std::{fs, time::Duration};
+
+use aya::maps::{Array, Map, MapData, MapInfo};
+use common::{
+    PATIENCE,
+    certs::ClientIdentity,
+    daemon::{Daemon, Home},
+    eventually, holds_within,
+    load::{Intensity, Load},
+    messages::Shape,
+    oracle,
+    settings::Settings,
+    sink::Sink,
+};
+use gophership_common::{Cause, VerdictPage, Word, Zone};
+use nix::{sys::signal::Signal, unistd::Pid};
+use rustls::version::TLS13;
+
+/// More in flight than any window of a connection holds, so that a stopped reader's socket fills.
+const LOAD: Intensity = Intensity {
+    connections: 2,
+    in_flight: 128,
+    shape: Shape {
+        records: 8,
+        body_bytes: 8_000,
+    },
+    seed: 30,
+};
+
+/// The verdict in the kernel's own map, read past the daemon.
+struct Verdict(Array<MapData, VerdictPage>);
+
+impl Verdict {
+    /// Finds the map among the descriptors that the daemon holds: other daemons have their own.
+    #[track_caller]
+    fn of(daemon: Pid) -> Self {
+        let descriptors = fs::read_dir(format!("/proc/{daemon}/fdinfo")).expect("its descriptors");
+        let id = descriptors
+            .flatten()
+            .filter_map(|fd| fs::read_to_string(fd.path()).ok())
+            .filter_map(|info| {
+                let line = info.lines().find_map(|l| l.strip_prefix("map_id:"))?;
+                line.trim().parse().ok()
+            })
+            .find(|&id| MapInfo::from_id(id).is_ok_and(|m| m.name_as_str() == Some("VERDICT")))
+            .expect("the daemon holds a map named VERDICT");
+        let map = Map::Array(MapData::from_id(id).expect("the map opens"));
+        Self(Array::try_from(map).expect("an array of VerdictPage"))
+    }
+
+    #[track_caller]
+    fn word(&self) -> Word {
+        self.0.get(&0, 0).expect("the verdict reads").word
+    }
+
+    /// Waits for `zone` by `cause`, and shows what was there instead.
+    #[track_caller]
+    fn expect(&self, zone: Zone, cause: Cause, when: &str) {
+        let became = holds_within(PATIENCE, || {
+            let word = self.word();
+            (word.zone(), word.cause()) == (zone, cause)
+        });
+        assert!(
+            became,
+            "{when}: wanted {zone:?} by {cause:?}, the kernel's word is {:?}",
+            self.word()
+        );
+    }
+}
+
+/// Whether the kernel half judges; where it can't, the test has nothing to say, but says so.
+#[track_caller]
+fn kernel_judges(daemon: &Daemon<'_>) -> bool {
+    let source = daemon.text("/source");
+    if source == "kernel" {
+        return true;
+    }
+    let mut why = daemon.log_lines("kernel").join("\n");
+    if let Some(reason) = daemon.status().get("source_reason") {
+        why = format!("{reason}\n{why}");
+    }
+    let required = std::env::var("GOPHERSHIP_REQUIRE_KERNEL").is_ok_and(|v| v == "1");
+    assert!(
+        !required,
+        "GOPHERSHIP_REQUIRE_KERNEL=1, but {source} judges. The daemon says:\n{why}"
+    );
+    eprintln!("not tested: the kernel half doesn't judge here ({source}). The daemon says:\n{why}");
+    false
+}
+
+fn start_load(home: &Home, daemon: &Daemon<'_>) -> Load {
+    let tls = home.certs().client(ClientIdentity::Shown, &[&TLS13]);
+    Load::start(daemon.grpc(), &tls, LOAD)
+}
+
+#[test]
+fn a_full_socket_of_a_stopped_daemon_is_red_by_receive_queue() {
+    let home = Home::new();
+    let sink = Sink::up();
+    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    if !kernel_judges(&daemon) {
+        return;
+    }
+    let verdict = Verdict::of(daemon.pid());
+    let load = start_load(&home, &daemon);
+    eventually("the load runs", PATIENCE, || load.acked() > 50);
+
+    daemon.stop();
+    verdict.expect(Zone::Red, Cause::ReceiveQueue, "stopped under load");
+    assert!(daemon.is_stopped(), "the kernel judged by itself");
+
+    daemon.signal(Signal::SIGCONT);
+    let after = load.acked();
+    eventually("the load goes on", PATIENCE, || load.acked() > after);
+    let tally = load.stop();
+    verdict.expect(Zone::Green, Cause::None, "continued, and the load is over");
+    daemon.await_zone("green");
+    let red = [("to", "red"), ("cause", "receive_queue")];
+    eventually("the transition in the metrics", PATIENCE, || {
+        daemon.metric("gophership_zone_transitions_total", &red) >= 1.0
+    });
+    assert!(tally.broken.is_empty(), "broken: {:?}", tally.broken);
+    oracle::await_arrival(&tally.acked, &sink, 2 * PATIENCE);
+}
+
+#[test]
+fn a_stopped_daemon_without_load_is_red_by_heartbeat() {
+    let home = Home::new();
+    let sink = Sink::up();
+    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    if !kernel_judges(&daemon) {
+        return;
+    }
+    let verdict = Verdict::of(daemon.pid());
+    verdict.expect(Zone::Green, Cause::None, "idle");
+
+    daemon.stop();
+    verdict.expect(Zone::Red, Cause::Heartbeat, "stopped without load");
+    assert!(daemon.is_stopped(), "the kernel judged by itself");
+
+    daemon.signal(Signal::SIGCONT);
+    verdict.expect(Zone::Green, Cause::None, "continued");
+    daemon.await_zone("green");
+}
+
+#[test]
+fn a_healthy_daemon_under_the_same_load_is_not_red_by_receive_queue() {
+    let home = Home::new();
+    let sink = Sink::up();
+    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    if !kernel_judges(&daemon) {
+        return;
+    }
+    let load = start_load(&home, &daemon);
+    eventually("2000 acknowledgements", 4 * PATIENCE, || {
+        load.acked() >= 2000
+    });
+    let tally = load.stop();
+    assert!(tally.broken.is_empty(), "broken: {:?}", tally.broken);
+    assert!(tally.refused.is_empty(), "refused: {:?}", tally.refused);
+    // Events arrive in order: once the last change is Green and seen, so is any Red before it.
+    daemon.await_zone("green");
+    let red = [("to", "red"), ("cause", "receive_queue")];
+    let transitions = daemon.metric("gophership_zone_transitions_total", &red);
+    assert!(
+        transitions < 1.0,
+        "{transitions} transitions to Red by receive_queue"
+    );
+}
+
+#[test]
+fn the_operators_override_is_in_the_kernels_word() {
+    let home = Home::new();
+    let sink = Sink::up();
+    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    if !kernel_judges(&daemon) {
+        return;
+    }
+    let verdict = Verdict::of(daemon.pid());
+    daemon.ctl(&["override", "--zone", "red", "--for", "1h"]);
+    verdict.expect(Zone::Red, Cause::Override, "overridden");
+    assert!(verdict.word().overridden());
+    daemon.ctl(&["override", "--clear"]);
+    verdict.expect(Zone::Green, Cause::None, "cleared");
+    // One request in between, so that an override is known not to disturb the way of Green.
+    let message = common::messages::Messages::new(31, LOAD.shape).message();
+    daemon.producer().export_all(std::slice::from_ref(&message));
+    oracle::await_arrival(&[message], &sink, Duration::from_secs(30));
+}
