@@ -1,6 +1,65 @@
 //! The vault: a log of acknowledged requests on stable storage.
+//!
+//! Invariants
+//! - An append resolves only when its bytes are on stable storage, together with every block of its
+//!   lane before them.
+//! - What comes back is what was stored, byte for byte, or it is reported as lost and counted.
+//! - Only a torn tail, which was never acknowledged, is cut off. A segment with other damage is kept.
+//! - Memory, files and recovery are bounded by the configuration; no stored byte is trusted.
+//!
+//! The formats are drawn at the top of [`format`] and [`entry`], the smaller files at the top of `cursors`,
+//! `destinations` and `directory`.
 
-use std::{path::PathBuf, time::Duration};
+mod bytes;
+mod cursors;
+mod destinations;
+mod directory;
+pub mod entry;
+mod error;
+pub mod format;
+mod lane;
+mod ledger;
+mod port;
+mod reader;
+mod recovery;
+mod segment;
+mod shared;
+mod stats;
+mod upkeep;
+pub mod walk;
+
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use self::{
+    cursors::{CursorWriter, Cursors},
+    destinations::Destinations,
+    directory::Lock,
+    error::io_error,
+    port::Port,
+    segment::Catalog,
+    shared::{Shared, Signal, unix_nanos},
+    stats::LaneCounters,
+};
+
+pub use self::{
+    entry::{ContentEncoding, DestMask, Entry, EntryId, EntryMeta, Kind},
+    error::{AppendError, Error},
+    lane::Lane,
+    reader::Reader,
+    stats::{SYNC_BOUNDS_US, Stats, SyncLatency},
+};
+
+/// How blocks get to the disk; other ways will be other values.
+const RUNG: &str = "io_uring+o_direct";
 
 /// Codec of the blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,4 +102,212 @@ pub struct Config {
     pub budget_bytes: usize,
     /// Largest entry, in bytes.
     pub max_entry_bytes: usize,
+}
+
+/// The vault of one directory; clones are the same vault.
+#[derive(Debug, Clone)]
+pub struct Vault {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    shared: Arc<Shared>,
+    lanes_taken: Mutex<Vec<bool>>,
+    threads: Mutex<Vec<JoinHandle<Result<(), Error>>>>,
+}
+
+impl Vault {
+    /// Locks the directory (made if missing), reads its tables, and starts the background threads that
+    /// make segments, write cursors and read the segments of earlier runs. Appending and reading work
+    /// at once.
+    ///
+    /// # Errors
+    /// Another process has the directory, the configuration doesn't work, or a table can't be used.
+    pub fn open(config: &Config, destinations: &[String]) -> Result<Self, Error> {
+        lane::Geometry::new(config)?;
+        let dir = &config.dir;
+        fs::create_dir_all(dir).map_err(io_error("creating", dir))?;
+        let lock = Lock::acquire(dir)?;
+        for lane in (0_u16..).take(config.lanes) {
+            let path = directory::lane_dir(dir, lane);
+            fs::create_dir_all(&path).map_err(io_error("creating", &path))?;
+        }
+        directory::sync_dir(dir)?;
+        let found = directory::scan(dir)?;
+        let cursors = Cursors::read(dir)?;
+        let next_segment = found
+            .last()
+            .map_or(1, |last| last.number.saturating_add(1))
+            .max(cursors.next_segment);
+        if config.sync == Sync::Never {
+            tracing::warn!(
+                "vault.sync is never: entries are acknowledged before they are on stable storage"
+            );
+        }
+        let shared = Arc::new(Shared {
+            destinations: Destinations::open(dir, destinations, !found.is_empty())?,
+            config: config.clone(),
+            catalog: Catalog::default(),
+            ports: (0..config.lanes).map(|_| Port::default()).collect(),
+            counters: (0..config.lanes).map(|_| LaneCounters::default()).collect(),
+            next_segment: AtomicU64::new(next_segment),
+            committed_bytes: AtomicU64::new(found.iter().map(|found| found.bytes).sum()),
+            checksum_errors: AtomicU64::new(0),
+            recovering: AtomicBool::new(true),
+            opened_unix_ns: unix_nanos(),
+            cursors_dirty: AtomicBool::new(false),
+            segments_wanted: Signal::default(),
+            cursors_wanted: Signal::default(),
+            stopping: AtomicBool::new(false),
+            host: directory::host_id(),
+            lock: Mutex::new(Some(lock)),
+        });
+        let vault = Self {
+            inner: Arc::new(Inner {
+                lanes_taken: Mutex::new(vec![false; config.lanes]),
+                threads: Mutex::new(Vec::new()),
+                shared,
+            }),
+        };
+        vault.start_threads(cursors, found)?;
+        Ok(vault)
+    }
+
+    fn start_threads(&self, cursors: Cursors, found: Vec<directory::Found>) -> Result<(), Error> {
+        let writer = CursorWriter::new(self.inner.shared.dir(), &cursors);
+        self.inner.start("vault-segments", |shared| {
+            port::make_segments(shared);
+            Ok(())
+        })?;
+        self.inner.start("vault-cursors", move |shared| {
+            upkeep::keep_up(shared, writer)
+        })?;
+        self.inner.start("vault-recovery", move |shared| {
+            recovery::recover(shared, &cursors, found);
+            Ok(())
+        })
+    }
+
+    /// Bit of a configured destination.
+    #[must_use]
+    pub fn mask_of(&self, destination: &str) -> Option<DestMask> {
+        self.inner.shared.destinations.mask_of(destination)
+    }
+
+    /// The lane of a worker, once. Call it on the worker's thread, inside its `LocalSet`; the lane
+    /// stays there.
+    ///
+    /// # Errors
+    /// There is no such lane, it is taken, or the kernel refuses its ring.
+    pub fn lane(&self, index: usize) -> Result<Lane, Error> {
+        let mut taken = self
+            .inner
+            .lanes_taken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let lanes = taken.len();
+        let number = u16::try_from(index).map_err(|_| Error::Lane { index, lanes })?;
+        match taken.get_mut(index) {
+            Some(free) if !*free => *free = true,
+            Some(_) | None => return Err(Error::Lane { index, lanes }),
+        }
+        Lane::start(Arc::clone(&self.inner.shared), number)
+    }
+
+    /// Notes that the destinations of `accepted` have the entry, and drops its hold: an export of it
+    /// is over. Bits it isn't owed to change nothing.
+    pub fn settle(&self, id: EntryId, accepted: DestMask) {
+        let shared = &self.inner.shared;
+        let Some(segment) = shared.catalog.get(id.segment) else {
+            return;
+        };
+        let (changed, spent) = {
+            let mut ledger = segment.ledger();
+            let changed = ledger.settle(id.index, accepted);
+            ledger.release(id.index);
+            (changed, ledger.pending().entries == 0)
+        };
+        if changed {
+            shared.cursors_dirty.store(true, Ordering::Release);
+            if spent && segment.is_closed() {
+                shared.cursors_wanted.raise();
+            }
+        }
+    }
+
+    /// Drops the hold on an entry whose export failed: replay may take it.
+    pub fn release(&self, id: EntryId) {
+        self.inner.shared.release(id);
+    }
+
+    /// A reader from the oldest entry on; for one replay thread, never a worker's.
+    #[must_use]
+    pub fn reader(&self) -> Reader {
+        Reader::new(Arc::clone(&self.inner.shared))
+    }
+
+    /// Sums of all counters; walks the segments, so for scrapes, not for hot paths.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        upkeep::stats(&self.inner.shared, RUNG)
+    }
+
+    /// Whether some lane can take an entry of `bytes` now, or get a segment for it.
+    #[must_use]
+    pub fn has_room(&self, bytes: usize) -> bool {
+        upkeep::has_room(&self.inner.shared, bytes)
+    }
+
+    /// Ends the background threads, writes the cursors durably and unlocks the directory. Shut the
+    /// lanes down first.
+    ///
+    /// # Errors
+    /// The cursors can't be written; what was settled since the last time will be delivered again.
+    pub fn close(&self) -> Result<(), Error> {
+        let result = self.inner.stop_threads();
+        self.inner.shared.unlock();
+        result
+    }
+}
+
+impl Inner {
+    fn start(
+        &self,
+        name: &'static str,
+        body: impl FnOnce(&Shared) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let shared = Arc::clone(&self.shared);
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || body(&shared))
+            .map_err(|source| Error::Thread { name, source })?;
+        self.threads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(thread);
+        Ok(())
+    }
+
+    fn stop_threads(&self) -> Result<(), Error> {
+        self.shared.stop();
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut result = Ok(());
+        for thread in threads {
+            match thread.join() {
+                Ok(ended) => result = result.and(ended),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        result
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop_threads() {
+            tracing::error!(error = %error, "the vault's last cursors weren't written");
+        }
+    }
 }

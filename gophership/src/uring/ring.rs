@@ -1,0 +1,434 @@
+//! One io_uring: durable writes from registered buffers, and timers finer than the runtime's.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use io_uring::{IoUring, opcode, types};
+use tokio::io::unix::AsyncFd;
+
+use super::{ALIGNMENT, Buffer, BufferPool, Error};
+
+/// Submissions tried again after EINTR, EAGAIN or EBUSY before the ring counts as broken.
+const SUBMIT_ATTEMPTS_MAX: u32 = 64;
+/// Set in the user data of timers; the rest of those bits is the timer's number.
+const TIMER_BIT: u64 = 1 << 63;
+
+/// One of the ring's timers; each can be armed once at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timer {
+    /// First timer.
+    A,
+    /// Second timer.
+    B,
+}
+
+/// A write to start.
+#[derive(Debug)]
+pub struct Write {
+    /// Opened with O_DIRECT; kept open until the write has finished.
+    pub file: Arc<File>,
+    /// What to write, from its first byte.
+    pub buffer: Buffer,
+    /// Bytes to write; a multiple of a page.
+    pub len: usize,
+    /// Where in the file; a multiple of a page.
+    pub offset: u64,
+    /// Finish only when the bytes are on stable storage (RWF_DSYNC).
+    pub durable: bool,
+    /// Given back with the completion.
+    pub token: u64,
+}
+
+/// A finished write.
+#[derive(Debug)]
+pub struct Completion {
+    /// The write's token.
+    pub token: u64,
+    /// The buffer, owned by the caller again.
+    pub buffer: Buffer,
+    /// `Err` also when fewer bytes were written than asked for.
+    pub result: io::Result<()>,
+}
+
+/// Something the ring reports.
+#[derive(Debug)]
+pub enum Event {
+    /// A write finished.
+    Written(Completion),
+    /// A timer ran out.
+    Elapsed(Timer),
+}
+
+#[derive(Debug)]
+struct InFlight {
+    buffer: Buffer,
+    len: usize,
+    token: u64,
+    /// Held so that the descriptor stays open (and isn't another file's) while the kernel uses it.
+    _file: Arc<File>,
+}
+
+/// A ring of one worker; not `Send`, since its buffers aren't.
+pub struct Ring {
+    io: IoUring,
+    /// By the slot in the user data. Grows never: its length is the submission queue's.
+    in_flight: Vec<Option<InFlight>>,
+    free: Vec<usize>,
+    timers: Box<[types::Timespec; 2]>,
+    broken: bool,
+    /// Keeps registered memory alive as long as the ring.
+    _pools: Vec<BufferPool>,
+}
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ring")
+            .field("writes", &self.writes())
+            .field("broken", &self.broken)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Ring {
+    /// A ring for the buffers of `pools`.
+    ///
+    /// # Errors
+    /// The kernel refuses the ring or to pin the buffers.
+    pub fn new(pools: Vec<BufferPool>) -> Result<Self, Error> {
+        let count: usize = pools.iter().map(BufferPool::count).sum();
+        if count > usize::from(u16::MAX) {
+            return Err(Error::TooManyBuffers { count });
+        }
+        // One entry for each buffer and each timer: the queue can't run full.
+        let entries = u32::try_from((count + 2).next_power_of_two())
+            .map_err(|_| Error::TooManyBuffers { count })?;
+        let io = IoUring::new(entries).map_err(|source| Error::Setup { entries, source })?;
+        let mut vectors = Vec::with_capacity(count);
+        for pool in &pools {
+            let first =
+                u16::try_from(vectors.len()).map_err(|_| Error::TooManyBuffers { count })?;
+            pool.set_registered_from(first);
+            vectors.extend(pool.addresses().map(|address| libc::iovec {
+                iov_base: address.as_ptr().cast(),
+                iov_len: pool.buffer_bytes(),
+            }));
+        }
+        let bytes = vectors.iter().map(|vector| vector.iov_len).sum();
+        // SAFETY: the vectors describe memory of the pools, which the ring keeps (`_pools`) until
+        // after `io` is dropped (fields drop in order, and `drop` waits for writes first).
+        unsafe { io.submitter().register_buffers(&vectors) }
+            .map_err(|source| Error::Register { bytes, source })?;
+        Ok(Self {
+            io,
+            in_flight: (0..count).map(|_| None).collect(),
+            free: (0..count).rev().collect(),
+            timers: Box::new([types::Timespec::new(); 2]),
+            broken: false,
+            _pools: pools,
+        })
+    }
+
+    /// Watches for events from a tokio runtime with I/O enabled, in whose context this must run.
+    ///
+    /// # Errors
+    /// The descriptor can't be duplicated or registered.
+    pub fn notifier(&self) -> Result<Notifier, Error> {
+        // SAFETY: the ring's descriptor is open while `self.io` lives, which is longer than this call.
+        let ring = unsafe { BorrowedFd::borrow_raw(self.io.as_raw_fd()) };
+        let own = ring.try_clone_to_owned().map_err(Error::Watch)?;
+        // SAFETY: the `OwnedFd` moves into the `AsyncFd`, which alone owns it and closes it last.
+        unsafe { AsyncFd::register_with_interest(own, tokio::io::Interest::READABLE) }
+            .map(Notifier)
+            .map_err(|refused| Error::Watch(refused.into()))
+    }
+
+    /// Writes the kernel hasn't finished.
+    #[must_use]
+    pub fn writes(&self) -> usize {
+        self.in_flight.len() - self.free.len()
+    }
+
+    /// Starts a write.
+    ///
+    /// # Errors
+    /// The write is misaligned, or the ring is broken. The buffer is dropped then; after
+    /// [`Error::Enter`] the kernel may still have it, so the ring keeps it.
+    pub fn write(&mut self, write: Write) -> Result<(), Error> {
+        let Write {
+            file,
+            buffer,
+            len,
+            offset,
+            durable,
+            token,
+        } = write;
+        let page = ALIGNMENT as u64;
+        let index = buffer.registered_index().filter(|_| {
+            len > 0
+                && len <= buffer.len()
+                && len.is_multiple_of(ALIGNMENT)
+                && offset.is_multiple_of(page)
+        });
+        let (Some(index), Ok(length)) = (index, u32::try_from(len)) else {
+            return Err(Error::Misaligned {
+                length: len,
+                offset,
+                capacity: buffer.len(),
+            });
+        };
+        if self.broken {
+            return Err(Error::Enter(io::ErrorKind::BrokenPipe.into()));
+        }
+        let slot = self.free.pop().ok_or(Error::QueueFull)?;
+        let flags = if durable { libc::RWF_DSYNC } else { 0 };
+        let entry = opcode::WriteFixed::new(
+            types::Fd(file.as_raw_fd()),
+            buffer.address().as_ptr(),
+            length,
+            index,
+        )
+        .offset(offset)
+        .rw_flags(flags)
+        .build()
+        .user_data(slot as u64);
+        self.in_flight[slot] = Some(InFlight {
+            buffer,
+            len,
+            token,
+            _file: file,
+        });
+        // SAFETY: buffer and file are owned by `in_flight` until the completion for this slot is
+        // seen, so both stay valid for as long as the kernel uses them.
+        if unsafe { self.io.submission().push(&entry) }.is_err() {
+            self.in_flight[slot] = None;
+            self.free.push(slot);
+            return Err(Error::QueueFull);
+        }
+        self.submit()
+    }
+
+    /// Arms a timer that isn't armed.
+    ///
+    /// # Errors
+    /// The queue is full or the ring broken.
+    pub fn arm(&mut self, timer: Timer, after: Duration) -> Result<(), Error> {
+        if self.broken {
+            return Err(Error::Enter(io::ErrorKind::BrokenPipe.into()));
+        }
+        let number = timer as usize;
+        self.timers[number] = types::Timespec::from(after);
+        let entry = opcode::Timeout::new(&raw const self.timers[number])
+            .build()
+            .user_data(TIMER_BIT | number as u64);
+        // SAFETY: the timespec lives in a box the ring owns; the kernel copies it in `submit`.
+        if unsafe { self.io.submission().push(&entry) }.is_err() {
+            return Err(Error::QueueFull);
+        }
+        self.submit()
+    }
+
+    /// The next event, or `None` when there is none yet.
+    pub fn next_event(&mut self) -> Option<Event> {
+        loop {
+            let entry = self.io.completion().next()?;
+            let data = entry.user_data();
+            if data & TIMER_BIT != 0 {
+                let timer = if data & 1 == 0 { Timer::A } else { Timer::B };
+                return Some(Event::Elapsed(timer));
+            }
+            let slot = usize::try_from(data).unwrap_or(usize::MAX);
+            // A completion for a slot that isn't in use can't come from this ring's writes.
+            let Some(done) = self.in_flight.get_mut(slot).and_then(Option::take) else {
+                continue;
+            };
+            self.free.push(slot);
+            return Some(Event::Written(Completion {
+                token: done.token,
+                result: written(entry.result(), done.len),
+                buffer: done.buffer,
+            }));
+        }
+    }
+
+    fn submit(&mut self) -> Result<(), Error> {
+        for _ in 0..SUBMIT_ATTEMPTS_MAX {
+            match self.io.submit() {
+                Ok(_) if self.io.submission().is_empty() => return Ok(()),
+                Ok(_) => {}
+                Err(source) if is_transient(&source) => {}
+                Err(source) => {
+                    self.broken = true;
+                    return Err(Error::Enter(source));
+                }
+            }
+        }
+        self.broken = true;
+        Err(Error::Enter(io::ErrorKind::WouldBlock.into()))
+    }
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)
+    )
+}
+
+fn written(result: i32, len: usize) -> io::Result<()> {
+    match usize::try_from(result) {
+        Ok(bytes) if bytes == len => Ok(()),
+        Ok(bytes) => Err(io::Error::new(
+            io::ErrorKind::WriteZero,
+            format!("{bytes} of {len} bytes written"),
+        )),
+        Err(_) => Err(io::Error::from_raw_os_error(result.wrapping_neg())),
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // The kernel reads the buffers until their writes finish: wait for them.
+        while self.writes() > 0 {
+            match self.io.submit_and_wait(1) {
+                Ok(_) => while self.next_event().is_some() {},
+                Err(source) if is_transient(&source) => while self.next_event().is_some() {},
+                Err(source) => {
+                    tracing::error!(error = %source, writes = self.writes(), "leaking buffers of unfinished writes");
+                    std::mem::forget(std::mem::take(&mut self.in_flight));
+                    std::mem::forget(std::mem::take(&mut self._pools));
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Tells a tokio task that the ring has events.
+#[derive(Debug)]
+pub struct Notifier(AsyncFd<OwnedFd>);
+
+impl Notifier {
+    /// Waits until events may have come; drain [`Ring::next_event`] after each return.
+    ///
+    /// # Errors
+    /// The runtime is shutting down.
+    pub async fn wait(&self) -> io::Result<()> {
+        // Cleared before the caller drains: an event in between makes it readable again.
+        self.0.readable().await?.clear_ready();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    fn direct_file(dir: &std::path::Path) -> Arc<File> {
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(dir.join("file"))
+            .unwrap();
+        Arc::new(file)
+    }
+
+    fn real_disk() -> tempfile::TempDir {
+        // Beside the test's binary: /tmp may be a tmpfs, which knows no O_DIRECT.
+        let binary = std::env::current_exe().unwrap();
+        tempfile::tempdir_in(binary.parent().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_dropped_ring_waits_for_its_writes() {
+        let dir = real_disk();
+        let pool = BufferPool::new(4, 2 * ALIGNMENT);
+        let mut ring = Ring::new(vec![pool.clone()]).unwrap();
+        for number in 0..4_u8 {
+            let mut buffer = pool.acquire().unwrap();
+            buffer.fill(number);
+            let write = Write {
+                file: direct_file(dir.path()),
+                buffer,
+                len: ALIGNMENT,
+                offset: u64::from(number) * ALIGNMENT as u64,
+                durable: true,
+                token: 0,
+            };
+            ring.write(write).unwrap();
+        }
+        assert_eq!(pool.available(), 0);
+        drop(ring);
+        assert_eq!(pool.available(), 4);
+    }
+
+    #[test]
+    fn misaligned_writes_are_refused() {
+        let dir = real_disk();
+        let pool = BufferPool::new(1, ALIGNMENT);
+        let mut ring = Ring::new(vec![pool.clone()]).unwrap();
+        for (len, offset) in [(100, 0), (ALIGNMENT, 1), (2 * ALIGNMENT, 0), (0, 0)] {
+            let write = Write {
+                file: direct_file(dir.path()),
+                buffer: pool.acquire().unwrap(),
+                len,
+                offset,
+                durable: true,
+                token: 0,
+            };
+            assert!(matches!(ring.write(write), Err(Error::Misaligned { .. })));
+        }
+        assert_eq!(pool.available(), 1);
+    }
+
+    #[tokio::test]
+    async fn writes_and_timers_complete_through_the_notifier() {
+        let dir = real_disk();
+        let pool = BufferPool::new(1, ALIGNMENT);
+        let mut ring = Ring::new(vec![pool.clone()]).unwrap();
+        let notifier = ring.notifier().unwrap();
+        ring.arm(Timer::B, Duration::from_micros(200)).unwrap();
+        let mut buffer = pool.acquire().unwrap();
+        buffer.fill(9);
+        let write = Write {
+            file: direct_file(dir.path()),
+            buffer,
+            len: ALIGNMENT,
+            offset: 0,
+            durable: true,
+            token: 42,
+        };
+        ring.write(write).unwrap();
+        let (mut written, mut elapsed) = (false, false);
+        while !(written && elapsed) {
+            tokio::time::timeout(Duration::from_secs(10), notifier.wait())
+                .await
+                .unwrap()
+                .unwrap();
+            while let Some(event) = ring.next_event() {
+                match event {
+                    Event::Written(done) => {
+                        assert_eq!(done.token, 42);
+                        done.result.unwrap();
+                        written = true;
+                    }
+                    Event::Elapsed(timer) => {
+                        assert_eq!(timer, Timer::B);
+                        elapsed = true;
+                    }
+                }
+            }
+        }
+        assert_eq!(
+            std::fs::read(dir.path().join("file")).unwrap(),
+            vec![9; ALIGNMENT]
+        );
+    }
+}

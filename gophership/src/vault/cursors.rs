@@ -1,0 +1,311 @@
+//! What is settled, durably: two checksummed files written in turn, so that one is always whole.
+//!
+//! ```text
+//!  0  u64  magic "GSVCURSR"
+//!  8  u16  version (1)   10 u16 zero
+//! 12  u32  segments
+//! 16  u64  generation; the slot with the higher one counts
+//! 24  u64  no segment had this number or a higher one yet
+//! 32  …    for each segment:
+//!            u64 number   u64 tag   u32 entries   u32 destinations
+//!            for each destination: u8 form: 0 none settled, 1 all settled, 2 a bitmap follows
+//!              (entries / 8 bytes, rounded up; bit i of byte j: entry 8 j + i is settled)
+//!      u32  CRC32 of everything before
+//! ```
+//!
+//! A cursor counts for a segment only if its tag matches too, so a number that comes again after a
+//! crash never inherits what was settled of another segment.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    bytes::{u16_at, u32_at, u64_at},
+    entry::DestMask,
+    error::{Error, io_error},
+    format::ENTRIES_MAX,
+    ledger::Ledger,
+    segment::Segment,
+};
+
+const MAGIC: u64 = u64::from_le_bytes(*b"GSVCURSR");
+const VERSION: u16 = 1;
+const HEAD: usize = 32;
+const SLOTS: [&str; 2] = ["cursors-a", "cursors-b"];
+
+/// What one slot says.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Cursors {
+    /// Which writing this is.
+    pub(super) generation: u64,
+    /// Lowest number a new segment may have.
+    pub(super) next_segment: u64,
+    segments: HashMap<(u64, u64), Settled>,
+}
+
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+struct Settled {
+    entries: u32,
+    /// By destination; `None` where nothing is settled.
+    bitmaps: Vec<Option<Vec<u8>>>,
+}
+
+impl Cursors {
+    /// Reads the newer of the two slots that is whole; nothing settled if there is none.
+    ///
+    /// # Errors
+    /// A slot exists but can't be read.
+    pub(super) fn read(dir: &Path) -> Result<Self, Error> {
+        let mut newest = Self::default();
+        for name in SLOTS {
+            let path = dir.join(name);
+            let bytes = match fs::read(&path) {
+                Ok(bytes) => bytes,
+                Err(missing) if missing.kind() == io::ErrorKind::NotFound => continue,
+                Err(source) => return Err(io_error("reading", path)(source)),
+            };
+            match decode(&bytes) {
+                Some(slot) if slot.generation >= newest.generation => newest = slot,
+                Some(_) => {}
+                // A crash while writing leaves this; the other slot has the last whole state.
+                None => {
+                    tracing::warn!(path = %path.display(), "cursor slot is torn or damaged and not used")
+                }
+            }
+        }
+        Ok(newest)
+    }
+
+    /// Takes what is settled of a recovered segment out of its ledger.
+    pub(super) fn apply(&self, number: u64, tag: u64, ledger: &mut Ledger) {
+        let Some(settled) = self.segments.get(&(number, tag)) else {
+            return;
+        };
+        for (bit, bitmap) in settled
+            .bitmaps
+            .iter()
+            .enumerate()
+            .take(DestMask::BITS as usize)
+        {
+            let Some(bitmap) = bitmap else { continue };
+            for index in 0..settled.entries {
+                if bitmap[index as usize / 8] & (1 << (index % 8)) != 0 {
+                    ledger.settle(index, 1 << bit);
+                }
+            }
+        }
+    }
+}
+
+/// Writes slots in turn.
+#[derive(Debug)]
+pub(super) struct CursorWriter {
+    dir: PathBuf,
+    generation: u64,
+    bytes: Vec<u8>,
+}
+
+impl CursorWriter {
+    /// Goes on after `last` in `dir`.
+    #[must_use]
+    pub(super) fn new(dir: &Path, last: &Cursors) -> Self {
+        Self {
+            dir: dir.to_path_buf(),
+            generation: last.generation,
+            bytes: Vec::new(),
+        }
+    }
+
+    /// Writes what is settled of `segments` to the older slot, durably.
+    ///
+    /// # Errors
+    /// The slot can't be written; the other one still counts.
+    pub(super) fn write<'a>(
+        &mut self,
+        next_segment: u64,
+        segments: impl Iterator<Item = &'a Segment>,
+    ) -> Result<(), Error> {
+        let generation = self.generation + 1;
+        let bytes = &mut self.bytes;
+        bytes.clear();
+        bytes.extend_from_slice(&MAGIC.to_le_bytes());
+        bytes.extend_from_slice(&u32::from(VERSION).to_le_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&generation.to_le_bytes());
+        bytes.extend_from_slice(&next_segment.to_le_bytes());
+        let mut count = 0_u32;
+        for segment in segments {
+            encode_segment(segment, bytes);
+            count += 1;
+        }
+        bytes[12..16].copy_from_slice(&count.to_le_bytes());
+        let crc = crc32fast::hash(bytes);
+        bytes.extend_from_slice(&crc.to_le_bytes());
+        let slot = if generation % 2 == 0 {
+            SLOTS[0]
+        } else {
+            SLOTS[1]
+        };
+        let path = self.dir.join(slot);
+        let created = !path.exists();
+        fs::File::create(&path)
+            .and_then(|mut file| {
+                io::Write::write_all(&mut file, bytes).and_then(|()| file.sync_data())
+            })
+            .map_err(io_error("writing", &path))?;
+        if created {
+            super::directory::sync_dir(&self.dir)?;
+        }
+        self.generation = generation;
+        Ok(())
+    }
+}
+
+fn encode_segment(segment: &Segment, bytes: &mut Vec<u8>) {
+    let ledger = segment.ledger();
+    let entries = u32::try_from(ledger.len())
+        .unwrap_or(ENTRIES_MAX)
+        .min(ENTRIES_MAX);
+    let destinations = u32::try_from(ledger.destinations()).unwrap_or(DestMask::BITS);
+    bytes.extend_from_slice(&segment.number.to_le_bytes());
+    bytes.extend_from_slice(&segment.tag.to_le_bytes());
+    bytes.extend_from_slice(&entries.to_le_bytes());
+    bytes.extend_from_slice(&destinations.to_le_bytes());
+    for bit in 0..destinations as usize {
+        let start = bytes.len();
+        bytes.push(2);
+        bytes.resize(start + 1 + entries.div_ceil(8) as usize, 0);
+        let mut settled = 0;
+        for index in 0..entries as usize {
+            if !ledger.is_owed_to(bit, index) {
+                settled += 1;
+                bytes[start + 1 + index / 8] |= 1 << (index % 8);
+            }
+        }
+        if settled == 0 || settled == entries {
+            bytes[start] = u8::from(settled != 0);
+            bytes.truncate(start + 1);
+        }
+    }
+}
+
+fn decode(bytes: &[u8]) -> Option<Cursors> {
+    let (body, crc) = bytes.split_last_chunk::<4>()?;
+    let whole = body.len() >= HEAD
+        && u64_at(body, 0) == MAGIC
+        && crc32fast::hash(body) == u32::from_le_bytes(*crc)
+        && u16_at(body, 8) == VERSION;
+    if !whole {
+        return None;
+    }
+    let mut cursors = Cursors {
+        generation: u64_at(body, 16),
+        next_segment: u64_at(body, 24),
+        segments: HashMap::new(),
+    };
+    let mut rest = &body[HEAD..];
+    for _ in 0..u32_at(body, 12) {
+        let head = rest.split_off(..24)?;
+        let (entries, destinations) = (u32_at(head, 16), u32_at(head, 20));
+        if entries > ENTRIES_MAX || destinations > DestMask::BITS {
+            return None;
+        }
+        let bytes = entries.div_ceil(8) as usize;
+        let mut settled = Settled {
+            entries,
+            bitmaps: Vec::new(),
+        };
+        for _ in 0..destinations {
+            let bitmap = match rest.split_off_first()? {
+                0 => None,
+                1 => Some(vec![u8::MAX; bytes]),
+                2 => Some(rest.split_off(..bytes)?.to_vec()),
+                _ => return None,
+            };
+            settled.bitmaps.push(bitmap);
+        }
+        cursors
+            .segments
+            .insert((u64_at(head, 0), u64_at(head, 8)), settled);
+    }
+    rest.is_empty().then_some(cursors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment(number: u64, tag: u64, entries: u32) -> Segment {
+        let mut ledger = Ledger::new(2);
+        for _ in 0..entries {
+            ledger.push(0b11, 1, false);
+        }
+        Segment::new(number, 0, tag, PathBuf::new(), 0, ledger)
+    }
+
+    #[test]
+    fn settled_bits_come_back_for_the_same_segment_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let written = segment(7, 70, 20);
+        for index in [0, 3, 19] {
+            written.ledger().settle(index, 0b01);
+        }
+        let mut writer = CursorWriter::new(dir.path(), &Cursors::default());
+        writer.write(9, [&written].into_iter()).unwrap();
+        let read = Cursors::read(dir.path()).unwrap();
+        assert_eq!(read.next_segment, 9);
+        let same = segment(7, 70, 20);
+        read.apply(7, 70, &mut same.ledger());
+        for index in 0..20 {
+            assert_eq!(
+                same.ledger().owed(index),
+                written.ledger().owed(index),
+                "entry {index}"
+            );
+        }
+        let other_tag = segment(7, 71, 20);
+        read.apply(7, 71, &mut other_tag.ledger());
+        assert_eq!(other_tag.ledger().pending().entries, 20);
+        assert_eq!(other_tag.ledger().owed(0), 0b11);
+    }
+
+    #[test]
+    fn a_torn_slot_leaves_the_one_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let written = segment(1, 10, 3);
+        let mut writer = CursorWriter::new(dir.path(), &Cursors::default());
+        for round in 0..4 {
+            written.ledger().settle(round, 0b11);
+            writer.write(5, [&written].into_iter()).unwrap();
+        }
+        let newest = SLOTS
+            .iter()
+            .map(|slot| dir.path().join(slot))
+            .max_by_key(|path| decode(&fs::read(path).unwrap()).unwrap().generation);
+        let newest = newest.unwrap();
+        let bytes = fs::read(&newest).unwrap();
+        fs::write(&newest, &bytes[..bytes.len() / 2]).unwrap();
+        assert_eq!(Cursors::read(dir.path()).unwrap().generation, 3);
+    }
+
+    #[test]
+    fn every_flipped_byte_and_every_truncation_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let written = segment(1, 10, 9);
+        written.ledger().settle(4, 0b11);
+        CursorWriter::new(dir.path(), &Cursors::default())
+            .write(5, [&written].into_iter())
+            .unwrap();
+        let bytes = fs::read(dir.path().join(SLOTS[1])).unwrap();
+        assert!(decode(&bytes).is_some());
+        for at in 0..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 0x10;
+            assert!(decode(&flipped).is_none(), "byte {at}");
+            assert!(decode(&bytes[..at]).is_none(), "{at} bytes");
+        }
+    }
+}

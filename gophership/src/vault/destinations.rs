@@ -1,0 +1,178 @@
+//! Which bit of an entry's mask means which destination, for the vault's whole life.
+//!
+//! ```text
+//! gophership-vault-destinations 1 <CRC32 of the rest, 8 hex digits>
+//! <name of bit 0>
+//! <name of bit 1>
+//! …
+//! ```
+//!
+//! A bit is assigned once and never reused: a destination that is taken out of the configuration and
+//! comes back finds what is still owed to it.
+
+use std::{fs, io, path::Path};
+
+use super::{
+    directory::replace_file,
+    entry::DestMask,
+    error::{Error, io_error},
+};
+
+const FILE: &str = "destinations";
+const MAGIC: &str = "gophership-vault-destinations 1 ";
+/// Bits of a mask.
+const NAMES_MAX: usize = DestMask::BITS as usize;
+
+/// Names by bit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Destinations {
+    names: Vec<String>,
+    configured: DestMask,
+}
+
+impl Destinations {
+    /// Reads the table of `dir`, adds the names it doesn't have, and makes that durable.
+    /// `has_segments` says whether there are entries whose bits need the table.
+    ///
+    /// # Errors
+    /// The table is damaged, missing though needed, full, or can't be written.
+    pub(super) fn open(
+        dir: &Path,
+        configured: &[String],
+        has_segments: bool,
+    ) -> Result<Self, Error> {
+        let path = dir.join(FILE);
+        let mut names = match fs::read_to_string(&path) {
+            Ok(text) => decode(&text).map_err(|reason| Error::DestinationTable {
+                path: path.clone(),
+                reason,
+            })?,
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound && !has_segments => {
+                Vec::new()
+            }
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::DestinationTable {
+                    path,
+                    reason: "missing",
+                });
+            }
+            Err(source) => return Err(io_error("reading", path)(source)),
+        };
+        let known = names.len();
+        let mut mask = 0;
+        for name in configured {
+            if name.is_empty() || name.contains(['\n', '\r']) {
+                return Err(Error::DestinationName(name.clone()));
+            }
+            let bit = names
+                .iter()
+                .position(|known| known == name)
+                .unwrap_or_else(|| {
+                    names.push(name.clone());
+                    names.len() - 1
+                });
+            if bit < NAMES_MAX {
+                mask |= 1 << bit;
+            }
+        }
+        if names.len() > NAMES_MAX {
+            return Err(Error::TooManyDestinations {
+                path,
+                names: names.len(),
+                max: NAMES_MAX,
+            });
+        }
+        if names.len() > known || !path.exists() {
+            replace_file(dir, FILE, encode(&names).as_bytes())?;
+        }
+        Ok(Self {
+            names,
+            configured: mask,
+        })
+    }
+
+    /// Names ever known.
+    #[must_use]
+    pub(super) fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Name of each bit, in order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(String::as_str)
+    }
+
+    /// Bit of a configured destination.
+    #[must_use]
+    pub(super) fn mask_of(&self, name: &str) -> Option<DestMask> {
+        let bit = self.names.iter().position(|known| known == name)?;
+        Some(1 << bit).filter(|mask| mask & self.configured != 0)
+    }
+
+    /// Bits of the destinations in the configuration.
+    #[must_use]
+    pub(super) fn configured(&self) -> DestMask {
+        self.configured
+    }
+}
+
+fn encode(names: &[String]) -> String {
+    let body: String = names
+        .iter()
+        .flat_map(|name| [name.as_str(), "\n"])
+        .collect();
+    format!("{MAGIC}{:08x}\n{body}", crc32fast::hash(body.as_bytes()))
+}
+
+fn decode(text: &str) -> Result<Vec<String>, &'static str> {
+    let (head, body) = text.split_once('\n').ok_or("no first line")?;
+    let crc = head
+        .strip_prefix(MAGIC)
+        .ok_or("not a table of destinations of version 1")?;
+    if u32::from_str_radix(crc, 16) != Ok(crc32fast::hash(body.as_bytes())) {
+        return Err("checksum doesn't match");
+    }
+    let names: Vec<String> = body.lines().map(str::to_owned).collect();
+    if names.len() > NAMES_MAX {
+        Err("too many names")
+    } else {
+        Ok(names)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn bits_survive_removal_and_return_of_a_destination() {
+        let dir = tempfile::tempdir().unwrap();
+        Destinations::open(dir.path(), &names(&["a", "b"]), false).unwrap();
+        let without_a = Destinations::open(dir.path(), &names(&["c", "b"]), true).unwrap();
+        assert_eq!(without_a.mask_of("a"), None);
+        assert_eq!(
+            (without_a.mask_of("b"), without_a.mask_of("c")),
+            (Some(2), Some(4))
+        );
+        assert_eq!(without_a.configured(), 6);
+        let back = Destinations::open(dir.path(), &names(&["a"]), true).unwrap();
+        assert_eq!(back.mask_of("a"), Some(1));
+    }
+
+    #[test]
+    fn a_damaged_or_missing_table_is_refused_when_entries_need_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = Destinations::open(dir.path(), &names(&["a"]), true);
+        assert!(matches!(missing, Err(Error::DestinationTable { .. })));
+        Destinations::open(dir.path(), &names(&["a"]), false).unwrap();
+        let table = dir.path().join(FILE);
+        let changed = fs::read_to_string(&table).unwrap().replace("a\n", "z\n");
+        fs::write(&table, changed).unwrap();
+        let damaged = Destinations::open(dir.path(), &names(&["a"]), true);
+        assert!(matches!(damaged, Err(Error::DestinationTable { .. })));
+    }
+}

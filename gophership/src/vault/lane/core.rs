@@ -1,0 +1,476 @@
+//! State of one lane: gathering, writing in order, acknowledging in order.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use super::{
+    block::{BLOCK_ENTRIES_MAX, Compressor, OpenBlock, Packed, Pending, Span},
+    geometry::{Geometry, TAIL_BYTES},
+    ops::{Op, Purpose, State},
+    place::Current,
+    waiters::{Outcome, Ticket, Waiters},
+};
+use crate::{
+    uring::{BufferPool, Completion, Event, Notifier, Ring, Timer},
+    vault::{
+        EntryId, EntryMeta, Error,
+        entry::Part,
+        error::AppendError,
+        format::{ENTRIES_MAX, PAGE},
+        port::{Next, Port},
+        shared::Shared,
+        stats::LaneCounters,
+    },
+};
+
+/// Pages for segment headers, marks and seals in flight.
+const CONTROL_PAGES: usize = 8;
+/// An idle lane writes a mark this long after its last block.
+const MARK_AFTER: Duration = Duration::from_millis(50);
+/// After the disk refused twice, the next attempt is made this long after.
+pub(super) const REFUSE_FOR: Duration = Duration::from_secs(1);
+const LINGER: Timer = Timer::A;
+const MARK: Timer = Timer::B;
+
+/// What a lane can do right now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Health {
+    /// Write.
+    Good,
+    /// A write failed: wait for the ones in flight.
+    Draining { reason: String },
+    /// Nothing is in flight: write again, into a fresh segment, what isn't acknowledged.
+    Moving { reason: String },
+    /// That failed too, at this time: refuse for a while.
+    Refusing { since: Instant, reason: String },
+    /// The ring takes no more operations.
+    Broken { reason: String },
+    /// Shut down.
+    Closed,
+}
+
+/// Whether an append got its place.
+#[derive(Debug)]
+pub(super) enum Placed<T> {
+    /// Yes.
+    Here(T),
+    /// Not yet: wait until the port's `room` is notified.
+    Wait,
+    /// The segment that has the entry's first pieces was given up.
+    Again,
+}
+
+pub(super) struct Core {
+    pub(super) shared: Arc<Shared>,
+    pub(super) lane: u16,
+    pub(super) geometry: Geometry,
+    pub(super) ring: Ring,
+    pub(super) blocks: BufferPool,
+    pub(super) pages: BufferPool,
+    entry_lists: Vec<Vec<Pending>>,
+    pub(super) open: Option<OpenBlock>,
+    pub(super) current: Option<Current>,
+    pub(super) previous: (u64, u32),
+    /// Writes in the order in which they are acknowledged.
+    pub(super) ops: VecDeque<Op>,
+    /// Token of the first of `ops`.
+    pub(super) first_token: u64,
+    /// Blocks of given-up segments that must be written again.
+    pub(super) again: VecDeque<Packed>,
+    pub(super) waiters: Waiters,
+    pub(super) health: Health,
+    /// Blocks were moved after an error and none of them is acknowledged yet.
+    pub(super) moved: bool,
+    /// Counts given-up segments.
+    pub(super) epoch: u64,
+    compressor: Option<Compressor>,
+    linger_armed: bool,
+    mark_armed: bool,
+    /// When the last data block that no later block covers was acknowledged.
+    pub(super) uncovered_since: Option<Instant>,
+    pub(super) started: Instant,
+    /// Zone and cause that go into block headers.
+    pub(super) verdict: (u8, u8),
+}
+
+impl Core {
+    pub(super) fn new(shared: Arc<Shared>, lane: u16) -> Result<(Self, Notifier), Error> {
+        let geometry = Geometry::new(&shared.config)?;
+        let blocks = BufferPool::new(geometry.blocks, geometry.block_bytes);
+        let pages = BufferPool::new(CONTROL_PAGES, PAGE);
+        let ring = Ring::new(vec![blocks.clone(), pages.clone()])?;
+        let notifier = ring.notifier()?;
+        let core = Self {
+            lane,
+            ring,
+            entry_lists: (0..geometry.blocks)
+                .map(|_| Vec::with_capacity(BLOCK_ENTRIES_MAX))
+                .collect(),
+            open: None,
+            current: None,
+            previous: (0, 0),
+            ops: VecDeque::with_capacity(geometry.blocks + CONTROL_PAGES),
+            first_token: 0,
+            again: VecDeque::with_capacity(geometry.blocks),
+            waiters: Waiters::new(),
+            health: Health::Good,
+            moved: false,
+            epoch: 0,
+            compressor: Compressor::new(shared.config.compression, geometry.block_bytes),
+            linger_armed: false,
+            mark_armed: false,
+            uncovered_since: None,
+            started: Instant::now(),
+            verdict: (0, 0),
+            shared,
+            geometry,
+            blocks,
+            pages,
+        };
+        Ok((core, notifier))
+    }
+
+    pub(super) fn port(&self) -> &Port {
+        &self.shared.ports[usize::from(self.lane)]
+    }
+
+    /// Puts an entry that fits into one block into the open one.
+    pub(super) fn place_whole<P: AsRef<[u8]>>(
+        &mut self,
+        meta: &EntryMeta,
+        parts: &[P],
+        len: usize,
+    ) -> Result<Placed<Ticket>, AppendError> {
+        if !self.is_writable()? {
+            return Ok(Placed::Wait);
+        }
+        let full = self
+            .open
+            .as_ref()
+            .is_some_and(|open| !open.fits(len) || !self.has_entry_numbers(open.entries.len() + 1));
+        if full {
+            self.write_open();
+            if !self.is_writable()? {
+                return Ok(Placed::Wait);
+            }
+        }
+        if self.open.is_none() {
+            if !self.reserve(self.geometry.block_bytes as u64)? {
+                return Ok(Placed::Wait);
+            }
+            let Some(open) = self.new_block() else {
+                return Ok(Placed::Wait);
+            };
+            self.open = Some(open);
+        }
+        let ticket = self.waiters.take();
+        let open = self.open.as_mut().expect("opened above");
+        let total = u32::try_from(len).expect("checked against the largest piece");
+        open.push(
+            meta,
+            Part::Whole,
+            Span {
+                offset: 0,
+                len: total,
+                total,
+            },
+            parts,
+        );
+        open.entries.push(Pending {
+            owed: meta.owed,
+            records: meta.records,
+            held: meta.held,
+            ticket,
+        });
+        self.pump();
+        Ok(Placed::Here(ticket))
+    }
+
+    /// Makes room for an entry larger than a block, in one segment; returns the epoch it holds for.
+    pub(super) fn begin_large(&mut self, len: usize) -> Result<Placed<u64>, AppendError> {
+        if !self.is_writable()? {
+            return Ok(Placed::Wait);
+        }
+        self.write_open();
+        if self.is_writable()? && self.reserve(self.geometry.bytes_for(len))? {
+            Ok(Placed::Here(self.epoch))
+        } else {
+            Ok(Placed::Wait)
+        }
+    }
+
+    /// Writes one piece of a large entry; the last one gets the ticket.
+    pub(super) fn place_piece<P: AsRef<[u8]>>(
+        &mut self,
+        epoch: u64,
+        meta: &EntryMeta,
+        span: Span,
+        parts: &[P],
+    ) -> Result<Placed<Option<Ticket>>, AppendError> {
+        if !self.is_writable()? {
+            return Ok(Placed::Wait);
+        }
+        if epoch != self.epoch {
+            return Ok(Placed::Again);
+        }
+        let Some(mut block) = self.new_block() else {
+            return Ok(Placed::Wait);
+        };
+        let is_last = span.offset + span.len == span.total;
+        let part = match (span.offset, is_last) {
+            (0, _) => Part::First,
+            (_, false) => Part::Middle,
+            (_, true) => Part::Last,
+        };
+        block.push(meta, part, span, parts);
+        let ticket = is_last.then(|| self.waiters.take());
+        if let Some(ticket) = ticket {
+            block.entries.push(Pending {
+                owed: meta.owed,
+                records: meta.records,
+                held: meta.held,
+                ticket,
+            });
+        }
+        let packed = block.pack(self.compressor.as_mut());
+        self.write_data(packed, true);
+        Ok(Placed::Here(ticket))
+    }
+
+    /// Whether an append may go on now (`false`: wait).
+    fn is_writable(&mut self) -> Result<bool, AppendError> {
+        match &self.health {
+            Health::Good => Ok(true),
+            Health::Draining { .. } | Health::Moving { .. } => Ok(false),
+            Health::Refusing { since, reason } if since.elapsed() < REFUSE_FOR => {
+                Err(AppendError::Failed {
+                    reason: reason.clone(),
+                })
+            }
+            Health::Refusing { .. } => {
+                self.health = Health::Good;
+                Ok(true)
+            }
+            Health::Broken { reason } => Err(AppendError::Failed {
+                reason: reason.clone(),
+            }),
+            Health::Closed => Err(AppendError::Closed),
+        }
+    }
+
+    fn has_entry_numbers(&self, more: usize) -> bool {
+        self.current
+            .as_ref()
+            .is_some_and(|current| current.entries + more as u64 <= u64::from(ENTRIES_MAX))
+    }
+
+    /// Makes sure that `bytes` of blocks fit into the current segment, if need be by beginning the
+    /// next one; `false` when that isn't ready.
+    fn reserve(&mut self, bytes: u64) -> Result<bool, AppendError> {
+        let limit = self.shared.config.segment_bytes;
+        let fits = self
+            .current
+            .as_ref()
+            .is_some_and(|current| current.offset + bytes + TAIL_BYTES <= limit)
+            && self.has_entry_numbers(1);
+        if fits {
+            return Ok(true);
+        }
+        if self.pages.available() < 2 {
+            return Ok(false);
+        }
+        match self.port().take(&self.shared) {
+            Next::Wanted => Ok(false),
+            Next::Ready(ready) => {
+                self.write_seal();
+                self.begin_segment(ready);
+                self.is_writable()
+            }
+            Next::Full => Err(AppendError::Full {
+                retry_after: REFUSE_FOR,
+            }),
+            Next::Failed(reason) => Err(AppendError::Failed { reason }),
+        }
+    }
+
+    fn new_block(&mut self) -> Option<OpenBlock> {
+        let buffer = self.blocks.acquire()?;
+        // As many lists as buffers, so there is one.
+        let entries = self.entry_lists.pop().unwrap_or_default();
+        Some(OpenBlock::new(buffer, entries))
+    }
+
+    pub(super) fn recycle(&mut self, mut entries: Vec<Pending>) {
+        entries.clear();
+        self.entry_lists.push(entries);
+    }
+
+    /// Writes the open block if there is one.
+    pub(super) fn write_open(&mut self) {
+        if let Some(open) = self.open.take() {
+            let packed = open.pack(self.compressor.as_mut());
+            self.write_data(packed, false);
+        }
+    }
+
+    /// Takes in what the ring reports, and does what follows from it.
+    pub(super) fn advance(&mut self) {
+        while let Some(event) = self.ring.next_event() {
+            match event {
+                Event::Written(done) => self.finish_write(done),
+                Event::Elapsed(timer) if timer == LINGER => self.linger_armed = false,
+                Event::Elapsed(_) => self.mark_armed = false,
+            }
+        }
+        self.acknowledge();
+        self.recover();
+        self.pump();
+        self.port().room.notify_one();
+    }
+
+    fn finish_write(&mut self, done: Completion) {
+        let at = usize::try_from(done.token.wrapping_sub(self.first_token)).unwrap_or(usize::MAX);
+        let Some(op) = self.ops.get_mut(at) else {
+            // Of a lane that broke down; its waiters know already.
+            return;
+        };
+        op.return_buffer(done.buffer);
+        let counters = &self.shared.counters[usize::from(self.lane)];
+        match done.result {
+            Ok(()) => {
+                counters.sync_took(op.started.elapsed());
+                op.state = State::Done;
+            }
+            Err(source) => {
+                LaneCounters::add(&counters.write_errors, 1);
+                tracing::error!(
+                    path = %op.segment.path.display(), offset = op.offset, bytes = op.len, error = %source,
+                    "vault write failed: its segment is given up"
+                );
+                op.state = State::Failed;
+                if self.health == Health::Good {
+                    self.health = Health::Draining {
+                        reason: source.to_string(),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Acknowledges finished writes, in order, up to the first that isn't.
+    fn acknowledge(&mut self) {
+        while self.ops.front().is_some_and(|op| op.state == State::Done) {
+            let Some(op) = self.ops.pop_front() else {
+                return;
+            };
+            self.first_token += 1;
+            let end = op.offset + op.len as u64;
+            match op.purpose {
+                Purpose::Header => {}
+                Purpose::Data {
+                    packed,
+                    index,
+                    first_entry,
+                    ..
+                } => {
+                    self.acknowledge_block(&op.segment, packed, first_entry);
+                    op.segment.set_durable(end, index + 1);
+                    self.uncovered_since = Some(Instant::now());
+                    self.moved = false;
+                }
+                Purpose::Mark { index } => op.segment.set_durable(end, index + 1),
+                Purpose::Seal => {
+                    op.segment.close();
+                    op.segment.want_trim(end);
+                    self.shared.segments_wanted.raise();
+                }
+            }
+        }
+    }
+
+    fn acknowledge_block(
+        &mut self,
+        segment: &crate::vault::segment::Segment,
+        packed: Packed,
+        first_entry: u32,
+    ) {
+        let counters = &self.shared.counters[usize::from(self.lane)];
+        LaneCounters::add(&counters.blocks, 1);
+        LaneCounters::add(&counters.raw_bytes, u64::from(packed.raw_len));
+        LaneCounters::add(&counters.stored_bytes, packed.padded_len() as u64);
+        LaneCounters::add(&counters.entries, packed.entries.len() as u64);
+        LaneCounters::add(&counters.records, u64::from(packed.records));
+        {
+            let mut ledger = segment.ledger();
+            for entry in &packed.entries {
+                // Nobody will release what a cancelled request holds.
+                let held = entry.held && !self.waiters.is_cancelled(entry.ticket);
+                ledger.push(entry.owed, entry.records, held);
+            }
+        }
+        for (index, entry) in (first_entry..).zip(&packed.entries) {
+            let id = EntryId {
+                lane: self.lane,
+                segment: segment.number,
+                index,
+            };
+            self.waiters.finish(entry.ticket, Outcome::Stored(id));
+        }
+        if !packed.entries.is_empty() {
+            self.shared.cursors_dirty.store(true, Ordering::Release);
+        }
+        self.recycle(packed.entries);
+    }
+
+    /// Writes the open block when it is time, and a mark when the lane idles.
+    pub(super) fn pump(&mut self) {
+        if self.health != Health::Good {
+            return;
+        }
+        let linger = self.shared.config.linger;
+        let waited = self.open.as_ref().map(|open| open.opened.elapsed());
+        match waited {
+            Some(waited) if self.ring.writes() == 0 || waited >= linger => self.write_open(),
+            Some(waited) => self.arm_linger(linger - waited),
+            None => self.mark_if_idle(),
+        }
+        let room = self.current.as_ref().map_or(0, |current| {
+            self.shared
+                .config
+                .segment_bytes
+                .saturating_sub(current.offset + TAIL_BYTES)
+        });
+        self.port().room_bytes.store(room, Ordering::Relaxed);
+    }
+
+    fn arm_linger(&mut self, after: Duration) {
+        if !self.linger_armed {
+            // If it can't be armed, the completion of the write in flight pumps instead.
+            self.linger_armed = self.ring.arm(LINGER, after).is_ok();
+        }
+    }
+
+    fn mark_if_idle(&mut self) {
+        let Some(since) = self.uncovered_since.filter(|_| self.ops.is_empty()) else {
+            return;
+        };
+        let idle = since.elapsed();
+        if idle >= MARK_AFTER {
+            self.write_mark();
+        } else if !self.mark_armed {
+            self.mark_armed = self.ring.arm(MARK, MARK_AFTER - idle).is_ok();
+        }
+    }
+
+    /// Whether everything that was appended is acknowledged or refused.
+    pub(super) fn is_settled(&self) -> bool {
+        match self.health {
+            Health::Good => self.open.is_none() && self.ops.is_empty(),
+            Health::Draining { .. } | Health::Moving { .. } => false,
+            Health::Refusing { .. } | Health::Broken { .. } | Health::Closed => true,
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! How big blocks are, how many a lane has, and what an entry needs of them.
+
+use crate::vault::{
+    Config, Error,
+    entry::ENTRY_HEADER,
+    format::{BLOCK_HEADER, PAGE},
+};
+
+/// Smallest block buffer, bytes.
+const BLOCK_MIN: usize = 16 << 10;
+/// Largest block buffer, bytes: above it neither the disk nor LZ4 gains.
+const BLOCK_MAX: usize = 256 << 10;
+/// Most block buffers of a lane.
+const BLOCKS_MAX: usize = 64;
+/// Blocks in a segment at least, so that all buffers together fill at most half of one: what must be
+/// written again after an error always fits into one fresh segment.
+const BLOCKS_PER_SEGMENT_MIN: usize = 16;
+/// Pages kept free at a segment's end: a mark and a seal.
+pub(super) const TAIL_BYTES: u64 = 2 * PAGE as u64;
+
+/// Sizes of a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::vault) struct Geometry {
+    /// Bytes of a block buffer.
+    pub(in crate::vault) block_bytes: usize,
+    /// Block buffers of a lane.
+    pub(in crate::vault) blocks: usize,
+}
+
+impl Geometry {
+    /// Sizes for one lane of `config`, which is checked.
+    pub(in crate::vault) fn new(config: &Config) -> Result<Self, Error> {
+        check(config)?;
+        let budget = config.budget_bytes / config.lanes;
+        let segment = usize::try_from(config.segment_bytes).unwrap_or(usize::MAX);
+        let mut block_bytes = BLOCK_MAX;
+        while block_bytes > BLOCK_MIN
+            && (block_bytes * 8 > budget || block_bytes * BLOCKS_PER_SEGMENT_MIN > segment)
+        {
+            block_bytes /= 2;
+        }
+        // One block's worth of the budget is LZ4's output.
+        let affordable = (budget / block_bytes).saturating_sub(1);
+        let blocks = affordable
+            .min(segment / 2 / block_bytes - 1)
+            .clamp(2, BLOCKS_MAX);
+        let geometry = Self {
+            block_bytes,
+            blocks,
+        };
+        let largest = geometry.bytes_for(config.max_entry_bytes);
+        if u64::from(u32::MAX) < config.max_entry_bytes as u64 || largest > config.segment_bytes / 2
+        {
+            let pieces = config.segment_bytes / 2 / block_bytes as u64;
+            let max = pieces * geometry.piece_max() as u64;
+            return Err(Error::TooBig {
+                key: "max_entry_bytes",
+                value: config.max_entry_bytes as u64,
+                max,
+            });
+        }
+        Ok(geometry)
+    }
+
+    /// Bytes of an entry that fit into one block.
+    pub(in crate::vault) fn piece_max(&self) -> usize {
+        self.block_bytes - BLOCK_HEADER - ENTRY_HEADER
+    }
+
+    /// Most bytes of a segment that an entry of `len` bytes takes.
+    pub(in crate::vault) fn bytes_for(&self, len: usize) -> u64 {
+        (len.div_ceil(self.piece_max()).max(1) * self.block_bytes) as u64
+    }
+}
+
+fn check(config: &Config) -> Result<(), Error> {
+    let at_least = |key, value, min| {
+        if value < min {
+            Err(Error::TooSmall { key, value, min })
+        } else {
+            Ok(())
+        }
+    };
+    let lanes = config.lanes as u64;
+    at_least("lanes", lanes, 1)?;
+    if config.lanes > usize::from(u16::MAX) {
+        return Err(Error::TooBig {
+            key: "lanes",
+            value: lanes,
+            max: u64::from(u16::MAX),
+        });
+    }
+    at_least(
+        "segment_bytes",
+        config.segment_bytes,
+        (BLOCK_MIN * BLOCKS_PER_SEGMENT_MIN) as u64,
+    )?;
+    if !config.segment_bytes.is_multiple_of(PAGE as u64) {
+        return Err(Error::Unaligned(config.segment_bytes));
+    }
+    at_least(
+        "max_bytes",
+        config.max_bytes,
+        config.segment_bytes.saturating_mul(lanes),
+    )?;
+    at_least(
+        "budget_bytes",
+        config.budget_bytes as u64,
+        (4 * BLOCK_MIN * config.lanes) as u64,
+    )
+}

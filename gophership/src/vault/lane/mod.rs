@@ -1,0 +1,277 @@
+//! A worker's lane into the vault: group commit, and acknowledgement in block order.
+//!
+//! An append copies its bytes into the open block and waits. The block is written when it is full,
+//! when nothing else is being written, or when `linger` has passed. Blocks may be in flight together,
+//! but they are acknowledged in order, so what is acknowledged is always a prefix.
+
+mod block;
+mod core;
+mod geometry;
+mod ops;
+mod place;
+mod waiters;
+
+use std::{
+    cell::RefCell,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use self::{
+    block::Span,
+    core::{Core, Health, Placed},
+    waiters::{Outcome, Ticket},
+};
+use super::{EntryId, EntryMeta, Error, error::AppendError, port::Port, shared::Shared};
+use crate::uring::Notifier;
+
+pub(super) use self::geometry::Geometry;
+
+/// A handle to a worker's lane, cheap to clone; it stays on its thread.
+#[derive(Clone)]
+pub struct Lane {
+    inner: Rc<Inner>,
+}
+
+struct Inner {
+    core: RefCell<Core>,
+    /// Held by the append that is looking for a place; makes appends enter in the order they came.
+    turn: tokio::sync::Mutex<()>,
+    shared: Arc<Shared>,
+    lane: u16,
+}
+
+impl std::fmt::Debug for Lane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lane")
+            .field("lane", &self.inner.lane)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Lane {
+    /// Makes the ring and starts the task that drives it, on the current `LocalSet`.
+    pub(super) fn start(shared: Arc<Shared>, lane: u16) -> Result<Self, Error> {
+        let (core, notifier) = Core::new(Arc::clone(&shared), lane)?;
+        let inner = Rc::new(Inner {
+            core: RefCell::new(core),
+            turn: tokio::sync::Mutex::new(()),
+            shared,
+            lane,
+        });
+        tokio::task::spawn_local(drive(Rc::clone(&inner), notifier));
+        Ok(Self { inner })
+    }
+
+    /// Stores an entry, whose bytes are those of `parts` one after the other. Resolves when it is on
+    /// stable storage, and every entry placed before it in this lane too. Allocates nothing once the
+    /// lane has warmed up. If the future is dropped, the entry is stored whole or not at all.
+    ///
+    /// # Errors
+    /// See [`AppendError`]; nothing is promised then.
+    pub async fn append<P: AsRef<[u8]>>(
+        &self,
+        meta: EntryMeta,
+        parts: &[P],
+    ) -> Result<EntryId, AppendError> {
+        let len: usize = parts.iter().map(|part| part.as_ref().len()).sum();
+        let max = self.inner.shared.config.max_entry_bytes;
+        if len > max {
+            return Err(AppendError::TooLarge { bytes: len, max });
+        }
+        let piece_max = self.inner.core.borrow().geometry.piece_max();
+        loop {
+            let placed = if len <= piece_max {
+                Some(self.place_whole(&meta, parts, len).await?)
+            } else {
+                self.place_large(&meta, parts, len, piece_max).await?
+            };
+            let Some(ticket) = placed else { continue };
+            let stored = Stored {
+                inner: &self.inner,
+                ticket: Some(ticket),
+                held: meta.held,
+            };
+            match stored.await {
+                Outcome::Stored(id) => return Ok(id),
+                Outcome::Refused(error) => return Err(error),
+                Outcome::Again => {}
+            }
+        }
+    }
+
+    async fn place_whole<P: AsRef<[u8]>>(
+        &self,
+        meta: &EntryMeta,
+        parts: &[P],
+        len: usize,
+    ) -> Result<Ticket, AppendError> {
+        let _turn = self.inner.turn.lock().await;
+        loop {
+            let placed = self.inner.core.borrow_mut().place_whole(meta, parts, len)?;
+            if let Placed::Here(ticket) = placed {
+                return Ok(ticket);
+            }
+            self.inner.port().room.notified().await;
+        }
+    }
+
+    /// `None` when the segment was given up meanwhile and all must be written again.
+    async fn place_large<P: AsRef<[u8]>>(
+        &self,
+        meta: &EntryMeta,
+        parts: &[P],
+        len: usize,
+        piece_max: usize,
+    ) -> Result<Option<Ticket>, AppendError> {
+        // Kept over all pieces, so that they lie in consecutive blocks.
+        let _turn = self.inner.turn.lock().await;
+        let epoch = loop {
+            let placed = self.inner.core.borrow_mut().begin_large(len)?;
+            if let Placed::Here(epoch) = placed {
+                break epoch;
+            }
+            self.inner.port().room.notified().await;
+        };
+        let size =
+            |bytes: usize| u32::try_from(bytes).expect("entries are below 4 GiB, checked at open");
+        let mut offset = 0;
+        loop {
+            let piece = piece_max.min(len - offset);
+            let span = Span {
+                offset: size(offset),
+                len: size(piece),
+                total: size(len),
+            };
+            let placed = self
+                .inner
+                .core
+                .borrow_mut()
+                .place_piece(epoch, meta, span, parts)?;
+            match placed {
+                Placed::Here(Some(ticket)) => return Ok(Some(ticket)),
+                Placed::Here(None) => offset += piece,
+                Placed::Again => return Ok(None),
+                Placed::Wait => self.inner.port().room.notified().await,
+            }
+        }
+    }
+
+    /// Writes the open block, waits for all writes, and seals the segment. Appends that come later are
+    /// refused as closed.
+    ///
+    /// # Errors
+    /// The disk refused; the appends concerned were told so themselves.
+    pub async fn shutdown(&self) -> Result<(), AppendError> {
+        let _turn = self.inner.turn.lock().await;
+        self.settle().await;
+        let mut sealed = false;
+        if self.inner.core.borrow().health == Health::Good {
+            self.inner.core.borrow_mut().write_seal();
+            self.settle().await;
+            sealed = true;
+        }
+        let mut core = self.inner.core.borrow_mut();
+        let result = match &core.health {
+            Health::Good | Health::Closed => Ok(()),
+            Health::Refusing { reason, .. } | Health::Broken { reason } if !sealed => {
+                Err(AppendError::Failed {
+                    reason: reason.clone(),
+                })
+            }
+            // Only the seal is missing; the next start walks the segment instead.
+            Health::Refusing { .. } | Health::Broken { .. } => Ok(()),
+            Health::Draining { .. } | Health::Moving { .. } => unreachable!("settled"),
+        };
+        core.health = Health::Closed;
+        self.inner.port().driver.notify_one();
+        result
+    }
+
+    /// Waits until everything appended is acknowledged or refused.
+    async fn settle(&self) {
+        loop {
+            {
+                let mut core = self.inner.core.borrow_mut();
+                if core.health == Health::Good {
+                    core.write_open();
+                }
+                if core.is_settled() {
+                    return;
+                }
+            }
+            self.inner.port().room.notified().await;
+        }
+    }
+
+    /// Sets the zone and cause, as their numbers in the verdict word, that go into block headers.
+    pub fn note_verdict(&self, zone: u8, cause: u8) {
+        self.inner.core.borrow_mut().verdict = (zone, cause);
+    }
+
+    /// Bytes of block buffers in use.
+    #[must_use]
+    pub fn bytes_in_use(&self) -> usize {
+        let core = self.inner.core.borrow();
+        (core.blocks.count() - core.blocks.available()) * core.blocks.buffer_bytes()
+    }
+}
+
+impl Inner {
+    fn port(&self) -> &Port {
+        &self.shared.ports[usize::from(self.lane)]
+    }
+}
+
+async fn drive(inner: Rc<Inner>, notifier: Notifier) {
+    loop {
+        tokio::select! {
+            waited = notifier.wait() => {
+                if let Err(error) = waited {
+                    tracing::error!(lane = inner.lane, error = %error, "the lane's driver ends");
+                    return;
+                }
+            }
+            () = inner.port().driver.notified() => {}
+        }
+        let mut core = inner.core.borrow_mut();
+        core.advance();
+        if core.health == Health::Closed && core.ring.writes() == 0 {
+            return;
+        }
+    }
+}
+
+/// Waits for one append's outcome.
+struct Stored<'a> {
+    inner: &'a Inner,
+    /// `None` once the outcome was taken.
+    ticket: Option<Ticket>,
+    held: bool,
+}
+
+impl Future for Stored<'_> {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
+        let ticket = self.ticket.expect("not polled after its end");
+        let polled = self.inner.core.borrow_mut().waiters.poll(ticket, context);
+        if polled.is_ready() {
+            self.ticket = None;
+        }
+        polled
+    }
+}
+
+impl Drop for Stored<'_> {
+    fn drop(&mut self) {
+        let Some(ticket) = self.ticket else { return };
+        let stored = self.inner.core.borrow_mut().waiters.cancel(ticket);
+        if let Some(id) = stored.filter(|_| self.held) {
+            // Stored, but nobody knows: replay must take it.
+            self.inner.shared.release(id);
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Who waits for which append, in slots that are reused.
+
+use std::task::{Context, Poll, Waker};
+
+use crate::vault::{EntryId, error::AppendError};
+
+/// Slots made at once; more concurrent appends than that grow the table, once.
+const SLOTS: usize = 4096;
+
+/// How an append ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Durable.
+    Stored(EntryId),
+    /// Not stored.
+    Refused(AppendError),
+    /// Its segment was given up after a part of it was written: write it again from the start.
+    Again,
+}
+
+#[derive(Debug)]
+enum Slot {
+    Free,
+    Waiting(Option<Waker>),
+    Done(Outcome),
+    /// The request was cancelled; what it appended is still written.
+    Cancelled,
+}
+
+/// Number of a slot.
+pub(super) type Ticket = u32;
+
+#[derive(Debug)]
+pub(super) struct Waiters {
+    slots: Vec<Slot>,
+    free: Vec<Ticket>,
+}
+
+impl Waiters {
+    pub(super) fn new() -> Self {
+        let mut waiters = Self {
+            slots: Vec::with_capacity(SLOTS),
+            free: Vec::with_capacity(SLOTS),
+        };
+        for ticket in 0..SLOTS {
+            waiters.slots.push(Slot::Free);
+            waiters.free.extend(Ticket::try_from(ticket));
+        }
+        waiters.free.reverse();
+        waiters
+    }
+
+    pub(super) fn take(&mut self) -> Ticket {
+        let ticket = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::Free);
+            // Bounded by the entries in block buffers, far below 2^32.
+            Ticket::try_from(self.slots.len() - 1).unwrap_or(Ticket::MAX)
+        });
+        self.slots[ticket as usize] = Slot::Waiting(None);
+        ticket
+    }
+
+    pub(super) fn is_cancelled(&self, ticket: Ticket) -> bool {
+        matches!(self.slots[ticket as usize], Slot::Cancelled)
+    }
+
+    pub(super) fn finish(&mut self, ticket: Ticket, outcome: Outcome) {
+        let slot = &mut self.slots[ticket as usize];
+        match std::mem::replace(slot, Slot::Free) {
+            Slot::Waiting(waker) => {
+                *slot = Slot::Done(outcome);
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+            Slot::Cancelled => self.free.push(ticket),
+            Slot::Free | Slot::Done(_) => unreachable!("append {ticket} finished twice"),
+        }
+    }
+
+    pub(super) fn poll(&mut self, ticket: Ticket, context: &Context<'_>) -> Poll<Outcome> {
+        let slot = &mut self.slots[ticket as usize];
+        match std::mem::replace(slot, Slot::Free) {
+            Slot::Done(outcome) => {
+                self.free.push(ticket);
+                Poll::Ready(outcome)
+            }
+            Slot::Waiting(known) => {
+                let waker = known
+                    .filter(|waker| waker.will_wake(context.waker()))
+                    .unwrap_or_else(|| context.waker().clone());
+                *slot = Slot::Waiting(Some(waker));
+                Poll::Pending
+            }
+            Slot::Free | Slot::Cancelled => unreachable!("append {ticket} polled after its end"),
+        }
+    }
+
+    /// The request no longer waits; returns the entry if it was stored already.
+    pub(super) fn cancel(&mut self, ticket: Ticket) -> Option<EntryId> {
+        let slot = &mut self.slots[ticket as usize];
+        match std::mem::replace(slot, Slot::Cancelled) {
+            Slot::Waiting(_) => None,
+            Slot::Done(outcome) => {
+                *slot = Slot::Free;
+                self.free.push(ticket);
+                match outcome {
+                    Outcome::Stored(id) => Some(id),
+                    Outcome::Refused(_) | Outcome::Again => None,
+                }
+            }
+            Slot::Free | Slot::Cancelled => unreachable!("append {ticket} cancelled after its end"),
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! What a segment still owes, entry by entry.
+//!
+//! Kept in memory as one bit for each entry and destination plus four bytes for each entry's record
+//! count, so at most ENTRIES_MAX × (4 + destinations / 8) bytes a segment.
+
+use std::ops::Range;
+
+use super::{entry::DestMask, format::ENTRIES_MAX};
+
+/// Entries and records still owed, lost and held of one segment.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    /// Records by entry.
+    records: Vec<u32>,
+    /// By destination: bit set where the entry is still owed to it.
+    owed: Vec<Bits>,
+    held: Bits,
+    owed_records: Vec<u64>,
+    pending_entries: u64,
+    pending_records: u64,
+    lost_entries: u64,
+    lost_records: u64,
+}
+
+/// Sums a [`Ledger`] keeps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Pending {
+    /// Entries owed to at least one destination.
+    pub(super) entries: u64,
+    /// Records of those.
+    pub(super) records: u64,
+}
+
+impl Ledger {
+    /// For `destinations` bits, growing as entries come.
+    #[must_use]
+    pub(super) fn new(destinations: usize) -> Self {
+        Self {
+            owed: vec![Bits::default(); destinations],
+            owed_records: vec![0; destinations],
+            ..Self::default()
+        }
+    }
+
+    /// Reserves room for a whole segment, so that appending never allocates.
+    #[must_use]
+    pub(super) fn preallocated(destinations: usize) -> Self {
+        let mut ledger = Self::new(destinations);
+        ledger.records.reserve_exact(ENTRIES_MAX as usize);
+        ledger.held.reserve();
+        ledger.owed.iter_mut().for_each(Bits::reserve);
+        ledger
+    }
+
+    /// Gives back what [`Ledger::preallocated`] reserved and a closed segment won't use.
+    pub(super) fn shrink(&mut self) {
+        self.records.shrink_to_fit();
+        self.owed.iter_mut().for_each(Bits::shrink);
+    }
+
+    /// Adds the next entry; bits of unknown destinations are left out.
+    pub(super) fn push(&mut self, owed: DestMask, records: u32, held: bool) {
+        let index = self.records.len();
+        self.records.push(records);
+        self.held.push(index, held);
+        let mut any = false;
+        for (bit, bits) in self.owed.iter_mut().enumerate() {
+            let is_owed = owed & (1 << bit) != 0;
+            bits.push(index, is_owed);
+            if is_owed {
+                self.owed_records[bit] += u64::from(records);
+                any = true;
+            }
+        }
+        if any {
+            self.pending_entries += 1;
+            self.pending_records += u64::from(records);
+        }
+    }
+
+    /// Adds `entries` that are lost, with `records` in all.
+    pub(super) fn push_lost(&mut self, entries: u32, records: u64) {
+        for _ in 0..entries {
+            self.push(0, 0, false);
+        }
+        self.lost_entries += u64::from(entries);
+        self.lost_records += records;
+    }
+
+    /// Marks `mask` as settled for an entry; true if that changed anything.
+    pub(super) fn settle(&mut self, index: u32, mask: DestMask) -> bool {
+        let index = index as usize;
+        let Some(&records) = self.records.get(index) else {
+            return false;
+        };
+        let before = self.owed(index);
+        for (bit, bits) in self.owed.iter_mut().enumerate() {
+            if mask & before & (1 << bit) != 0 {
+                bits.clear(index);
+                self.owed_records[bit] -= u64::from(records);
+            }
+        }
+        if before != 0 && before & !mask == 0 {
+            self.pending_entries -= 1;
+            self.pending_records -= u64::from(records);
+        }
+        before & mask != 0
+    }
+
+    /// Drops the hold on an entry.
+    pub(super) fn release(&mut self, index: u32) {
+        self.held.clear(index as usize);
+    }
+
+    /// Takes the entries of a block that can't be read any more out of what is owed; returns how
+    /// many entries and records were owed and are lost now.
+    pub(super) fn lose(&mut self, range: Range<u32>) -> Pending {
+        let mut lost = Pending::default();
+        for index in range {
+            let owed = self.owed(index as usize);
+            if owed != 0 {
+                lost.entries += 1;
+                lost.records += u64::from(self.records[index as usize]);
+                self.settle(index, owed);
+            }
+            self.release(index);
+        }
+        self.lost_entries += lost.entries;
+        self.lost_records += lost.records;
+        lost
+    }
+
+    /// Destinations an entry is still owed to, 0 for one that isn't known.
+    #[must_use]
+    pub(super) fn owed(&self, index: usize) -> DestMask {
+        let mut mask = 0;
+        for (bit, bits) in self.owed.iter().enumerate() {
+            if bits.get(index) {
+                mask |= 1 << bit;
+            }
+        }
+        mask
+    }
+
+    /// Whether an export of the entry is in flight.
+    #[must_use]
+    pub(super) fn is_held(&self, index: usize) -> bool {
+        self.held.get(index)
+    }
+
+    /// Entries known.
+    #[must_use]
+    pub(super) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// What is owed.
+    #[must_use]
+    pub(super) fn pending(&self) -> Pending {
+        Pending {
+            entries: self.pending_entries,
+            records: self.pending_records,
+        }
+    }
+
+    /// What is lost.
+    #[must_use]
+    pub(super) fn lost(&self) -> Pending {
+        Pending {
+            entries: self.lost_entries,
+            records: self.lost_records,
+        }
+    }
+
+    /// Records owed to one destination.
+    #[must_use]
+    pub(super) fn owed_records(&self, bit: usize) -> u64 {
+        self.owed_records.get(bit).copied().unwrap_or(0)
+    }
+
+    /// Destinations it keeps bits of.
+    #[must_use]
+    pub(super) fn destinations(&self) -> usize {
+        self.owed.len()
+    }
+
+    /// Whether `index` is still owed to the destination at `bit`.
+    #[must_use]
+    pub(super) fn is_owed_to(&self, bit: usize, index: usize) -> bool {
+        self.owed.get(bit).is_some_and(|bits| bits.get(index))
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn reserve(&mut self) {
+        self.0.reserve_exact((ENTRIES_MAX as usize).div_ceil(64));
+    }
+
+    fn shrink(&mut self) {
+        self.0.shrink_to_fit();
+    }
+
+    fn push(&mut self, index: usize, value: bool) {
+        if index / 64 >= self.0.len() {
+            self.0.push(0);
+        }
+        if value {
+            self.0[index / 64] |= 1 << (index % 64);
+        }
+    }
+
+    fn get(&self, index: usize) -> bool {
+        self.0
+            .get(index / 64)
+            .is_some_and(|word| word & (1 << (index % 64)) != 0)
+    }
+
+    fn clear(&mut self, index: usize) {
+        if let Some(word) = self.0.get_mut(index / 64) {
+            *word &= !(1 << (index % 64));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_pending_until_every_owed_destination_has_it() {
+        let mut ledger = Ledger::new(2);
+        ledger.push(0b11, 10, true);
+        ledger.push(0b10, 5, false);
+        ledger.push(0b100, 7, false);
+        assert_eq!(
+            ledger.pending(),
+            Pending {
+                entries: 2,
+                records: 15
+            }
+        );
+        assert!(ledger.settle(0, 0b01));
+        assert!(!ledger.settle(0, 0b01), "settling twice changes nothing");
+        assert_eq!(
+            (
+                ledger.owed(0),
+                ledger.owed_records(0),
+                ledger.owed_records(1)
+            ),
+            (0b10, 0, 15)
+        );
+        assert!(ledger.is_held(0));
+        ledger.release(0);
+        assert!(!ledger.is_held(0));
+        assert!(ledger.settle(0, 0b11));
+        assert_eq!(
+            ledger.pending(),
+            Pending {
+                entries: 1,
+                records: 5
+            }
+        );
+        assert!(!ledger.settle(9, 0b11), "an unknown entry");
+        assert_eq!(
+            ledger.lose(0..3),
+            Pending {
+                entries: 1,
+                records: 5
+            }
+        );
+        assert_eq!(ledger.pending(), Pending::default());
+        assert_eq!(
+            ledger.lost(),
+            Pending {
+                entries: 1,
+                records: 5
+            }
+        );
+    }
+}

@@ -1,0 +1,258 @@
+//! Where a lane gets its next segment, made ready ahead of need by a background thread.
+//!
+//! A segment is created under another name, filled with zeros, synced, renamed, and its directory
+//! synced, before the lane sees it: from then on a durable write changes no metadata.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+
+use super::{
+    directory::{UNFINISHED, lane_dir, random_tag, segment_path, sync_dir},
+    error::{Error, io_error},
+    ledger::Ledger,
+    segment::Segment,
+    shared::Shared,
+};
+use crate::uring::AlignedBytes;
+
+/// Bytes of zeros in one write.
+const FILL_BYTES: usize = 1 << 20;
+/// A failed attempt to make a segment is repeated this often at most.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// A segment nothing was written to yet.
+#[derive(Debug, Clone)]
+pub(super) struct Ready {
+    /// The segment.
+    pub(super) segment: Arc<Segment>,
+    /// Its file, opened for O_DIRECT writes.
+    pub(super) file: Arc<File>,
+}
+
+/// What a lane finds at its port.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// Being made; the port's notifications tell when that changes.
+    Wanted,
+    /// Here.
+    Ready(Ready),
+    /// `max_bytes` leave no room for another one.
+    Full,
+    /// It can't be made; tried again by itself.
+    Failed(String),
+}
+
+/// The way between one lane and the thread that makes its segments.
+#[derive(Debug)]
+pub(super) struct Port {
+    next: Mutex<Next>,
+    /// Wakes the append that waits for room.
+    pub(super) room: Notify,
+    /// Wakes the lane's driver.
+    pub(super) driver: Notify,
+    /// Bytes the lane can still write into the segments it has.
+    pub(super) room_bytes: AtomicU64,
+}
+
+impl Default for Port {
+    fn default() -> Self {
+        Self {
+            next: Mutex::new(Next::Wanted),
+            room: Notify::new(),
+            driver: Notify::new(),
+            room_bytes: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Port {
+    /// Takes the ready segment and orders the next one, or tells why there is none.
+    pub(super) fn take(&self, shared: &Shared) -> Next {
+        let mut next = self.lock();
+        match &*next {
+            Next::Wanted => Next::Wanted,
+            Next::Full => Next::Full,
+            Next::Failed(reason) => Next::Failed(reason.clone()),
+            Next::Ready(_) => {
+                let ready = std::mem::replace(&mut *next, Next::Wanted);
+                drop(next);
+                shared.segments_wanted.raise();
+                ready
+            }
+        }
+    }
+
+    /// Whether a segment is ready.
+    #[must_use]
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(*self.lock(), Next::Ready(_))
+    }
+
+    fn put(&self, next: Next) {
+        *self.lock() = next;
+        self.room.notify_one();
+        self.driver.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Next> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes segments until the vault stops; runs on its own thread.
+pub(super) fn make_segments(shared: &Shared) {
+    let zeros = AlignedBytes::zeroed(FILL_BYTES);
+    while !shared.is_stopping() {
+        for (lane, port) in (0_u16..).zip(&shared.ports) {
+            if !port.is_ready() && !shared.is_stopping() {
+                port.put(make_next(shared, lane, &zeros));
+            }
+        }
+        trim_sealed(shared);
+        shared.segments_wanted.wait(RETRY_EVERY);
+    }
+    for port in &shared.ports {
+        if let Next::Ready(unused) = std::mem::replace(&mut *port.lock(), Next::Wanted) {
+            discard(shared, &unused.segment);
+        }
+    }
+}
+
+fn make_next(shared: &Shared, lane: u16, zeros: &[u8]) -> Next {
+    let bytes = shared.config.segment_bytes;
+    if shared.committed_bytes.load(Ordering::Relaxed) + bytes > shared.config.max_bytes {
+        return Next::Full;
+    }
+    match make(shared, lane, zeros) {
+        Ok(Some(ready)) => {
+            shared.committed_bytes.fetch_add(bytes, Ordering::Relaxed);
+            shared.catalog.insert(Arc::clone(&ready.segment));
+            Next::Ready(ready)
+        }
+        Ok(None) => Next::Wanted,
+        Err(error) => {
+            tracing::error!(lane, error = %error, "can't make a vault segment");
+            Next::Failed(error.to_string())
+        }
+    }
+}
+
+fn make(shared: &Shared, lane: u16, zeros: &[u8]) -> Result<Option<Ready>, Error> {
+    let number = shared.next_segment.fetch_add(1, Ordering::Relaxed);
+    let path = segment_path(shared.dir(), lane, number);
+    let staged = path.with_extension(format!("gsv.{UNFINISHED}"));
+    let Some(file) = fill(shared, &staged, zeros)? else {
+        remove(&staged);
+        return Ok(None);
+    };
+    let tag = random_tag().map_err(io_error("reading", "/dev/urandom"))?;
+    fs::rename(&staged, &path).map_err(io_error("renaming", &staged))?;
+    sync_dir(&lane_dir(shared.dir(), lane))?;
+    let ledger = Ledger::preallocated(shared.destinations.len());
+    let segment = Segment::new(number, lane, tag, path, shared.config.segment_bytes, ledger);
+    Ok(Some(Ready {
+        segment: Arc::new(segment),
+        file: Arc::new(file),
+    }))
+}
+
+/// Creates a file of zeros; `None` if the vault stops meanwhile.
+fn fill(shared: &Shared, path: &Path, zeros: &[u8]) -> Result<Option<File>, Error> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)
+        .map_err(io_error("creating (with O_DIRECT)", path))?;
+    let filled = fill_with(shared, &file, zeros);
+    match filled {
+        Ok(true) => Ok(Some(file)),
+        Ok(false) => Ok(None),
+        Err(source) => {
+            // Nothing but zeros is in it, and the disk may need the room.
+            remove(path);
+            Err(io_error("filling", path)(source))
+        }
+    }
+}
+
+fn fill_with(shared: &Shared, file: &File, zeros: &[u8]) -> std::io::Result<bool> {
+    let bytes = shared.config.segment_bytes;
+    let length = i64::try_from(bytes).map_err(|_| std::io::ErrorKind::FileTooLarge)?;
+    // One contiguous reservation, and an early ENOSPC.
+    nix::fcntl::posix_fallocate(file, 0, length)?;
+    let mut at = 0;
+    while at < bytes {
+        if shared.is_stopping() {
+            return Ok(false);
+        }
+        let len = usize::try_from(bytes - at)
+            .unwrap_or(FILL_BYTES)
+            .min(zeros.len());
+        file.write_all_at(&zeros[..len], at)?;
+        at += len as u64;
+    }
+    file.sync_all()?;
+    Ok(true)
+}
+
+fn trim_sealed(shared: &Shared) {
+    for segment in shared
+        .catalog
+        .select(|segment| segment.is_closed() && segment.trim_wanted())
+    {
+        let Some(length) = segment.take_trim() else {
+            continue;
+        };
+        let cut = OpenOptions::new()
+            .write(true)
+            .open(&segment.path)
+            .and_then(|file| file.set_len(length).and_then(|()| file.sync_all()));
+        match cut {
+            Ok(()) => {
+                let before = segment.set_file_bytes(length);
+                shared
+                    .committed_bytes
+                    .fetch_sub(before.saturating_sub(length), Ordering::Relaxed);
+            }
+            // The zeros behind the seal only take room.
+            Err(error) => {
+                tracing::warn!(path = %segment.path.display(), error = %error, "can't shorten a sealed segment");
+            }
+        }
+    }
+}
+
+/// Removes a segment's file and forgets it.
+pub(super) fn discard(shared: &Shared, segment: &Segment) {
+    match fs::remove_file(&segment.path) {
+        Ok(()) => {}
+        Err(missing) if missing.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            tracing::error!(path = %segment.path.display(), error = %error, "can't remove a vault segment");
+            return;
+        }
+    }
+    shared.catalog.remove(segment.number);
+    shared
+        .committed_bytes
+        .fetch_sub(segment.file_bytes(), Ordering::Relaxed);
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        tracing::warn!(path = %path.display(), error = %error, "can't remove an unfinished segment; the next start will");
+    }
+}

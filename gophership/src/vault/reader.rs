@@ -1,0 +1,390 @@
+//! Reading back what is owed, oldest first, in bounded memory.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use super::{
+    entry::{Entry, EntryId, Part, Piece, Pieces},
+    error::{Error, io_error},
+    format::{BlockHeader, BlockKind},
+    segment::{ReadOrder, Segment},
+    shared::{Damage, Shared},
+    walk::{BlockSource, Chain, Identity, Joined, Look, Position, is_consistent},
+};
+
+/// Reads entries for replay. Blocking; never use it on a worker's thread.
+#[derive(Debug)]
+pub struct Reader {
+    shared: Arc<Shared>,
+    /// The segment last read.
+    last: Option<ReadOrder>,
+    open: Option<OpenSegment>,
+    decoded: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct OpenSegment {
+    segment: Arc<Segment>,
+    source: BlockSource,
+    position: Position,
+    /// First entry of the block at `position` that wasn't returned yet.
+    next_entry: u64,
+    /// Damage that nothing follows was met; what comes later here is found by the next start.
+    exhausted: bool,
+}
+
+/// Why filling a batch stopped.
+#[derive(Debug, PartialEq, Eq)]
+enum Stop {
+    /// The batch is full.
+    Full,
+    /// The segment has no more blocks to read.
+    SegmentEnd,
+}
+
+/// Entries for one call.
+#[derive(Debug)]
+struct Batch {
+    entries: Vec<Entry>,
+    left: usize,
+}
+
+/// A large entry whose pieces are being joined.
+#[derive(Debug)]
+struct Large {
+    start: Position,
+    entry: Option<Entry>,
+}
+
+impl Reader {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            last: None,
+            open: None,
+            decoded: Vec::new(),
+        }
+    }
+
+    /// The next entries somebody is owed, oldest segment first, skipping held ones: up to `max_bytes`
+    /// of content, but one entry at least. Empty at the end; what comes to a segment after it was
+    /// passed is found after [`Reader::rewind`].
+    ///
+    /// # Errors
+    /// A segment can't be opened. The next call goes on behind it.
+    pub fn next(&mut self, max_bytes: usize) -> Result<Vec<Entry>, Error> {
+        let mut batch = Batch {
+            entries: Vec::new(),
+            left: max_bytes,
+        };
+        loop {
+            if self.open.is_none() && !self.open_next()? {
+                return Ok(batch.entries);
+            }
+            let Some(mut open) = self.open.take() else {
+                return Ok(batch.entries);
+            };
+            match open.fill(&self.shared, &mut self.decoded, &mut batch) {
+                Stop::Full => {
+                    self.open = Some(open);
+                    return Ok(batch.entries);
+                }
+                Stop::SegmentEnd
+                    if !open.exhausted && !open.segment.is_closed() && self.is_last() =>
+                {
+                    // Go on here when it has grown.
+                    self.open = Some(open);
+                    return Ok(batch.entries);
+                }
+                Stop::SegmentEnd => {}
+            }
+        }
+    }
+
+    /// Starts again at the oldest entry somebody is owed.
+    pub fn rewind(&mut self) {
+        self.last = None;
+        self.open = None;
+    }
+
+    fn is_last(&self) -> bool {
+        self.shared.catalog.next_after(self.last).is_none()
+    }
+
+    fn open_next(&mut self) -> Result<bool, Error> {
+        loop {
+            let recovering = self.shared.recovering.load(Ordering::Acquire);
+            let Some((order, segment)) = self.shared.catalog.next_after(self.last) else {
+                return Ok(false);
+            };
+            // Older segments may still turn up.
+            if recovering && order.0 >= self.shared.opened_unix_ns {
+                return Ok(false);
+            }
+            self.last = Some(order);
+            if segment.is_closed() && segment.ledger().pending().entries == 0 {
+                continue;
+            }
+            let source = match BlockSource::open(&segment.path) {
+                Ok(source) => source,
+                // Settled and removed meanwhile.
+                Err(gone) if gone.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(source) => return Err(io_error("opening", &segment.path)(source)),
+            };
+            self.open = Some(OpenSegment {
+                segment,
+                source,
+                position: Position::START,
+                next_entry: 0,
+                exhausted: false,
+            });
+            return Ok(true);
+        }
+    }
+}
+
+impl OpenSegment {
+    fn fill(&mut self, shared: &Shared, decoded: &mut Vec<u8>, batch: &mut Batch) -> Stop {
+        let identity = Identity {
+            segment: self.segment.number,
+            tag: Some(self.segment.tag),
+        };
+        let mut chain = Chain::default();
+        let mut large: Option<Large> = None;
+        loop {
+            let limit = self.segment.readable_bytes();
+            match self.source.look(identity, self.position, limit) {
+                Look::End => {
+                    if let Some(large) = large.filter(|_| !self.segment.is_closed()) {
+                        self.position = large.start;
+                    }
+                    return Stop::SegmentEnd;
+                }
+                Look::Block(header) => {
+                    if header.kind == BlockKind::Data
+                        && (chain.is_open()
+                            || header.entries == 0
+                            || self.is_any_wanted(shared, &header))
+                        && let Some(stop) =
+                            self.take(shared, &header, decoded, batch, (&mut chain, &mut large))
+                    {
+                        return stop;
+                    }
+                    self.pass(&header);
+                }
+                bad => {
+                    chain.break_off();
+                    large = None;
+                    if let Some(stop) = self.skip(shared, bad, identity, limit) {
+                        return stop;
+                    }
+                }
+            }
+        }
+    }
+
+    fn pass(&mut self, header: &BlockHeader) {
+        self.position = Position::after(self.position.offset, header);
+        self.next_entry = self.position.entry;
+    }
+
+    /// Takes the wanted entries of a block; `Some` when the batch is full, with the position such
+    /// that the next call goes on there.
+    fn take(
+        &mut self,
+        shared: &Shared,
+        header: &BlockHeader,
+        decoded: &mut Vec<u8>,
+        batch: &mut Batch,
+        (chain, large): (&mut Chain, &mut Option<Large>),
+    ) -> Option<Stop> {
+        let position = self.position;
+        let payload = self.source.payload(position.offset, header, decoded);
+        let Some(payload) = payload.filter(|payload| is_consistent(header, payload)) else {
+            chain.break_off();
+            *large = None;
+            lose(
+                shared,
+                &self.segment,
+                position,
+                Some(header),
+                None,
+                "payload is not a run of entries",
+            );
+            return None;
+        };
+        let mut index = position.entry;
+        for piece in Pieces::new(payload).flatten() {
+            let joined = chain.join(&piece.header);
+            let number = index;
+            index += u64::from(piece.header.part.ends_entry());
+            if number < self.next_entry {
+                continue;
+            }
+            let wanted = wanted_entry(shared, &self.segment, number, &piece);
+            let len = piece.header.total as usize;
+            match piece.header.part {
+                Part::Whole | Part::First if wanted.is_some() && !batch.has_room(len) => {
+                    self.next_entry = number;
+                    return Some(Stop::Full);
+                }
+                Part::Whole => {
+                    *large = None;
+                    batch.add(wanted.map(|entry| with_bytes(entry, piece.bytes)));
+                }
+                Part::First => {
+                    *large = Some(Large {
+                        start: position,
+                        entry: wanted.map(|entry| with_bytes(entry, piece.bytes)),
+                    });
+                }
+                Part::Middle | Part::Last => {
+                    if joined == Joined::Orphan {
+                        *large = None;
+                    }
+                    if let Some(entry) = large.as_mut().and_then(|large| large.entry.as_mut()) {
+                        entry.bytes.extend_from_slice(piece.bytes);
+                    }
+                    if joined == Joined::Complete {
+                        batch.add(large.take().and_then(|large| large.entry));
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    fn is_any_wanted(&self, shared: &Shared, header: &BlockHeader) -> bool {
+        let ledger = self.segment.ledger();
+        let first = header.first_entry.max(self.next_entry);
+        (first..header.first_entry + u64::from(header.entries)).any(|index| {
+            usize::try_from(index).is_ok_and(|index| {
+                ledger.owed(index) & shared.destinations.configured() != 0 && !ledger.is_held(index)
+            })
+        })
+    }
+
+    /// Goes on behind a damaged block; `Some` if nothing follows.
+    fn skip(
+        &mut self,
+        shared: &Shared,
+        look: Look,
+        identity: Identity,
+        limit: u64,
+    ) -> Option<Stop> {
+        let position = self.position;
+        if let Look::BadPayload(header) = look {
+            lose(
+                shared,
+                &self.segment,
+                position,
+                Some(&header),
+                None,
+                "checksum of the payload doesn't match",
+            );
+            self.pass(&header);
+            return None;
+        }
+        let next = self.source.look_ahead(identity, position, limit).next;
+        let following = next.as_ref().map(|(_, header)| header);
+        lose(
+            shared,
+            &self.segment,
+            position,
+            None,
+            following,
+            "block header damaged or unreadable",
+        );
+        let Some((offset, header)) = next else {
+            self.exhausted = true;
+            return Some(Stop::SegmentEnd);
+        };
+        self.position = Position {
+            offset,
+            index: header.index,
+            entry: header.first_entry,
+            record: header.first_record,
+        };
+        self.next_entry = header.first_entry;
+        None
+    }
+}
+
+impl Batch {
+    fn has_room(&self, len: usize) -> bool {
+        self.entries.is_empty() || len <= self.left
+    }
+
+    fn add(&mut self, entry: Option<Entry>) {
+        if let Some(entry) = entry {
+            self.left = self.left.saturating_sub(entry.bytes.len());
+            self.entries.push(entry);
+        }
+    }
+}
+
+/// The entry a piece belongs to, without its bytes, if somebody is owed it and nobody holds it.
+fn wanted_entry(
+    shared: &Shared,
+    segment: &Segment,
+    number: u64,
+    piece: &Piece<'_>,
+) -> Option<Entry> {
+    let index = u32::try_from(number).ok()?;
+    let ledger = segment.ledger();
+    let owed = ledger.owed(index as usize) & shared.destinations.configured();
+    if owed == 0 || ledger.is_held(index as usize) {
+        return None;
+    }
+    Some(Entry {
+        id: EntryId {
+            lane: segment.lane,
+            segment: segment.number,
+            index,
+        },
+        kind: piece.header.kind,
+        encoding: piece.header.encoding,
+        owed,
+        arrival_unix_ns: piece.header.arrival_unix_ns,
+        records: piece.header.records,
+        bytes: Vec::new(),
+    })
+}
+
+fn with_bytes(mut entry: Entry, bytes: &[u8]) -> Entry {
+    entry.bytes.extend_from_slice(bytes);
+    entry
+}
+
+/// Counts and reports a block that can't be read, unless that was done before.
+fn lose(
+    shared: &Shared,
+    segment: &Segment,
+    position: Position,
+    header: Option<&BlockHeader>,
+    following: Option<&BlockHeader>,
+    reason: &str,
+) {
+    let mut ledger = segment.ledger();
+    let known = ledger.len() as u64;
+    let end = match (header, following) {
+        (Some(header), _) => position.entry + u64::from(header.entries),
+        (None, Some(following)) => following.first_entry,
+        (None, None) => known,
+    };
+    let number = |entry: u64| u32::try_from(entry.min(known)).unwrap_or(u32::MAX);
+    let lost = ledger.lose(number(position.entry)..number(end));
+    drop(ledger);
+    if lost.entries == 0 && segment.is_quarantined() {
+        return;
+    }
+    let damage = Damage {
+        offset: position.offset,
+        block: position.index,
+        first_entry: position.entry,
+        entries: lost.entries,
+        first_record: position.record,
+        records: lost.records,
+        reason,
+    };
+    shared.quarantine(segment, &damage);
+}

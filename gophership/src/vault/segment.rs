@@ -1,0 +1,223 @@
+//! A segment as the running daemon knows it, and the catalog of all of them.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use super::{format::PAGE, ledger::Ledger};
+
+/// One segment file.
+#[derive(Debug)]
+pub(super) struct Segment {
+    /// Number, unique in the vault.
+    pub(super) number: u64,
+    /// Lane that wrote it.
+    pub(super) lane: u16,
+    /// Random tag repeated in its blocks.
+    pub(super) tag: u64,
+    /// Its file.
+    pub(super) path: PathBuf,
+    /// Unix nanoseconds; 0 until a lane begins it.
+    created_unix_ns: AtomicU64,
+    file_bytes: AtomicU64,
+    readable_bytes: AtomicU64,
+    durable_blocks: AtomicU32,
+    closed: AtomicBool,
+    /// Length the file should be cut to, 0 if it needn't.
+    trim_to: AtomicU64,
+    quarantined: AtomicBool,
+    ledger: Mutex<Ledger>,
+}
+
+/// Order in which segments are read: by the time they began, then by number.
+pub(super) type ReadOrder = (u64, u64);
+
+impl Segment {
+    /// A segment of `file_bytes` that nothing was written to.
+    #[must_use]
+    pub(super) fn new(
+        number: u64,
+        lane: u16,
+        tag: u64,
+        path: PathBuf,
+        file_bytes: u64,
+        ledger: Ledger,
+    ) -> Self {
+        Self {
+            number,
+            lane,
+            tag,
+            path,
+            created_unix_ns: AtomicU64::new(0),
+            file_bytes: AtomicU64::new(file_bytes),
+            readable_bytes: AtomicU64::new(PAGE as u64),
+            durable_blocks: AtomicU32::new(0),
+            closed: AtomicBool::new(false),
+            trim_to: AtomicU64::new(0),
+            quarantined: AtomicBool::new(false),
+            ledger: Mutex::new(ledger),
+        }
+    }
+
+    /// Marks it as begun at `created_unix_ns`; from now on it can be read.
+    pub(super) fn begin(&self, created_unix_ns: u64) {
+        self.created_unix_ns
+            .store(created_unix_ns.max(1), Ordering::Release);
+    }
+
+    /// Place in the reading order, `None` before it has begun.
+    #[must_use]
+    pub(super) fn read_order(&self) -> Option<ReadOrder> {
+        match self.created_unix_ns.load(Ordering::Acquire) {
+            0 => None,
+            created => Some((created, self.number)),
+        }
+    }
+
+    /// Sets how far the acknowledged blocks reach.
+    pub(super) fn set_durable(&self, bytes: u64, blocks: u32) {
+        self.durable_blocks.store(blocks, Ordering::Relaxed);
+        self.readable_bytes.store(bytes, Ordering::Release);
+    }
+
+    /// End of the acknowledged blocks: a byte offset in the file.
+    #[must_use]
+    pub(super) fn readable_bytes(&self) -> u64 {
+        self.readable_bytes.load(Ordering::Acquire)
+    }
+
+    /// Acknowledged blocks.
+    #[must_use]
+    pub(super) fn durable_blocks(&self) -> u32 {
+        self.durable_blocks.load(Ordering::Relaxed)
+    }
+
+    /// Nothing will be added.
+    pub(super) fn close(&self) {
+        self.ledger().shrink();
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Asks the background to cut the file behind the seal, at `bytes`.
+    pub(super) fn want_trim(&self, bytes: u64) {
+        self.trim_to.store(bytes, Ordering::Release);
+    }
+
+    /// Whether the file should be cut.
+    #[must_use]
+    pub(super) fn trim_wanted(&self) -> bool {
+        self.trim_to.load(Ordering::Acquire) != 0
+    }
+
+    /// Length the file should be cut to, once.
+    #[must_use]
+    pub(super) fn take_trim(&self) -> Option<u64> {
+        Some(self.trim_to.swap(0, Ordering::AcqRel))
+            .filter(|&bytes| bytes != 0 && bytes < self.file_bytes())
+    }
+
+    /// Whether nothing will be added.
+    #[must_use]
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Marks it as damaged, so that it stays on disk; true the first time.
+    pub(super) fn quarantine(&self) -> bool {
+        !self.quarantined.swap(true, Ordering::AcqRel)
+    }
+
+    /// Whether it is damaged.
+    #[must_use]
+    pub(super) fn is_quarantined(&self) -> bool {
+        self.quarantined.load(Ordering::Acquire)
+    }
+
+    /// Bytes of the file.
+    #[must_use]
+    pub(super) fn file_bytes(&self) -> u64 {
+        self.file_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Notes a new file length; returns the old one.
+    pub(super) fn set_file_bytes(&self, bytes: u64) -> u64 {
+        self.file_bytes.swap(bytes, Ordering::Relaxed)
+    }
+
+    /// What it owes.
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        // A panic elsewhere can't leave a ledger half changed in a way that loses an entry.
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nobody needs it any more: closed, whole, and everything in it settled.
+    #[must_use]
+    pub(super) fn is_spent(&self) -> bool {
+        self.is_closed() && !self.is_quarantined() && self.ledger().pending().entries == 0
+    }
+}
+
+/// All segments, by number.
+#[derive(Debug, Default)]
+pub(super) struct Catalog {
+    segments: RwLock<HashMap<u64, Arc<Segment>>>,
+}
+
+impl Catalog {
+    /// Adds a segment.
+    pub(super) fn insert(&self, segment: Arc<Segment>) {
+        self.write().insert(segment.number, segment);
+    }
+
+    /// Takes a segment out.
+    pub(super) fn remove(&self, number: u64) {
+        self.write().remove(&number);
+    }
+
+    /// The segment with that number.
+    #[must_use]
+    pub(super) fn get(&self, number: u64) -> Option<Arc<Segment>> {
+        self.read().get(&number).cloned()
+    }
+
+    /// Calls `visit` for each segment, in no order.
+    pub(super) fn for_each(&self, mut visit: impl FnMut(&Arc<Segment>)) {
+        self.read().values().for_each(&mut visit);
+    }
+
+    /// The segments `keep` accepts, in no order.
+    #[must_use]
+    pub(super) fn select(&self, mut keep: impl FnMut(&Segment) -> bool) -> Vec<Arc<Segment>> {
+        self.read()
+            .values()
+            .filter(|segment| keep(segment))
+            .cloned()
+            .collect()
+    }
+
+    /// The first begun segment after `order` in the reading order.
+    #[must_use]
+    pub(super) fn next_after(&self, order: Option<ReadOrder>) -> Option<(ReadOrder, Arc<Segment>)> {
+        self.read()
+            .values()
+            .filter_map(|segment| Some((segment.read_order()?, segment)))
+            .filter(|(key, _)| order.is_none_or(|order| *key > order))
+            .min_by_key(|(key, _)| *key)
+            .map(|(key, segment)| (key, Arc::clone(segment)))
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<u64, Arc<Segment>>> {
+        self.segments.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<u64, Arc<Segment>>> {
+        self.segments
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,166 @@
+//! What the lanes, the background threads and the readers of one vault share.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use super::{
+    Config,
+    destinations::Destinations,
+    directory::Lock,
+    entry::EntryId,
+    port::Port,
+    segment::{Catalog, Segment},
+    stats::LaneCounters,
+};
+
+/// State shared by all threads of a vault.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// The validated configuration.
+    pub(super) config: Config,
+    /// Bits of the destinations.
+    pub(super) destinations: Destinations,
+    /// All segments.
+    pub(super) catalog: Catalog,
+    /// One for each lane: where it gets its segments.
+    pub(super) ports: Vec<Port>,
+    /// One for each lane.
+    pub(super) counters: Vec<LaneCounters>,
+    /// Number of the next segment.
+    pub(super) next_segment: AtomicU64,
+    /// Bytes of all segment files.
+    pub(super) committed_bytes: AtomicU64,
+    /// Blocks whose checksum didn't match.
+    pub(super) checksum_errors: AtomicU64,
+    /// Segments found at open are still being read.
+    pub(super) recovering: AtomicBool,
+    /// When the vault was opened, Unix nanoseconds.
+    pub(super) opened_unix_ns: u64,
+    /// Something changed that the cursors don't say yet.
+    pub(super) cursors_dirty: AtomicBool,
+    /// Wakes the thread that makes segments.
+    pub(super) segments_wanted: Signal,
+    /// Wakes the thread that writes cursors.
+    pub(super) cursors_wanted: Signal,
+    /// All background threads end.
+    pub(super) stopping: AtomicBool,
+    /// The machine.
+    pub(super) host: [u8; 16],
+    /// The right to the directory; `None` after the vault was closed.
+    pub(super) lock: Mutex<Option<Lock>>,
+}
+
+impl Shared {
+    /// Whether background threads should end.
+    #[must_use]
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Asks background threads to end.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.segments_wanted.raise();
+        self.cursors_wanted.raise();
+    }
+
+    /// Marks a segment as damaged; `what` and where go to the log.
+    pub(super) fn quarantine(&self, segment: &Segment, damage: &Damage<'_>) {
+        self.checksum_errors.fetch_add(1, Ordering::Relaxed);
+        segment.quarantine();
+        tracing::error!(
+            path = %segment.path.display(),
+            offset = damage.offset,
+            block = damage.block,
+            first_entry = damage.first_entry,
+            entries = damage.entries,
+            first_record = damage.first_record,
+            records = damage.records,
+            reason = damage.reason,
+            "damaged vault block: its segment is quarantined, the rest of it stays readable"
+        );
+    }
+
+    /// Directory of the vault.
+    #[must_use]
+    pub(super) fn dir(&self) -> &PathBuf {
+        &self.config.dir
+    }
+
+    /// Drops the hold on an entry.
+    pub(super) fn release(&self, id: EntryId) {
+        if let Some(segment) = self.catalog.get(id.segment) {
+            segment.ledger().release(id.index);
+        }
+    }
+
+    /// Gives up the right to the directory.
+    pub(super) fn unlock(&self) {
+        self.lock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+    }
+}
+
+/// A block that can't be read, and what was in it as far as the blocks around it tell.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Damage<'a> {
+    /// Where in the file.
+    pub(super) offset: u64,
+    /// Index of the block.
+    pub(super) block: u32,
+    /// First entry lost.
+    pub(super) first_entry: u64,
+    /// Entries lost.
+    pub(super) entries: u64,
+    /// First record lost, in the segment.
+    pub(super) first_record: u64,
+    /// Records lost.
+    pub(super) records: u64,
+    /// What is wrong.
+    pub(super) reason: &'a str,
+}
+
+/// A flag to wait for.
+#[derive(Debug, Default)]
+pub(super) struct Signal {
+    raised: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Signal {
+    /// Wakes the waiter, or makes its next wait return at once. Allocates nothing.
+    pub(super) fn raise(&self) {
+        *self.lock() = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until raised or for `timeout`, and lowers the flag.
+    pub(super) fn wait(&self, timeout: Duration) {
+        let (mut raised, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), timeout, |raised| !*raised)
+            .unwrap_or_else(PoisonError::into_inner);
+        *raised = false;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.raised.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Now, in nanoseconds since 1970.
+#[must_use]
+pub(super) fn unix_nanos() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,115 @@
+//! Counters of the lanes, each on its own cache lines, and what they sum up to.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+/// Upper bounds of the sync latency buckets, in microseconds; one more bucket has the rest.
+pub const SYNC_BOUNDS_US: [u64; 14] = [
+    50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
+    1_000_000,
+];
+const BUCKETS: usize = SYNC_BOUNDS_US.len() + 1;
+
+/// What one lane counts; written by its worker alone.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct LaneCounters {
+    /// Data blocks acknowledged.
+    pub blocks: AtomicU64,
+    /// Bytes of their payloads before compression.
+    pub raw_bytes: AtomicU64,
+    /// Bytes of the blocks on disk.
+    pub stored_bytes: AtomicU64,
+    /// Entries acknowledged.
+    pub entries: AtomicU64,
+    /// Records acknowledged.
+    pub records: AtomicU64,
+    /// Writes that failed.
+    pub write_errors: AtomicU64,
+    sync_buckets: [AtomicU64; BUCKETS],
+    sync_nanos: AtomicU64,
+}
+
+impl LaneCounters {
+    /// Adds to a counter that only this thread writes.
+    pub(super) fn add(counter: &AtomicU64, value: u64) {
+        counter.store(
+            counter.load(Ordering::Relaxed).wrapping_add(value),
+            Ordering::Relaxed,
+        );
+    }
+
+    /// Counts one durable write that took `took`.
+    pub(super) fn sync_took(&self, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let bucket = SYNC_BOUNDS_US.partition_point(|&bound| bound < micros);
+        Self::add(&self.sync_buckets[bucket], 1);
+        Self::add(
+            &self.sync_nanos,
+            u64::try_from(took.as_nanos()).unwrap_or(u64::MAX),
+        );
+    }
+}
+
+/// Latency of durable writes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SyncLatency {
+    /// Writes by bucket of [`SYNC_BOUNDS_US`], not cumulative; the last bucket has no bound.
+    pub buckets: [u64; BUCKETS],
+    /// Sum of all latencies, nanoseconds.
+    pub sum_nanos: u64,
+}
+
+impl SyncLatency {
+    pub(super) fn add(&mut self, lane: &LaneCounters) {
+        for (sum, bucket) in self.buckets.iter_mut().zip(&lane.sync_buckets) {
+            *sum += bucket.load(Ordering::Relaxed);
+        }
+        self.sum_nanos += lane.sync_nanos.load(Ordering::Relaxed);
+    }
+}
+
+/// A reading of the vault.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Bytes of all segment files, those made ahead included.
+    pub bytes: u64,
+    /// Most bytes they may have.
+    pub max_bytes: u64,
+    /// Segments that were begun.
+    pub segments: u64,
+    /// Entries some destination hasn't accepted.
+    pub entries_pending: u64,
+    /// Records of those.
+    pub records_pending: u64,
+    /// Segments with damage, kept on disk.
+    pub quarantined_segments: u64,
+    /// Entries that damage made unreadable.
+    pub quarantined_entries: u64,
+    /// Records of those.
+    pub quarantined_records: u64,
+    /// Data blocks acknowledged since start.
+    pub blocks_total: u64,
+    /// Bytes of their payloads before compression.
+    pub raw_bytes_total: u64,
+    /// Bytes they have on disk.
+    pub stored_bytes_total: u64,
+    /// Entries acknowledged since start.
+    pub entries_total: u64,
+    /// Records acknowledged since start.
+    pub records_total: u64,
+    /// Blocks whose checksum didn't match when read, since start.
+    pub checksum_errors_total: u64,
+    /// Writes that failed since start.
+    pub write_errors_total: u64,
+    /// How blocks get to the disk.
+    pub rung: &'static str,
+    /// Records owed, by destination ever known.
+    pub pending_by_destination: Vec<(String, u64)>,
+    /// Segments of an earlier run are still being read; the figures above grow until this is false.
+    pub recovering: bool,
+    /// Latency of durable writes.
+    pub sync: SyncLatency,
+}

@@ -1,0 +1,112 @@
+//! Cursors and deletion in the background, and the figures.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use super::{
+    cursors::CursorWriter, error::Error, format::PAGE, port::discard, segment::Segment,
+    shared::Shared, stats::Stats,
+};
+
+/// Writes cursors every `cursor_interval` if something changed, removes segments nobody needs any
+/// more, and does both once more at the end; runs on its own thread.
+pub(super) fn keep_up(shared: &Shared, mut writer: CursorWriter) -> Result<(), Error> {
+    loop {
+        shared.cursors_wanted.wait(shared.config.cursor_interval);
+        let is_last = shared.is_stopping();
+        // Before recovery is through, the cursors of segments it hasn't reached would be lost.
+        if !shared.recovering.load(Ordering::Acquire) {
+            let written = write_cursors(shared, &mut writer);
+            remove_spent(shared);
+            if is_last {
+                return written;
+            }
+            if let Err(error) = written {
+                tracing::error!(error = %error, "can't write the vault's cursors; trying again");
+            }
+        } else if is_last {
+            return Ok(());
+        }
+    }
+}
+
+fn write_cursors(shared: &Shared, writer: &mut CursorWriter) -> Result<(), Error> {
+    if !shared.cursors_dirty.swap(false, Ordering::AcqRel) {
+        return Ok(());
+    }
+    let begun = shared
+        .catalog
+        .select(|segment| segment.read_order().is_some());
+    let next_segment = shared.next_segment.load(Ordering::Relaxed);
+    let written = writer.write(next_segment, begun.iter().map(Arc::as_ref));
+    if written.is_err() {
+        shared.cursors_dirty.store(true, Ordering::Release);
+    }
+    written
+}
+
+fn remove_spent(shared: &Shared) {
+    let spent = shared.catalog.select(Segment::is_spent);
+    for segment in &spent {
+        discard(shared, segment);
+    }
+    if !spent.is_empty() {
+        shared.segments_wanted.raise();
+    }
+}
+
+/// Sums of all counters and ledgers.
+pub(super) fn stats(shared: &Shared, rung: &'static str) -> Stats {
+    let mut stats = Stats {
+        bytes: shared.committed_bytes.load(Ordering::Relaxed),
+        max_bytes: shared.config.max_bytes,
+        checksum_errors_total: shared.checksum_errors.load(Ordering::Relaxed),
+        rung,
+        recovering: shared.recovering.load(Ordering::Acquire),
+        ..Stats::default()
+    };
+    for lane in &shared.counters {
+        stats.blocks_total += lane.blocks.load(Ordering::Relaxed);
+        stats.raw_bytes_total += lane.raw_bytes.load(Ordering::Relaxed);
+        stats.stored_bytes_total += lane.stored_bytes.load(Ordering::Relaxed);
+        stats.entries_total += lane.entries.load(Ordering::Relaxed);
+        stats.records_total += lane.records.load(Ordering::Relaxed);
+        stats.write_errors_total += lane.write_errors.load(Ordering::Relaxed);
+        stats.sync.add(lane);
+    }
+    let mut owed = vec![0; shared.destinations.len()];
+    shared.catalog.for_each(|segment| {
+        if segment.read_order().is_none() {
+            return;
+        }
+        let ledger = segment.ledger();
+        let (pending, lost) = (ledger.pending(), ledger.lost());
+        stats.segments += 1;
+        stats.entries_pending += pending.entries;
+        stats.records_pending += pending.records;
+        stats.quarantined_segments += u64::from(segment.is_quarantined());
+        stats.quarantined_entries += lost.entries;
+        stats.quarantined_records += lost.records;
+        for (bit, sum) in owed.iter_mut().enumerate() {
+            *sum += ledger.owed_records(bit);
+        }
+    });
+    stats.pending_by_destination = shared
+        .destinations
+        .names()
+        .map(str::to_owned)
+        .zip(owed)
+        .collect();
+    stats
+}
+
+/// Whether an entry of `bytes` has room in some lane.
+pub(super) fn has_room(shared: &Shared, bytes: usize) -> bool {
+    let need = bytes as u64 + PAGE as u64;
+    let segment = shared.config.segment_bytes;
+    let committed = shared.committed_bytes.load(Ordering::Relaxed);
+    committed + segment <= shared.config.max_bytes
+        || shared
+            .ports
+            .iter()
+            .any(|port| port.is_ready() || port.room_bytes.load(Ordering::Relaxed) >= need)
+}

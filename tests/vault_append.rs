@@ -1,0 +1,424 @@
+//! Appending to the vault and reading back, on a real disk.
+
+mod vault_support;
+
+use std::time::Duration;
+
+use gophership::vault::{
+    AppendError, Compression, Config, ContentEncoding, EntryMeta, Error, Vault,
+};
+use vault_support::{
+    Random, append_all, meta, on_worker, open, read_all, real_disk, segment_files, small,
+    wait_until,
+};
+
+fn mixed_contents(seed: u64, count: usize) -> Vec<Vec<u8>> {
+    let mut random = Random(seed);
+    (0..count)
+        .map(|number| {
+            let len = match number % 10 {
+                0 => 0,
+                1 => 1 + random.below(16),
+                2 => 100_000 + random.below(400_000),
+                3 => 30_000 + random.below(40_000),
+                _ => random.below(3_000),
+            };
+            random.content(len)
+        })
+        .collect()
+}
+
+fn round_trip(compression: Compression) {
+    let dir = real_disk();
+    let config = Config {
+        compression,
+        ..small(dir.path())
+    };
+    let vault = open(&config);
+    let contents = mixed_contents(7, 100);
+    let ids = on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        let ids = append_all(&lane, 1, &contents).await;
+        lane.shutdown().await.unwrap();
+        ids
+    });
+    let ids: Vec<_> = ids.into_iter().map(Result::unwrap).collect();
+    assert!(ids.is_sorted(), "appended in order, so numbered in order");
+    for max_bytes in [1, 10_000, usize::MAX] {
+        let entries = read_all(&vault, max_bytes);
+        assert_eq!(entries.len(), contents.len());
+        for ((entry, content), id) in entries.iter().zip(&contents).zip(&ids) {
+            assert_eq!(entry.id, *id);
+            assert!(
+                entry.bytes == *content,
+                "entry {id:?} of {} bytes differs",
+                content.len()
+            );
+        }
+    }
+    vault.close().unwrap();
+    let reopened = open(&config);
+    let entries = read_all(&reopened, 50_000);
+    assert!(entries.iter().map(|entry| &entry.bytes).eq(&contents));
+    let stats = reopened.stats();
+    assert_eq!((stats.entries_pending, stats.records_pending), (100, 100));
+    assert_eq!(
+        (stats.quarantined_segments, stats.checksum_errors_total),
+        (0, 0)
+    );
+}
+
+#[test]
+fn mixed_entries_come_back_bit_for_bit_with_lz4() {
+    round_trip(Compression::Lz4);
+}
+
+#[test]
+fn mixed_entries_come_back_bit_for_bit_uncompressed() {
+    round_trip(Compression::None);
+}
+
+#[test]
+fn what_is_known_of_an_entry_comes_back_and_parts_are_joined() {
+    let dir = real_disk();
+    let vault = Vault::open(&small(dir.path()), &["main".into(), "backup".into()]).unwrap();
+    let stored = EntryMeta {
+        encoding: ContentEncoding::Zstd,
+        owed: 0b11,
+        arrival_unix_ns: u64::MAX - 5,
+        records: 512,
+        ..meta(0, 0)
+    };
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        lane.append(stored, &[&b"one, "[..], b"", b"two"])
+            .await
+            .unwrap();
+    });
+    let entries = read_all(&vault, usize::MAX);
+    let [entry] = entries.as_slice() else {
+        panic!("one entry, not {entries:?}")
+    };
+    assert_eq!(entry.bytes, b"one, two");
+    assert_eq!((entry.encoding, entry.owed), (ContentEncoding::Zstd, 0b11));
+    assert_eq!((entry.arrival_unix_ns, entry.records), (u64::MAX - 5, 512));
+    assert_eq!(vault.mask_of("backup"), Some(0b10));
+    assert_eq!(
+        vault.stats().pending_by_destination,
+        [("main".to_owned(), 512), ("backup".to_owned(), 512)]
+    );
+}
+
+#[test]
+fn concurrent_appends_share_blocks_and_a_lone_one_does_not_linger() {
+    let dir = real_disk();
+    let config = Config {
+        linger: Duration::from_secs(3600),
+        ..small(dir.path())
+    };
+    let vault = open(&config);
+    let contents = vec![vec![b'x'; 100]; 400];
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        // With an hour's linger this returns only because nothing else is in flight.
+        lane.append(meta(1, 0), &[b"alone"]).await.unwrap();
+        for result in append_all(&lane, 1, &contents).await {
+            result.unwrap();
+        }
+        assert_eq!(lane.bytes_in_use(), 0);
+    });
+    let stats = vault.stats();
+    assert_eq!(stats.entries_total, 401);
+    assert!(
+        stats.blocks_total <= 20,
+        "401 entries in {} blocks",
+        stats.blocks_total
+    );
+    assert!(
+        stats.stored_bytes_total
+            < stats.raw_bytes_total + 128 * stats.blocks_total + 4096 * stats.blocks_total
+    );
+    assert_eq!(stats.sync.buckets.iter().sum::<u64>() > 2, true);
+}
+
+#[test]
+fn a_full_vault_refuses_and_keeps_what_it_acknowledged() {
+    let dir = real_disk();
+    let config = Config {
+        max_bytes: 1 << 20,
+        segment_bytes: 512 << 10,
+        max_entry_bytes: 100_000,
+        compression: Compression::None,
+        ..small(dir.path())
+    };
+    let vault = open(&config);
+    let mut random = Random(3);
+    let stored = on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        let mut stored = Vec::new();
+        loop {
+            let content = random.content(20_000);
+            match lane.append(meta(1, 0), &[&content]).await {
+                Ok(id) => stored.push((id, content)),
+                Err(AppendError::Full { retry_after }) => {
+                    assert!(retry_after > Duration::ZERO);
+                    break;
+                }
+                Err(other) => panic!("{other}"),
+            }
+            assert!(stored.len() < 100, "1 MiB can't hold 2 MB");
+        }
+        assert!(!vault.has_room(100_000));
+        assert!(vault.stats().bytes <= config.max_bytes);
+        // Delivering makes room again.
+        let refused = random.content(20_000);
+        for (id, _) in stored.drain(..stored.len() - 5) {
+            vault.settle(id, 1);
+        }
+        loop {
+            match lane.append(meta(1, 0), &[&refused]).await {
+                Ok(id) => break stored.push((id, refused)),
+                Err(AppendError::Full { .. }) => tokio::task::yield_now().await,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        stored
+    });
+    let entries = read_all(&vault, usize::MAX);
+    assert!(
+        entries
+            .iter()
+            .map(|entry| &entry.bytes)
+            .eq(stored.iter().map(|(_, content)| content))
+    );
+}
+
+#[test]
+fn an_entry_above_the_limit_is_refused_for_good() {
+    let dir = real_disk();
+    let config = small(dir.path());
+    let vault = open(&config);
+    let content = vec![0; config.max_entry_bytes + 1];
+    let refused = on_worker(async { vault.lane(0).unwrap().append(meta(1, 0), &[&content]).await });
+    assert_eq!(
+        refused,
+        Err(AppendError::TooLarge {
+            bytes: content.len(),
+            max: config.max_entry_bytes
+        })
+    );
+}
+
+#[test]
+fn a_second_daemon_is_refused_by_name() {
+    let dir = real_disk();
+    let config = small(dir.path());
+    let vault = open(&config);
+    match Vault::open(&config, &[]) {
+        Err(Error::Locked { dir, pid }) => {
+            assert_eq!((dir, pid), (config.dir.clone(), Some(std::process::id())));
+        }
+        other => panic!("{other:?}"),
+    }
+    vault.close().unwrap();
+    open(&config);
+}
+
+#[test]
+fn a_lane_is_given_out_once_and_refuses_after_its_shutdown() {
+    let dir = real_disk();
+    let vault = open(&small(dir.path()));
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        assert!(matches!(
+            vault.lane(0),
+            Err(Error::Lane { index: 0, lanes: 1 })
+        ));
+        assert!(matches!(
+            vault.lane(1),
+            Err(Error::Lane { index: 1, lanes: 1 })
+        ));
+        lane.append(meta(1, 0), &[b"a"]).await.unwrap();
+        lane.shutdown().await.unwrap();
+        lane.shutdown().await.unwrap();
+        assert_eq!(
+            lane.append(meta(1, 0), &[b"b"]).await,
+            Err(AppendError::Closed)
+        );
+    });
+}
+
+#[test]
+fn held_entries_are_skipped_until_released_and_settled_ones_for_good() {
+    let dir = real_disk();
+    let config = small(dir.path());
+    let vault = open(&config);
+    let ids = on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        let mut ids = Vec::new();
+        for number in 0..4_u8 {
+            let held = EntryMeta {
+                held: number < 3,
+                ..meta(1, 0)
+            };
+            ids.push(lane.append(held, &[[number]]).await.unwrap());
+        }
+        ids
+    });
+    let visible = |vault: &Vault| {
+        read_all(vault, usize::MAX)
+            .iter()
+            .map(|entry| entry.bytes[0])
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(visible(&vault), [3]);
+    vault.release(ids[1]);
+    assert_eq!(visible(&vault), [1, 3]);
+    vault.settle(ids[0], 1);
+    vault.settle(ids[1], 0);
+    vault.settle(ids[3], 1);
+    assert_eq!(visible(&vault), [1]);
+    assert_eq!(vault.stats().entries_pending, 2);
+    vault.close().unwrap();
+    // No export is in flight after a restart.
+    assert_eq!(visible(&open(&config)), [1, 2]);
+}
+
+#[test]
+fn cursors_survive_and_spent_segments_are_deleted() {
+    let dir = real_disk();
+    let config = Config {
+        compression: Compression::None,
+        ..small(dir.path())
+    };
+    let vault = Vault::open(&config, &["main".into(), "backup".into()]).unwrap();
+    let mut random = Random(5);
+    let contents: Vec<_> = (0..60).map(|_| random.content(100_000)).collect();
+    let ids: Vec<_> = on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        let ids = append_all(&lane, 0b11, &contents).await;
+        lane.shutdown().await.unwrap();
+        ids.into_iter().map(Result::unwrap).collect()
+    });
+    let segments = vault.stats().segments;
+    assert!(segments >= 3, "{segments}");
+    let bytes = vault.stats().bytes;
+    for id in &ids[..50] {
+        vault.settle(*id, 0b01);
+    }
+    for id in &ids[..30] {
+        vault.settle(*id, 0b10);
+    }
+    wait_until("a spent segment is deleted", || {
+        vault.stats().segments < segments
+    });
+    wait_until("its bytes are given back", || vault.stats().bytes < bytes);
+    vault.close().unwrap();
+    assert!(segment_files(dir.path()).len() < usize::try_from(segments).unwrap());
+    let reopened = Vault::open(&config, &["main".into(), "backup".into()]).unwrap();
+    let left = read_all(&reopened, 1 << 20);
+    assert_eq!(left.len(), 30);
+    for (number, entry) in (30..).zip(&left) {
+        assert!(entry.bytes == contents[number]);
+        assert_eq!(
+            entry.owed,
+            if number < 50 { 0b10 } else { 0b11 },
+            "entry {number}"
+        );
+    }
+    let pending = reopened.stats().pending_by_destination;
+    assert_eq!(
+        pending,
+        [("main".to_owned(), 10), ("backup".to_owned(), 30)]
+    );
+}
+
+#[test]
+fn a_cancelled_append_leaves_whole_entries_only() {
+    let dir = real_disk();
+    let vault = open(&small(dir.path()));
+    let mut random = Random(11);
+    let contents: Vec<_> = (0..200)
+        .map(|number| random.content(if number % 3 == 0 { 300_000 } else { 500 }))
+        .collect();
+    let acknowledged = on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        let mut acknowledged = Vec::new();
+        for (number, content) in contents.iter().enumerate() {
+            let owned = lane.clone();
+            let copy = content.clone();
+            let append = tokio::task::spawn_local(async move {
+                owned
+                    .append(
+                        EntryMeta {
+                            held: true,
+                            ..meta(1, number as u64)
+                        },
+                        &[copy],
+                    )
+                    .await
+            });
+            for _ in 0..random.below(4) {
+                tokio::task::yield_now().await;
+            }
+            if number % 2 == 0 {
+                append.abort();
+            }
+            if let Ok(result) = append.await {
+                vault.release(result.unwrap());
+                acknowledged.push(number as u64);
+            }
+        }
+        lane.shutdown().await.unwrap();
+        acknowledged
+    });
+    let mut read = Vec::new();
+    for entry in read_all(&vault, 1 << 20) {
+        assert!(
+            entry.bytes == contents[usize::try_from(entry.arrival_unix_ns).unwrap()],
+            "torn entry {:?}",
+            entry.id
+        );
+        read.push(entry.arrival_unix_ns);
+    }
+    assert!(acknowledged.iter().all(|number| read.contains(number)));
+    let stats = vault.stats();
+    assert_eq!(
+        (stats.checksum_errors_total, stats.entries_pending),
+        (0, read.len() as u64),
+        "nothing stays held"
+    );
+}
+
+#[test]
+fn two_lanes_write_beside_each_other() {
+    let dir = real_disk();
+    let config = Config {
+        lanes: 2,
+        ..small(dir.path())
+    };
+    let vault = open(&config);
+    let contents = [mixed_contents(1, 50), mixed_contents(2, 50)];
+    std::thread::scope(|scope| {
+        for (index, contents) in contents.iter().enumerate() {
+            let vault = &vault;
+            scope.spawn(move || {
+                on_worker(async {
+                    let lane = vault.lane(index).unwrap();
+                    for result in append_all(&lane, 1, contents).await {
+                        result.unwrap();
+                    }
+                    lane.shutdown().await.unwrap();
+                });
+            });
+        }
+    });
+    let entries = read_all(&vault, 1 << 20);
+    for (lane, contents) in (0_u16..).zip(&contents) {
+        let of_lane = entries
+            .iter()
+            .filter(|entry| entry.id.lane == lane)
+            .map(|entry| &entry.bytes);
+        assert!(of_lane.eq(contents));
+    }
+}
