@@ -8,7 +8,8 @@
 //! Within one stay in a zone the cause may only rise in precedence ([`Cause`]'s order): the word is
 //! written at most a handful of times per stay, and can't flap between two causes.
 
-use crate::pages::{BUDGETS, Levels, OVERRIDE_FOREVER, OVERRIDE_NONE, Policy, Signals, available};
+use crate::branchless::{greatest, reached};
+use crate::pages::{Levels, OVERRIDE_FOREVER, OVERRIDE_NONE, Policy, Signals, available};
 use crate::zone::{Cause, FLAG_OVERRIDE, Word, Zone};
 
 /// What the judge remembers: the natural verdict and the two calm clocks.
@@ -73,13 +74,63 @@ impl Judgement {
     }
 }
 
-/// One signal's say: the zone it enters by its entry thresholds, and the zone it holds by its exit
-/// thresholds. A signal never enters more than it holds.
-#[derive(Clone, Copy)]
-struct Reading {
-    cause: Cause,
-    enters: Zone,
-    holds: Zone,
+/// How strongly signals speak for a zone: `zone << 3 | cause`, 0 for Green. Of two, the greater
+/// counts: the higher zone and, within a zone, the cause of higher precedence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Score(u64);
+
+impl Score {
+    const CAUSE_BITS: u32 = 3;
+
+    /// From what is reached of Yellow and of Red (0 or 1 each).
+    #[inline(always)]
+    const fn of(cause: Cause, yellow: u64, red: u64) -> Self {
+        let zone = red * Zone::Red as u64 + (yellow & (red ^ 1)) * Zone::Yellow as u64;
+        Self((zone << Self::CAUSE_BITS) + (yellow | red) * cause as u64)
+    }
+
+    #[inline(always)]
+    fn stronger(self, other: Self) -> Self {
+        Self(greatest(self.0, other.0))
+    }
+
+    #[inline(always)]
+    const fn zone(self) -> Zone {
+        Zone::from_bits((self.0 >> Self::CAUSE_BITS).to_le_bytes()[0])
+    }
+
+    #[inline(always)]
+    const fn cause(self) -> Cause {
+        Cause::from_bits((self.0 & ((1 << Self::CAUSE_BITS) - 1)).to_le_bytes()[0])
+    }
+}
+
+/// The strongest say by the entry thresholds, and by the exit thresholds. A signal never enters
+/// more than it holds.
+#[derive(Debug, Clone, Copy)]
+struct Say {
+    enters: Score,
+    holds: Score,
+}
+
+impl Say {
+    #[inline(always)]
+    fn and(self, other: Self) -> Self {
+        Self {
+            enters: self.enters.stronger(other.enters),
+            holds: self.holds.stronger(other.holds),
+        }
+    }
+
+    /// Silences a signal that isn't available.
+    #[inline(always)]
+    const fn if_available(self, signals: &Signals, bit: u32) -> Self {
+        let known = (signals.available >> bit.trailing_zeros() & 1) as u64;
+        Self {
+            enters: Score(self.enters.0 * known),
+            holds: Score(self.holds.0 * known),
+        }
+    }
 }
 
 /// The exit threshold that belongs to an entry threshold.
@@ -92,24 +143,20 @@ const fn exit_ns(entry: u64) -> u64 {
     entry / 10 * 8 + entry % 10 * 8 / 10
 }
 
+/// A signal of which much is bad.
 #[inline(always)]
-const fn zone_of(value: u32, yellow: u32, red: u32) -> Zone {
-    if value >= red {
-        Zone::Red
-    } else if value >= yellow {
-        Zone::Yellow
-    } else {
-        Zone::Green
-    }
-}
-
-#[inline(always)]
-const fn rising(cause: Cause, value: u32, levels: Levels) -> Reading {
-    Reading {
-        cause,
-        enters: zone_of(value, levels.yellow_permille, levels.red_permille),
-        holds: zone_of(
-            value,
+fn rising(cause: Cause, value: u32, levels: Levels) -> Say {
+    let value = u64::from(value);
+    let at = |yellow: u32, red: u32| {
+        Score::of(
+            cause,
+            reached(value, u64::from(yellow)),
+            reached(value, u64::from(red)),
+        )
+    };
+    Say {
+        enters: at(levels.yellow_permille, levels.red_permille),
+        holds: at(
             exit_permille(levels.yellow_permille),
             exit_permille(levels.red_permille),
         ),
@@ -117,140 +164,82 @@ const fn rising(cause: Cause, value: u32, levels: Levels) -> Reading {
 }
 
 #[inline(always)]
-const fn receive_queue(policy: &Policy, signals: &Signals) -> Reading {
-    let cause = Cause::ReceiveQueue;
-    if signals.available & available::RECEIVE_QUEUE == 0 {
-        return silent(cause);
-    }
-    // A level alone is never Red: bursts fill a healthy queue for an instant.
-    let depth = rising(
-        cause,
-        signals.receive_queue_permille,
-        Levels {
-            yellow_permille: policy.receive_queue.yellow_permille,
-            red_permille: u32::MAX,
-        },
-    );
+fn receive_queue(policy: &Policy, signals: &Signals) -> Say {
+    let depth = u64::from(signals.receive_queue_permille);
     let stalled_ns = signals.receive_queue_stalled_ns;
-    let above = signals.sockets_above_yellow > 0;
-    Reading {
-        cause,
-        enters: if stalled_ns >= policy.receive_queue_for_ns && stalled_ns > 0 {
-            Zone::Red
-        } else if above {
-            Zone::Yellow
-        } else {
-            depth.enters
-        },
-        holds: if stalled_ns >= exit_ns(policy.receive_queue_for_ns) && stalled_ns > 0 {
-            Zone::Red
-        } else if above {
-            Zone::Yellow
-        } else {
-            depth.holds
-        },
-    }
+    let stalled = reached(stalled_ns, 1);
+    // The probes count with hysteresis, so a count holds Yellow as well as it enters it.
+    let above = reached(u64::from(signals.sockets_above_yellow), 1);
+    // A level alone is never Red: bursts fill a healthy queue for an instant.
+    let at = |yellow: u32, for_ns: u64| {
+        Score::of(
+            Cause::ReceiveQueue,
+            reached(depth, u64::from(yellow)) | above,
+            reached(stalled_ns, for_ns) & stalled,
+        )
+    };
+    let yellow = policy.receive_queue.yellow_permille;
+    let say = Say {
+        enters: at(yellow, policy.receive_queue_for_ns),
+        holds: at(exit_permille(yellow), exit_ns(policy.receive_queue_for_ns)),
+    };
+    say.if_available(signals, available::RECEIVE_QUEUE)
 }
 
 #[inline(always)]
-const fn heartbeat(policy: &Policy, signals: &Signals) -> Reading {
-    let cause = Cause::Heartbeat;
-    if signals.available & available::HEARTBEAT == 0 {
-        return silent(cause);
-    }
-    let age_ns = signals.heartbeat_age_ns;
-    Reading {
-        cause,
-        enters: if age_ns > policy.heartbeat_limit_ns {
-            Zone::Red
-        } else {
-            Zone::Green
-        },
-        holds: if age_ns > exit_ns(policy.heartbeat_limit_ns) {
-            Zone::Red
-        } else {
-            Zone::Green
-        },
-    }
+fn heartbeat(policy: &Policy, signals: &Signals) -> Say {
+    let later_than = |limit_ns: u64| {
+        let late = reached(signals.heartbeat_age_ns, limit_ns + 1);
+        Score::of(Cause::Heartbeat, 0, late)
+    };
+    let say = Say {
+        enters: later_than(policy.heartbeat_limit_ns),
+        holds: later_than(exit_ns(policy.heartbeat_limit_ns)),
+    };
+    say.if_available(signals, available::HEARTBEAT)
 }
 
 #[inline(always)]
-const fn budget(policy: &Policy, signals: &Signals) -> Reading {
-    let mut fullest = 0;
-    let mut i = 0;
-    while i < BUDGETS {
-        let known = signals.available & (available::BUDGET_INGEST << i) != 0;
-        if known && signals.budget_permille[i] > fullest {
-            fullest = signals.budget_permille[i];
-        }
-        i += 1;
-    }
-    rising(Cause::Budget, fullest, policy.budget)
+fn budget(policy: &Policy, signals: &Signals) -> Say {
+    let [ingest, export, vault] = signals.budget_permille;
+    let one =
+        |permille, bit| rising(Cause::Budget, permille, policy.budget).if_available(signals, bit);
+    one(ingest, available::BUDGET_INGEST)
+        .and(one(export, available::BUDGET_EXPORT))
+        .and(one(vault, available::BUDGET_VAULT))
 }
 
+/// Low is bad here: leaves when it is back above entry ÷ 0.8.
 #[inline(always)]
-const fn memory_available(policy: &Policy, signals: &Signals) -> Reading {
-    let cause = Cause::MemoryAvailable;
-    if signals.available & available::MEMORY_AVAILABLE == 0 {
-        return silent(cause);
-    }
-    // Low is bad here: turn the scale around, and leave when it is back above entry ÷ 0.8.
-    let value = signals.memory_available_permille;
+fn memory_available(policy: &Policy, signals: &Signals) -> Say {
+    let value = u64::from(signals.memory_available_permille);
     let levels = policy.memory_available;
-    Reading {
-        cause,
-        enters: falling(value, levels.yellow_permille, levels.red_permille),
-        holds: falling(
-            value.saturating_mul(8),
-            levels.yellow_permille.saturating_mul(10),
-            levels.red_permille.saturating_mul(10),
-        ),
-    }
+    let at = |entry_factor: u64, value_factor: u64| {
+        let at_most = |entry: u32| reached(u64::from(entry) * entry_factor, value * value_factor);
+        Score::of(
+            Cause::MemoryAvailable,
+            at_most(levels.yellow_permille),
+            at_most(levels.red_permille),
+        )
+    };
+    let say = Say {
+        enters: at(1, 1),
+        holds: at(10, 8),
+    };
+    say.if_available(signals, available::MEMORY_AVAILABLE)
 }
 
-#[inline(always)]
-const fn falling(value: u32, yellow: u32, red: u32) -> Zone {
-    if value <= red {
-        Zone::Red
-    } else if value <= yellow {
-        Zone::Yellow
-    } else {
-        Zone::Green
-    }
-}
-
-const fn silent(cause: Cause) -> Reading {
-    Reading {
-        cause,
-        enters: Zone::Green,
-        holds: Zone::Green,
-    }
-}
-
-/// Decides. Pure; `now_ns` is the same clock as every time in `policy`, `signals` and `previous`.
+/// Decides. Pure; `now_ns` is the same clock as every time in `policy`, `signals` and `previous`,
+/// all below 2^63.
 #[must_use]
 #[inline(always)]
-pub const fn judge(policy: &Policy, signals: &Signals, previous: &State, now_ns: u64) -> Judgement {
-    // Highest precedence first, so that the first of the strongest names the cause.
-    let readings = [
-        receive_queue(policy, signals),
-        heartbeat(policy, signals),
-        budget(policy, signals),
-        memory_available(policy, signals),
-    ];
-    let (mut enters, mut entry_cause) = (Zone::Green, Cause::None);
-    let (mut holds, mut hold_cause) = (Zone::Green, Cause::None);
-    let mut i = 0;
-    while i < readings.len() {
-        let reading = readings[i];
-        if reading.enters as u8 > enters as u8 {
-            (enters, entry_cause) = (reading.enters, reading.cause);
-        }
-        if reading.holds as u8 > holds as u8 {
-            (holds, hold_cause) = (reading.holds, reading.cause);
-        }
-        i += 1;
-    }
+pub fn judge(policy: &Policy, signals: &Signals, previous: &State, now_ns: u64) -> Judgement {
+    let say = receive_queue(policy, signals)
+        .and(heartbeat(policy, signals))
+        .and(budget(policy, signals))
+        .and(memory_available(policy, signals));
+    let (enters, entry_cause) = (say.enters.zone(), say.enters.cause());
+    let (holds, hold_cause) = (say.holds.zone(), say.holds.cause());
 
     let below_yellow_since_ns = match holds {
         Zone::Green => since(previous.below_yellow_since_ns, now_ns),

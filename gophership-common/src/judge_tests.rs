@@ -271,18 +271,21 @@ impl Rng {
 }
 
 fn zone_at(signals: &Signals, policy: &Policy) -> (Zone, Zone) {
-    let readings = [
+    let says = [
         receive_queue(policy, signals),
         heartbeat(policy, signals),
         budget(policy, signals),
         memory_available(policy, signals),
     ];
-    for reading in readings {
-        assert!(reading.enters <= reading.holds, "enters more than it holds");
+    for say in says {
+        assert!(
+            say.enters <= say.holds,
+            "enters more than it holds: {say:?}"
+        );
     }
     (
-        readings.iter().map(|r| r.enters).max().unwrap(),
-        readings.iter().map(|r| r.holds).max().unwrap(),
+        says.iter().map(|say| say.enters.zone()).max().unwrap(),
+        says.iter().map(|say| say.holds.zone()).max().unwrap(),
     )
 }
 

@@ -4,13 +4,16 @@
 //! bytes, so that user space can read and write the mapped maps word by word. [`judge`] is pure: the
 //! eBPF tick, the user-space fallback and the property tests call the same function.
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+mod branchless;
 mod judge;
 mod limits;
 mod pages;
 mod tally;
 mod zone;
 
+pub use branchless::{Earliest, greatest};
 pub use judge::{Judgement, State, exit_permille, judge};
 pub use limits::*;
 pub use pages::{

@@ -1,5 +1,6 @@
 //! Sums the engine's report into [`Signals`]; both halves feed it one worker line at a time.
 
+use crate::branchless::Earliest;
 use crate::pages::{BUDGETS, Policy, Posted, Signals, WorkerLine, available};
 
 /// A posted sample older than this reads as unavailable.
@@ -34,35 +35,33 @@ pub const fn permille(part: u64, whole: u64) -> u32 {
 /// The engine's report, being added up.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Tally {
-    heartbeat_oldest_ns: u64,
+    oldest_heartbeat: Earliest,
     used: [u64; BUDGETS],
     limit: [u64; BUDGETS],
 }
 
 impl Tally {
-    /// Adds one worker. A worker that hasn't started yet has no heartbeat to be late with.
-    pub const fn add(&mut self, line: &WorkerLine) {
-        let beat = line.heartbeat_ns;
-        if beat != 0 && (self.heartbeat_oldest_ns == 0 || beat < self.heartbeat_oldest_ns) {
-            self.heartbeat_oldest_ns = beat;
-        }
-        let mut budget = 0;
-        while budget < BUDGETS {
+    /// Adds one worker; a line nobody has written adds nothing, and a worker that hasn't started
+    /// has no heartbeat to be late with.
+    #[inline(always)]
+    pub fn add(&mut self, line: &WorkerLine) {
+        self.oldest_heartbeat.add(line.heartbeat_ns);
+        for budget in 0..BUDGETS {
             self.used[budget] = self.used[budget].wrapping_add(line.used[budget]);
             self.limit[budget] = self.limit[budget].wrapping_add(line.limit[budget]);
-            budget += 1;
         }
     }
 
     /// The engine's part of the reading, with what `policy` says the probes measure marked
     /// available; the caller fills in the receive queue.
     #[must_use]
+    #[inline(always)]
     pub const fn signals(&self, policy: &Policy, posted: &Posted, now_ns: u64) -> Signals {
         let mut available = policy.measured;
         let mut heartbeat_age_ns = 0;
-        if self.heartbeat_oldest_ns != 0 {
+        if let Some(age_ns) = self.oldest_heartbeat.age_ns(now_ns) {
             available |= available::HEARTBEAT;
-            heartbeat_age_ns = now_ns.saturating_sub(self.heartbeat_oldest_ns);
+            heartbeat_age_ns = age_ns;
         }
         let mut budget_permille = [0; BUDGETS];
         let mut budget = 0;
@@ -102,17 +101,5 @@ mod tests {
         assert_eq!(permille(3, 2), 1500);
         assert_eq!(permille(u64::MAX, u64::MAX), 1000);
         assert_eq!(permille(u64::MAX, 1), u32::MAX);
-    }
-
-    #[test]
-    fn the_oldest_started_worker_counts() {
-        let mut tally = Tally::default();
-        for heartbeat_ns in [0, 700, 300, 0] {
-            tally.add(&WorkerLine {
-                heartbeat_ns,
-                ..WorkerLine::default()
-            });
-        }
-        assert_eq!(tally.heartbeat_oldest_ns, 300);
     }
 }

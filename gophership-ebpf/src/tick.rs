@@ -3,8 +3,8 @@
 use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::PerfEventContext};
 use aya_log_ebpf::debug;
 use gophership_common::{
-    EnginePage, Policy, Posted, Signals, SignalsPage, State, Tally, VerdictPage, WATCH_SLOTS,
-    WORKERS_MAX, WatchSlot, Word, WorkerLine, judge,
+    Earliest, EnginePage, Policy, Posted, Signals, SignalsPage, State, Tally, VerdictPage,
+    WATCH_SLOTS, WORKERS_MAX, WatchSlot, Word, WorkerLine, greatest, judge,
 };
 
 use crate::{atomic, event, maps};
@@ -34,6 +34,12 @@ pub(crate) fn run(ctx: &PerfEventContext) {
     }
     let mut reading = report(engine, policy, now_ns);
     measure(signals, &mut reading, now_ns);
+    // SAFETY: the SIGNALS map's only element, written by the tick only. Read back, every value is
+    // unknown to the verifier: the paths that led here become one.
+    let reading = unsafe {
+        (&raw mut (*signals).last).write_volatile(reading);
+        (&raw const (*signals).last).read_volatile()
+    };
 
     let previous = previous(verdict);
     let word = event::word(verdict);
@@ -59,8 +65,6 @@ pub(crate) fn run(ctx: &PerfEventContext) {
         );
     }
     remember(verdict, &judgement.state, now_ns);
-    // SAFETY: the SIGNALS map's only element; the tick is the only writer of `last`.
-    unsafe { (&raw mut (*signals).last).write_volatile(reading) };
 }
 
 /// Whether this CPU is the one to judge now.
@@ -84,14 +88,11 @@ fn report(engine: *const EnginePage, policy: &Policy, now_ns: u64) -> Signals {
         // SAFETY: `engine` is the ENGINE map's only element.
         (&raw const (*engine).workers).cast::<WorkerLine>()
     };
+    // All lines, used or not: a bound read from the policy would be a branch in every round.
     let mut worker = 0;
     while worker < WORKERS_MAX {
-        if worker as u32 >= policy.workers {
-            break;
-        }
         // SAFETY: the index is below WORKERS_MAX; a torn line is a line between two reports.
-        let line = unsafe { &*lines.add(worker) };
-        tally.add(line);
+        tally.add(unsafe { &*lines.add(worker) });
         worker += 1;
     }
     // SAFETY: as above.
@@ -109,23 +110,17 @@ fn measure(page: *mut SignalsPage, reading: &mut Signals, now_ns: u64) {
         reading.sockets_above_red = atomic::load(&raw const (*aggregates).above_red) as u32;
         let mut deepest = atomic::load(&raw const (*aggregates).window_permille);
         atomic::store(&raw mut (*aggregates).window_permille, 0);
-        let mut longest_ns = 0;
+        let mut stalled = Earliest::default();
         let slots = (&raw const (*page).watch).cast::<WatchSlot>();
         let mut index = 0;
         while index < WATCH_SLOTS {
             let slot = slots.add(index);
-            let permille = atomic::load(&raw const (*slot).permille);
-            if permille > deepest {
-                deepest = permille;
-            }
-            let since_ns = atomic::load(&raw const (*slot).stalled_since_ns);
-            if since_ns != 0 && now_ns > since_ns && now_ns - since_ns > longest_ns {
-                longest_ns = now_ns - since_ns;
-            }
+            deepest = greatest(deepest, atomic::load(&raw const (*slot).permille));
+            stalled.add(atomic::load(&raw const (*slot).stalled_since_ns));
             index += 1;
         }
         reading.receive_queue_permille = deepest as u32;
-        reading.receive_queue_stalled_ns = longest_ns;
+        reading.receive_queue_stalled_ns = stalled.age_ns(now_ns).unwrap_or(0);
     }
 }
 

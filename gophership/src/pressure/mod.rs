@@ -1,6 +1,49 @@
 //! Who judges the zone: the kernel half, or the same `judge()` in user space.
+//!
+//! [`Pressure::start`] loads the kernel half, or takes the fallback and says why. The hot path
+//! holds two `Copy` handles: [`Verdict`], one atomic load, and [`EngineLine`], a worker's own cache
+//! line. [`Pressure::spawn_watch`] starts the one thread that posts samples, passes on transitions
+//! and judges where the kernel doesn't.
+//!
+//! Invariants: the word is written only when the verdict changes, by compare-and-swap, by whichever
+//! half; a signal that can't be measured is unavailable, never zero; a dead tick is noticed within
+//! [`TICK_DEAD_MIN`] plus 100 ms and replaced loudly.
+//!
+//! # What was measured about the tick on idle CPUs
+//! MEASURED
 
-use std::time::Duration;
+mod clock;
+mod engine;
+mod kernel;
+mod memory;
+mod pages;
+mod snapshot;
+mod stochastic;
+mod watch;
+
+use std::{
+    fs, io,
+    mem::offset_of,
+    os::unix::fs::MetadataExt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use gophership_common::{
+    OVERRIDE_FOREVER, OVERRIDE_NONE, PORTS_MAX, Policy, VerdictPage, WORKERS_MAX, available,
+};
+
+pub use clock::monotonic_ns;
+pub use engine::{Budget, EngineLine, Verdict};
+pub use gophership_common::{Cause, Signals, Word, Zone};
+pub use kernel::Error as KernelError;
+pub use memory::memory_limit_bytes;
+pub use snapshot::{SignalReading, Snapshot, Source};
+pub use watch::{TICK_DEAD_MIN, Transition, WatchHandle};
+
+use kernel::{Chain, Events, Kernel, Wake};
+use pages::Pages;
 
 /// Whether the kernel half must judge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,4 +86,261 @@ pub struct Config {
     pub budget: Levels,
     /// A worker whose heartbeat is older than this is a cause of Red.
     pub heartbeat_limit: Duration,
+}
+
+/// What of the machine's sockets is ours: the listeners' ports, in this process's network namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IngestScope {
+    /// Local ports of the ingest listeners; at most [`PORTS_MAX`].
+    pub ports: Vec<u16>,
+    /// The smallest number of unread bytes that can stop an HTTP/2 peer; 0: not HTTP/2.
+    pub h2_window_bytes: u32,
+}
+
+/// An operator's choice of zone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OverrideUntil {
+    /// The zone to publish, whatever the signals say.
+    pub zone: Zone,
+    /// When it ends, `CLOCK_MONOTONIC` nanoseconds ([`monotonic_ns`]); `None`: when it is cleared.
+    pub until_ns: Option<u64>,
+}
+
+/// Why pressure can't be judged as configured.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// `pressure.kernel: required`, and the kernel half doesn't run.
+    #[error("pressure.kernel is required, but the kernel half doesn't run: {0}")]
+    KernelRequired(#[source] KernelError),
+    /// More workers than the shared page has lines.
+    #[error("{workers} workers, at most {WORKERS_MAX} are supported")]
+    TooManyWorkers {
+        /// Workers asked for.
+        workers: usize,
+    },
+    /// More ingest ports than the policy holds.
+    #[error("{ports} ingest ports, at most {PORTS_MAX} are supported")]
+    TooManyPorts {
+        /// Ports asked for.
+        ports: usize,
+    },
+    /// The operating system refused something every source needs.
+    #[error("{what}: {source}")]
+    System {
+        /// What was asked of it.
+        what: &'static str,
+        /// The failure.
+        source: io::Error,
+    },
+}
+
+/// The running judge, whichever half it is.
+pub struct Pressure {
+    pages: Pages,
+    policy: Mutex<Policy>,
+    /// The loaded kernel half: dropping it detaches the probes.
+    kernel: Option<Kernel>,
+    /// The kernel half's events, until the watch thread takes them.
+    events: Mutex<Option<Events>>,
+    source: snapshot::Judging,
+    wake: &'static Wake,
+    sample_every: u64,
+    /// The least time between two of the fallback's samples.
+    tick: Duration,
+}
+
+impl Pressure {
+    /// Starts judging for `workers` workers.
+    ///
+    /// # Errors
+    /// [`Error::KernelRequired`] if `config.kernel` is [`KernelMode::Required`] and the kernel half
+    /// doesn't run; the others if what was asked for exceeds a limit or the system refuses memory.
+    pub fn start(config: &Config, scope: &IngestScope, workers: usize) -> Result<Self, Error> {
+        let policy = policy(config, scope, workers)?;
+        let loaded = match config.kernel {
+            KernelMode::Off => Err(None),
+            KernelMode::Auto | KernelMode::Required => start_kernel(config, &policy).map_err(Some),
+        };
+        match loaded {
+            Ok((kernel, pages, events, policy)) => {
+                for reason in &kernel.unattached {
+                    tracing::warn!(reason, "the receive queue can't be measured");
+                }
+                tracing::info!(ports = ?scope.ports, "the kernel half judges");
+                Self::assemble(config, pages, policy, Some((kernel, events)), None)
+            }
+            Err(Some(error)) if config.kernel == KernelMode::Required => {
+                Err(Error::KernelRequired(error))
+            }
+            Err(error) => {
+                let reason = error.map_or_else(
+                    || "off in the configuration".to_owned(),
+                    |error| Chain(&error).to_string(),
+                );
+                if config.kernel == KernelMode::Auto {
+                    tracing::warn!(
+                        reason,
+                        "THE KERNEL HALF DOES NOT RUN: user space judges, without receive queues, \
+                         and not while it is stalled"
+                    );
+                }
+                let pages = Pages::anonymous().map_err(|source| Error::System {
+                    what: "mmap",
+                    source,
+                })?;
+                pages.publish(&policy);
+                Self::assemble(config, pages, policy, None, Some(reason))
+            }
+        }
+    }
+
+    fn assemble(
+        config: &Config,
+        pages: Pages,
+        policy: Policy,
+        kernel: Option<(Kernel, Events)>,
+        why_not: Option<String>,
+    ) -> Result<Self, Error> {
+        let wake = Wake::new().map_err(|source| Error::System {
+            what: "eventfd",
+            source,
+        })?;
+        let (kernel, events) = kernel.unzip();
+        Ok(Self {
+            pages,
+            policy: Mutex::new(policy),
+            kernel,
+            events: Mutex::new(events),
+            source: snapshot::Judging::new(why_not),
+            // Lives as long as the mappings: workers' handles point to both.
+            wake: Box::leak(Box::new(wake)),
+            sample_every: config.sample_every,
+            tick: config.tick,
+        })
+    }
+
+    /// The verdict's handle.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        Verdict::of(self.pages.word())
+    }
+
+    /// One worker's handle. Panics if `worker` isn't below the number of workers started with.
+    #[must_use]
+    pub fn engine(&self, worker: usize) -> EngineLine {
+        let workers = lock(&self.policy).workers as usize;
+        assert!(worker < workers, "worker {worker} of {workers}");
+        // With the kernel half, nothing samples by count.
+        let sampling = match self.kernel {
+            Some(_) => None,
+            None => Some((self.sample_every.max(1), self.wake)),
+        };
+        EngineLine::of(self.pages.line(worker), sampling)
+    }
+
+    /// Sets the operator's override, or clears it. In force from the next judgement on: one tick,
+    /// or at once in the fallback.
+    pub fn set_override(&self, chosen: Option<OverrideUntil>) {
+        let mut policy = lock(&self.policy);
+        (policy.override_zone, policy.override_until_ns) = match chosen {
+            Some(OverrideUntil { zone, until_ns }) => {
+                (zone as u32, until_ns.unwrap_or(OVERRIDE_FOREVER))
+            }
+            None => (OVERRIDE_NONE, 0),
+        };
+        self.pages.publish(&policy);
+        self.wake.ring();
+    }
+
+    /// Everything there is to show, at one moment.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::of(&self.pages, &self.source)
+    }
+
+    /// Starts the watch thread: it posts samples every 100 ms, drains the kernel half's events into
+    /// `on_transition`, and judges where the kernel doesn't. Only the first call gets the events.
+    ///
+    /// # Errors
+    /// If the thread can't be spawned.
+    pub fn spawn_watch(
+        self: &Arc<Self>,
+        on_transition: impl Fn(&Transition) + Send + 'static,
+    ) -> io::Result<WatchHandle> {
+        watch::spawn(Arc::clone(self), on_transition)
+    }
+}
+
+fn start_kernel(
+    config: &Config,
+    policy: &Policy,
+) -> Result<(Kernel, Pages, Events, Policy), KernelError> {
+    /// An attached tick comes within a few periods; slow machines get more.
+    const FIRST_TICK: Duration = Duration::from_secs(2);
+
+    let (mut kernel, pages, events) = Kernel::load()?;
+    kernel.attach(config.tick)?;
+    let mut policy = *policy;
+    if kernel.measures_queues {
+        policy.measured |= available::RECEIVE_QUEUE;
+    }
+    pages.publish(&policy);
+    let start = Instant::now();
+    while pages.verdict_at(offset_of!(VerdictPage, judged_at_ns)) == 0 {
+        if start.elapsed() > FIRST_TICK {
+            return Err(KernelError::Silent(FIRST_TICK));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok((kernel, pages, events, policy))
+}
+
+fn policy(config: &Config, scope: &IngestScope, workers: usize) -> Result<Policy, Error> {
+    let mut ports = [0; PORTS_MAX];
+    ports
+        .get_mut(..scope.ports.len())
+        .ok_or(Error::TooManyPorts {
+            ports: scope.ports.len(),
+        })?
+        .copy_from_slice(&scope.ports);
+    if workers > WORKERS_MAX {
+        return Err(Error::TooManyWorkers { workers });
+    }
+    let netns = fs::metadata("/proc/self/ns/net").map_err(|source| Error::System {
+        what: "/proc/self/ns/net",
+        source,
+    })?;
+    // The judge adds to and subtracts from these: a century is forever.
+    const FOREVER_NS: u64 = 100 * 365 * 86_400 * 1_000_000_000;
+    let nanos = |duration: Duration| {
+        u64::try_from(duration.as_nanos()).map_or(FOREVER_NS, |ns| ns.min(FOREVER_NS))
+    };
+    let levels = |levels: Levels| gophership_common::Levels {
+        yellow_permille: levels.yellow_permille,
+        red_permille: levels.red_permille,
+    };
+    Ok(Policy {
+        tick_ns: nanos(config.tick),
+        hold_ns: nanos(config.hold),
+        receive_queue_for_ns: nanos(config.receive_queue_for),
+        heartbeat_limit_ns: nanos(config.heartbeat_limit),
+        override_until_ns: 0,
+        receive_queue: levels(config.receive_queue),
+        memory_available: levels(config.memory_available),
+        budget: levels(config.budget),
+        override_zone: OVERRIDE_NONE,
+        h2_window_bytes: scope.h2_window_bytes,
+        // The kernel's namespace numbers are 32 bits wide.
+        netns_inum: u32::try_from(netns.ino()).unwrap_or(0),
+        workers: u32::try_from(workers).unwrap_or(0),
+        measured: 0,
+        port_count: u32::try_from(scope.ports.len()).unwrap_or(0),
+        ports,
+    })
+}
+
+/// The lock, whoever panicked while holding it: what it guards is replaced as a whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,91 @@
+//! The hot path's handles: the verdict, and a worker's own line.
+
+use std::{
+    mem::offset_of,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use gophership_common::{Word, WorkerLine};
+
+use super::{clock::monotonic_ns, kernel::Wake};
+
+pub use gophership_common::Budget;
+
+/// Reads the verdict; `Copy`, so that every worker and connection can hold one.
+#[derive(Debug, Clone, Copy)]
+pub struct Verdict {
+    word: &'static AtomicU64,
+}
+
+impl Verdict {
+    pub(super) const fn of(word: &'static AtomicU64) -> Self {
+        Self { word }
+    }
+
+    /// The verdict now: one atomic load from a line that is written only when it changes.
+    #[must_use]
+    #[inline]
+    pub fn load(self) -> Word {
+        Word(self.word.load(Ordering::Acquire))
+    }
+}
+
+/// One worker's report to the judge: plain stores to a cache line that only this worker writes.
+#[derive(Clone, Copy)]
+pub struct EngineLine {
+    line: &'static [AtomicU64],
+    /// With the fallback: sample after this many operations, by waking the watch thread.
+    sampling: Option<(u64, &'static Wake)>,
+}
+
+impl EngineLine {
+    pub(super) const fn of(
+        line: &'static [AtomicU64],
+        sampling: Option<(u64, &'static Wake)>,
+    ) -> Self {
+        Self { line, sampling }
+    }
+
+    fn word(self, offset: usize) -> &'static AtomicU64 {
+        &self.line[offset / size_of::<u64>()]
+    }
+
+    /// Says that this worker's loop is running. From the first beat on, a beat older than
+    /// `heartbeat_limit` is a cause of Red.
+    pub fn beat(self) {
+        self.word(offset_of!(WorkerLine, heartbeat_ns))
+            .store(monotonic_ns(), Ordering::Release);
+    }
+
+    /// Takes back the heartbeat: a worker that has ended isn't late.
+    pub fn retire(self) {
+        self.word(offset_of!(WorkerLine, heartbeat_ns))
+            .store(0, Ordering::Release);
+    }
+
+    /// Reports this worker's share of a budget, bytes. The judge adds the shares up; a limit of 0
+    /// reads as unavailable.
+    pub fn set_used(self, budget: Budget, used: u64, limit: u64) {
+        let index = budget as usize * size_of::<u64>();
+        self.word(offset_of!(WorkerLine, used) + index)
+            .store(used, Ordering::Relaxed);
+        self.word(offset_of!(WorkerLine, limit) + index)
+            .store(limit, Ordering::Relaxed);
+    }
+
+    /// Counts one operation. Free of locks; with the fallback, every `sample_every`th wakes the
+    /// watch thread to sample, by one system call that never blocks.
+    #[inline]
+    pub fn operation(self) {
+        let Some((every, wake)) = self.sampling else {
+            return;
+        };
+        // Only this worker writes the count, so a load and a store will do.
+        let count = self.word(offset_of!(WorkerLine, operations));
+        let next = count.load(Ordering::Relaxed).wrapping_add(1);
+        count.store(next, Ordering::Relaxed);
+        if next.is_multiple_of(every) {
+            wake.ring();
+        }
+    }
+}

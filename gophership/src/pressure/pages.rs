@@ -1,0 +1,147 @@
+//! The four shared pages as user space uses them, whichever half judges.
+
+use std::{
+    io,
+    mem::offset_of,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use gophership_common::{
+    Aggregates, EnginePage, Policy, PolicyPage, Posted, Signals, SignalsPage, State, VerdictPage,
+    WatchSlot, Word, WorkerLine,
+};
+
+use super::kernel::Page;
+
+/// Handles to the mapped pages.
+#[derive(Clone, Copy)]
+pub(super) struct Pages {
+    pub(super) verdict: Page<VerdictPage>,
+    pub(super) signals: Page<SignalsPage>,
+    pub(super) policy: Page<PolicyPage>,
+    pub(super) engine: Page<EnginePage>,
+}
+
+impl Pages {
+    /// Pages nobody else sees, for the fallback.
+    pub(super) fn anonymous() -> io::Result<Self> {
+        Ok(Self {
+            verdict: Page::anonymous()?,
+            signals: Page::anonymous()?,
+            policy: Page::anonymous()?,
+            engine: Page::anonymous()?,
+        })
+    }
+
+    /// The verdict's word.
+    pub(super) fn word(&self) -> &'static AtomicU64 {
+        self.verdict.word(offset_of!(VerdictPage, word))
+    }
+
+    /// A field of the verdict's page, by `offset_of!`.
+    pub(super) fn verdict_at(&self, offset: usize) -> u64 {
+        self.verdict.word(offset).load(Ordering::Acquire)
+    }
+
+    /// The word and when it last changed, of one moment unless it changes all the time.
+    pub(super) fn word_and_since(&self) -> (Word, u64) {
+        let load = || Word(self.word().load(Ordering::Acquire));
+        let mut word = load();
+        for _ in 0..4 {
+            let since_ns = self.verdict_at(offset_of!(VerdictPage, since_ns));
+            let again = load();
+            if again == word {
+                return (word, since_ns);
+            }
+            word = again;
+        }
+        (word, self.verdict_at(offset_of!(VerdictPage, since_ns)))
+    }
+
+    /// Puts a policy in force. The caller lets one publish at a time.
+    pub(super) fn publish(&self, policy: &Policy) {
+        let generation = self.policy.word(offset_of!(PolicyPage, generation));
+        let next = generation.load(Ordering::Acquire).wrapping_add(1);
+        let slot = usize::from(next & 1 == 1);
+        let offset = offset_of!(PolicyPage, slots) + slot * size_of::<Policy>();
+        self.policy.write(offset, policy);
+        generation.store(next, Ordering::Release);
+    }
+
+    /// The words of one worker's line.
+    pub(super) fn line(&self, worker: usize) -> &'static [AtomicU64] {
+        let offset = offset_of!(EnginePage, workers) + worker * size_of::<WorkerLine>();
+        self.engine.words::<WorkerLine>(offset)
+    }
+
+    /// One worker's line.
+    pub(super) fn report(&self, worker: usize) -> WorkerLine {
+        self.engine
+            .read(offset_of!(EnginePage, workers) + worker * size_of::<WorkerLine>())
+    }
+
+    /// The last samples posted.
+    pub(super) fn posted(&self) -> Posted {
+        self.engine.read(offset_of!(EnginePage, posted))
+    }
+
+    /// Posts samples; the time last, so that they are never fresher than they look.
+    pub(super) fn post(&self, posted: &Posted) {
+        let words = self.engine.words::<Posted>(offset_of!(EnginePage, posted));
+        let at = offset_of!(Posted, at_ns) / size_of::<u64>();
+        let value = offset_of!(Posted, memory_available_permille) / size_of::<u64>();
+        words[value].store(posted.memory_available_permille, Ordering::Relaxed);
+        words[at].store(posted.at_ns, Ordering::Release);
+    }
+
+    /// The judge's last reading.
+    pub(super) fn last_signals(&self) -> Signals {
+        self.signals.read(offset_of!(SignalsPage, last))
+    }
+
+    /// Records a reading.
+    pub(super) fn record(&self, signals: &Signals) {
+        self.signals.write(offset_of!(SignalsPage, last), signals);
+    }
+
+    /// The probes' counts.
+    pub(super) fn aggregates(&self) -> Aggregates {
+        self.signals.read(offset_of!(SignalsPage, aggregates))
+    }
+
+    /// One watched socket.
+    pub(super) fn watched(&self, slot: usize) -> WatchSlot {
+        self.signals
+            .read(offset_of!(SignalsPage, watch) + slot * size_of::<WatchSlot>())
+    }
+
+    /// What the judge remembers.
+    pub(super) fn state(&self) -> State {
+        let natural = Word(self.verdict_at(offset_of!(VerdictPage, natural)));
+        State {
+            zone: natural.zone(),
+            cause: natural.cause(),
+            below_yellow_since_ns: self.verdict_at(offset_of!(VerdictPage, below_yellow_since_ns)),
+            below_red_since_ns: self.verdict_at(offset_of!(VerdictPage, below_red_since_ns)),
+        }
+    }
+
+    /// Remembers for the next judgement, also the kernel's.
+    pub(super) fn remember(&self, state: &State) {
+        let natural = Word::new(state.zone, state.cause, 0, 0).0;
+        let fields = [
+            (offset_of!(VerdictPage, natural), natural),
+            (
+                offset_of!(VerdictPage, below_yellow_since_ns),
+                state.below_yellow_since_ns,
+            ),
+            (
+                offset_of!(VerdictPage, below_red_since_ns),
+                state.below_red_since_ns,
+            ),
+        ];
+        for (offset, value) in fields {
+            self.verdict.word(offset).store(value, Ordering::Release);
+        }
+    }
+}

@@ -1,0 +1,566 @@
+//! The kernel half in the running kernel: real sockets, real probes, a real tick.
+//!
+//! Needs root and a build with `GOPHERSHIP_EBPF_OBJ`. Otherwise each test says why it did nothing
+//! and passes, unless `GOPHERSHIP_REQUIRE_KERNEL=1`.
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use aya::maps::{Array, Map, MapData, loaded_maps};
+use gophership::pressure::{
+    Cause, Config, Error, IngestScope, KernelMode, Levels, OverrideUntil, Pressure, Snapshot,
+    Source, Transition, WatchHandle, Zone, monotonic_ns,
+};
+use gophership_common::{MAP_VERDICT, VerdictPage};
+
+const TICK: Duration = Duration::from_millis(10);
+const HOLD: Duration = Duration::from_millis(200);
+/// Far beyond anything that should take milliseconds, for machines with other things to do.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn config() -> Config {
+    Config {
+        kernel: KernelMode::Required,
+        tick: TICK,
+        sample_every: 1024,
+        hold: HOLD,
+        receive_queue: Levels {
+            yellow_permille: 500,
+            red_permille: 800,
+        },
+        receive_queue_for: Duration::from_millis(5),
+        // Never a cause here: these tests are about sockets.
+        memory_available: Levels {
+            yellow_permille: 0,
+            red_permille: 0,
+        },
+        budget: Levels {
+            yellow_permille: 800,
+            red_permille: 950,
+        },
+        heartbeat_limit: Duration::from_millis(300),
+    }
+}
+
+/// The kernel half judging one listener's sockets.
+struct Fixture {
+    pressure: Arc<Pressure>,
+    listener: TcpListener,
+    seen: Arc<Mutex<Vec<Transition>>>,
+    _watch: WatchHandle,
+}
+
+impl Fixture {
+    /// `None` where the kernel half can't run and needn't.
+    fn start(config: &Config) -> Option<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        Self::judging(config, listener, port, 0)
+    }
+
+    fn judging(
+        config: &Config,
+        listener: TcpListener,
+        port: u16,
+        h2_window_bytes: u32,
+    ) -> Option<Self> {
+        let scope = IngestScope {
+            ports: vec![port],
+            h2_window_bytes,
+        };
+        let pressure = match Pressure::start(config, &scope, 2) {
+            Ok(pressure) => Arc::new(pressure),
+            Err(error @ Error::KernelRequired(_)) => {
+                assert!(
+                    std::env::var_os("GOPHERSHIP_REQUIRE_KERNEL").is_none_or(|value| value != "1"),
+                    "GOPHERSHIP_REQUIRE_KERNEL=1, but: {error}"
+                );
+                eprintln!("nothing tested: {error}");
+                return None;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&seen);
+        let watch = pressure
+            .spawn_watch(move |transition| sink.lock().unwrap().push(*transition))
+            .unwrap();
+        Some(Self {
+            pressure,
+            listener,
+            seen,
+            _watch: watch,
+        })
+    }
+
+    fn connection(&self) -> (TcpStream, TcpStream) {
+        connection(&self.listener)
+    }
+
+    fn zone_and_cause(&self) -> (Zone, Cause) {
+        let word = self.pressure.verdict().load();
+        (word.zone(), word.cause())
+    }
+
+    fn wait_for(&self, zone: Zone, cause: Cause) {
+        wait(
+            &format!("{zone:?} by {cause:?}"),
+            || self.zone_and_cause() == (zone, cause),
+            || {
+                format!(
+                    "{:#?}\n{:#?}",
+                    self.pressure.snapshot(),
+                    self.seen.lock().unwrap()
+                )
+            },
+        );
+    }
+
+    /// Waits until the tick has judged `times` more, so that what happened before was seen.
+    fn wait_for_ticks(&self, times: u32) {
+        for _ in 0..times {
+            let judged_at = || Instant::now().checked_sub(self.pressure.snapshot().judged_age);
+            let last = judged_at();
+            wait(
+                "a tick",
+                || judged_at() > last.map(|at| at + TICK / 2),
+                String::new,
+            );
+        }
+    }
+
+    fn signal(&self, name: &str) -> f64 {
+        signal(&self.pressure.snapshot(), name)
+    }
+}
+
+fn signal(snapshot: &Snapshot, name: &str) -> f64 {
+    let reading = snapshot.signals.iter().find(|signal| signal.name == name);
+    let reading = reading.unwrap_or_else(|| panic!("no signal {name}"));
+    assert!(reading.available, "{name} is unavailable");
+    reading.value
+}
+
+fn wait(what: &str, mut holds: impl FnMut() -> bool, state: impl FnOnce() -> String) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(
+            start.elapsed() < PATIENCE,
+            "no {what} within {PATIENCE:?}\n{}",
+            state()
+        );
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn connection(listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (server, _) = listener.accept().unwrap();
+    client.set_nonblocking(true).unwrap();
+    server.set_nonblocking(true).unwrap();
+    (client, server)
+}
+
+/// Writes until the socket takes no more; bytes written.
+fn write_until_full(client: &mut TcpStream) -> usize {
+    let block = vec![0_u8; 64 * 1024];
+    let mut written = 0;
+    loop {
+        match client.write(&block) {
+            Ok(bytes) => written += bytes,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return written,
+            Err(error) => panic!("write: {error}"),
+        }
+    }
+}
+
+/// Reads until `expected` bytes have come.
+fn read_all(server: &mut TcpStream, expected: usize) {
+    let mut block = vec![0_u8; 64 * 1024];
+    let mut got = 0;
+    let start = Instant::now();
+    while got < expected {
+        assert!(start.elapsed() < PATIENCE, "{got} of {expected} bytes");
+        match server.read(&mut block) {
+            Ok(0) => panic!("closed after {got} of {expected} bytes"),
+            Ok(bytes) => got += bytes,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::yield_now(),
+            Err(error) => panic!("read: {error}"),
+        }
+    }
+}
+
+#[test]
+fn a_full_socket_turns_red_and_reading_it_empty_turns_green() {
+    let Some(fixture) = Fixture::start(&config()) else {
+        return;
+    };
+    assert_eq!(fixture.zone_and_cause(), (Zone::Green, Cause::None));
+    let (mut client, mut server) = fixture.connection();
+    let written = write_until_full(&mut client);
+    fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+    // It stays Red though the socket sends no more events.
+    fixture.wait_for_ticks(3);
+    assert_eq!(fixture.zone_and_cause(), (Zone::Red, Cause::ReceiveQueue));
+    wait(
+        "reading",
+        || fixture.signal("sockets_above_red") >= 1.0,
+        String::new,
+    );
+    assert!(fixture.signal("receive_queue") >= 0.8);
+    assert!(fixture.signal("receive_queue_stalled") >= 0.005);
+
+    let emptied = Instant::now();
+    read_all(&mut server, written);
+    fixture.wait_for(Zone::Green, Cause::None);
+    assert!(
+        emptied.elapsed() >= HOLD,
+        "lowered before the hold was over"
+    );
+    assert!(fixture.signal("sockets_above_yellow") < 1.0);
+
+    let seen = fixture.seen.lock().unwrap();
+    let steps: Vec<_> = seen.iter().map(|t| (t.from, t.to, t.cause)).collect();
+    assert_eq!(
+        steps.first().map(|step| step.0),
+        Some(Zone::Green),
+        "{steps:?}"
+    );
+    assert_eq!(
+        steps.iter().map(|step| step.1).max(),
+        Some(Zone::Red),
+        "{steps:?}"
+    );
+    assert!(
+        steps.windows(2).all(|pair| pair[0].1 == pair[1].0),
+        "each transition starts where the last ended: {steps:?}"
+    );
+    let red = seen.iter().find(|t| t.to == Zone::Red).unwrap();
+    assert!(red.values.receive_queue_permille >= 800, "{red:?}");
+    assert!(red.values.receive_queue_stalled_ns >= 5_000_000, "{red:?}");
+}
+
+#[test]
+fn a_reader_that_keeps_reading_never_turns_red() {
+    let config = Config {
+        // Longer than a busy machine keeps a runnable reader waiting.
+        receive_queue_for: Duration::from_millis(500),
+        ..config()
+    };
+    let Some(fixture) = Fixture::start(&config) else {
+        return;
+    };
+    let (mut client, mut server) = fixture.connection();
+    server.set_nonblocking(false).unwrap();
+    let reader = thread::spawn(move || {
+        let mut block = vec![0_u8; 16 * 1024];
+        let mut got = 0;
+        while let Ok(bytes) = server.read(&mut block)
+            && bytes > 0
+        {
+            got += bytes;
+        }
+        got
+    });
+    // Bursts as fast as the socket takes them, for well over the time that would turn Red.
+    let mut written = 0;
+    let start = Instant::now();
+    while start.elapsed() < 3 * config.receive_queue_for {
+        written += write_until_full(&mut client);
+    }
+    fixture.wait_for_ticks(2);
+    drop(client);
+    assert_eq!(reader.join().unwrap(), written);
+    let seen = fixture.seen.lock().unwrap();
+    assert!(
+        seen.iter().all(|transition| transition.to != Zone::Red),
+        "{seen:#?}"
+    );
+    // Otherwise this proves nothing: the bursts did fill the queue.
+    assert!(
+        seen.iter().any(|transition| transition.to == Zone::Yellow),
+        "{seen:#?}"
+    );
+}
+
+#[test]
+fn closing_a_full_socket_undoes_its_aggregate() {
+    let Some(fixture) = Fixture::start(&config()) else {
+        return;
+    };
+    let (mut client, server) = fixture.connection();
+    write_until_full(&mut client);
+    fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+    drop(server);
+    fixture.wait_for(Zone::Green, Cause::None);
+    let snapshot = fixture.pressure.snapshot();
+    for name in [
+        "sockets_above_yellow",
+        "sockets_above_red",
+        "receive_queue",
+        "receive_queue_stalled",
+    ] {
+        assert_eq!(signal(&snapshot, name), 0.0, "{name}");
+    }
+    // A new socket at what may be the same address starts from nothing.
+    let (mut client, mut server) = fixture.connection();
+    client.write_all(b"hello").unwrap();
+    read_all(&mut server, 5);
+    fixture.wait_for_ticks(2);
+    assert_eq!(fixture.zone_and_cause(), (Zone::Green, Cause::None));
+}
+
+#[test]
+fn an_http2_window_is_the_capacity_where_it_is_smaller() {
+    const WINDOW: u32 = 16 * 1024;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let Some(fixture) = Fixture::judging(&config(), listener, port, WINDOW) else {
+        return;
+    };
+    let (mut client, mut server) = fixture.connection();
+    client.write_all(&[0; WINDOW as usize]).unwrap();
+    fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+    read_all(&mut server, WINDOW as usize);
+    fixture.wait_for(Zone::Green, Cause::None);
+}
+
+#[test]
+fn a_stale_heartbeat_turns_red() {
+    let Some(fixture) = Fixture::start(&config()) else {
+        return;
+    };
+    let line = fixture.pressure.engine(1);
+    // A worker that has never beaten is no cause, however long that lasts.
+    fixture.wait_for_ticks(2);
+    assert_eq!(fixture.zone_and_cause(), (Zone::Green, Cause::None));
+    line.beat();
+    fixture.wait_for(Zone::Red, Cause::Heartbeat);
+    let beating = AtomicBool::new(true);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while beating.load(Ordering::Relaxed) {
+                line.beat();
+                thread::sleep(Duration::from_millis(10));
+            }
+        });
+        fixture.wait_for(Zone::Green, Cause::None);
+        beating.store(false, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn an_override_holds_expires_and_clears() {
+    let Some(fixture) = Fixture::start(&config()) else {
+        return;
+    };
+    let red = |until_ns| {
+        Some(OverrideUntil {
+            zone: Zone::Red,
+            until_ns,
+        })
+    };
+    fixture.pressure.set_override(red(None));
+    fixture.wait_for(Zone::Red, Cause::Override);
+    assert!(fixture.pressure.snapshot().override_active);
+    fixture.wait_for_ticks(3);
+    assert_eq!(fixture.zone_and_cause(), (Zone::Red, Cause::Override));
+    // Clearing doesn't wait for the hold: the signals never said Red.
+    fixture.pressure.set_override(None);
+    fixture.wait_for(Zone::Green, Cause::None);
+    assert!(!fixture.pressure.snapshot().override_active);
+
+    let until_ns = monotonic_ns() + 300_000_000;
+    fixture.pressure.set_override(red(Some(until_ns)));
+    fixture.wait_for(Zone::Red, Cause::Override);
+    fixture.wait_for(Zone::Green, Cause::None);
+    assert!(monotonic_ns() >= until_ns, "ended early");
+
+    // The operator's Green outranks a full socket, and gives way to it.
+    fixture.pressure.set_override(Some(OverrideUntil {
+        zone: Zone::Green,
+        until_ns: None,
+    }));
+    fixture.wait_for(Zone::Green, Cause::Override);
+    let (mut client, _server) = fixture.connection();
+    write_until_full(&mut client);
+    wait(
+        "depth",
+        || fixture.signal("receive_queue_stalled") > 0.02,
+        String::new,
+    );
+    assert_eq!(fixture.zone_and_cause(), (Zone::Green, Cause::Override));
+    fixture.pressure.set_override(None);
+    fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+}
+
+#[test]
+fn sockets_on_other_ports_do_not_count() {
+    let ours = TcpListener::bind("127.0.0.1:0").unwrap();
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = ours.local_addr().unwrap().port();
+    let Some(fixture) = Fixture::judging(&config(), ours, port, 0) else {
+        return;
+    };
+    let (mut client, _server) = connection(&other);
+    assert_ignored(&fixture, &mut client);
+}
+
+#[test]
+fn sockets_in_another_network_namespace_do_not_count() {
+    let Some(fixture) = Fixture::start(&config()) else {
+        return;
+    };
+    let port = fixture.listener.local_addr().unwrap().port();
+    let (full, filled) = mpsc::channel();
+    let (done, release) = mpsc::channel::<()>();
+    let elsewhere = thread::spawn(move || {
+        // Namespaces are per thread: the socket lives where its thread was when it was made.
+        enter_new_netns();
+        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        let (mut client, _server) = connection(&listener);
+        full.send(write_until_full(&mut client)).unwrap();
+        let _ = release.recv();
+    });
+    let written = filled.recv_timeout(PATIENCE).unwrap();
+    assert!(written > 0);
+    fixture.wait_for_ticks(5);
+    assert_eq!(fixture.zone_and_cause(), (Zone::Green, Cause::None));
+    assert_eq!(fixture.signal("receive_queue"), 0.0);
+    drop(done);
+    elsewhere.join().unwrap();
+}
+
+/// Fills a socket that isn't ours, and checks that the kernel half takes no notice.
+fn assert_ignored(fixture: &Fixture, client: &mut TcpStream) {
+    write_until_full(client);
+    fixture.wait_for_ticks(5);
+    assert_eq!(fixture.zone_and_cause(), (Zone::Green, Cause::None));
+    assert_eq!(fixture.signal("receive_queue"), 0.0);
+}
+
+/// Moves this thread into a network namespace of its own, with its loopback up.
+fn enter_new_netns() {
+    // SAFETY: no memory is involved.
+    let entered = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    assert_eq!(entered, 0, "{}", std::io::Error::last_os_error());
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    let mut request = libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru {
+            ifru_flags: i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap(),
+        },
+    };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed();
+    }
+    // SAFETY: SIOCSIFFLAGS reads an ifreq, which lives through the call.
+    let raised = unsafe {
+        libc::ioctl(
+            std::os::fd::AsRawFd::as_raw_fd(&socket),
+            libc::SIOCSIFFLAGS,
+            &raw const request,
+        )
+    };
+    assert_eq!(raised, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn an_idle_tick_keeps_its_age_bounded() {
+    let Some(fixture) = Fixture::start(&config()) else {
+        return;
+    };
+    let mut ages: Vec<Duration> = (0..60)
+        .map(|_| {
+            thread::sleep(Duration::from_millis(37));
+            fixture.pressure.snapshot().judged_age
+        })
+        .collect();
+    ages.sort();
+    eprintln!(
+        "tick age over 60 looks: median {:?}, greatest {:?}",
+        ages[30], ages[59]
+    );
+    assert!(ages[59] < Duration::from_millis(500), "{ages:?}");
+    assert_eq!(fixture.pressure.snapshot().source, Source::Kernel);
+}
+
+#[test]
+fn a_dead_tick_is_replaced_and_comes_back() {
+    let Some(fixture) = Fixture::start(&config()) else {
+        return;
+    };
+    // Other VERDICT maps may be loaded on this machine: find ours by when it last changed.
+    fixture.pressure.set_override(Some(OverrideUntil {
+        zone: Zone::Yellow,
+        until_ns: None,
+    }));
+    fixture.wait_for(Zone::Yellow, Cause::Override);
+    let ktime_ns = || {
+        fixture
+            .seen
+            .lock()
+            .unwrap()
+            .last()
+            .map(|last| last.ktime_ns)
+    };
+    wait("transition", || ktime_ns().is_some(), String::new);
+    let mut verdict = verdict_map(ktime_ns().unwrap());
+
+    // A next period that never comes: no CPU claims it.
+    set_next_tick(&mut verdict, u64::MAX);
+    wait(
+        "takeover",
+        || fixture.pressure.snapshot().source == Source::Stochastic,
+        String::new,
+    );
+    assert!(fixture.pressure.snapshot().why_not_kernel.is_some());
+    fixture.pressure.set_override(None);
+    fixture.wait_for(Zone::Green, Cause::None);
+    // The probes still count, and user space judges by them.
+    let (mut client, _server) = fixture.connection();
+    write_until_full(&mut client);
+    fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+
+    set_next_tick(&mut verdict, 0);
+    wait(
+        "return of the tick",
+        || fixture.pressure.snapshot().source == Source::Kernel,
+        String::new,
+    );
+}
+
+fn verdict_map(since_ns: u64) -> Array<MapData, VerdictPage> {
+    loaded_maps()
+        .filter_map(Result::ok)
+        .filter(|info| info.name_as_str() == Some(MAP_VERDICT))
+        .filter_map(|info| MapData::from_id(info.id()).ok())
+        .filter_map(|data| Array::try_from(Map::Array(data)).ok())
+        .find(|map: &Array<_, VerdictPage>| {
+            map.get(&0, 0).is_ok_and(|page| page.since_ns == since_ns)
+        })
+        .expect("the VERDICT map can be found from outside")
+}
+
+fn set_next_tick(verdict: &mut Array<MapData, VerdictPage>, next_tick_ns: u64) {
+    let page = verdict.get(&0, 0).unwrap();
+    verdict
+        .set(
+            0,
+            VerdictPage {
+                next_tick_ns,
+                ..page
+            },
+            0,
+        )
+        .unwrap();
+}
