@@ -1,0 +1,23 @@
+# The daemon and gs-ctl, kernel half included:
+#
+#     docker build -t gophership .
+#     docker run --cap-add BPF --cap-add PERFMON --cap-add NET_ADMIN --security-opt seccomp=unconfined \
+#         -v ./etc:/etc/gophership:ro -v gophership:/var/lib/gophership -p 4317:4317 gophership
+#
+# Without the capabilities the daemon judges pressure in user space. Docker's own seccomp profile
+# would refuse io_uring, which the vault writes with.
+
+FROM rust:1.95-bookworm AS build
+WORKDIR /src
+COPY . .
+RUN cargo xtask build --release
+
+# Not `scratch`: the daemon links libelf, zlib and the C library dynamically.
+FROM debian:bookworm-slim
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates libelf1 zlib1g \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=build /src/target/release/gophership /src/target/release/gs-ctl /usr/bin/
+EXPOSE 4317
+ENTRYPOINT ["/usr/bin/gophership"]
+CMD ["run"]
