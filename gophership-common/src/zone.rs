@@ -62,8 +62,14 @@ pub enum Cause {
 
 impl Cause {
     /// Every cause, by rising precedence.
-    pub const ALL: [Self; 6] =
-        [Self::None, Self::MemoryAvailable, Self::Budget, Self::Heartbeat, Self::ReceiveQueue, Self::Override];
+    pub const ALL: [Self; 6] = [
+        Self::None,
+        Self::MemoryAvailable,
+        Self::Budget,
+        Self::Heartbeat,
+        Self::ReceiveQueue,
+        Self::Override,
+    ];
 
     /// Decodes a cause; a value nobody writes reads as `None`.
     #[must_use]

@@ -50,14 +50,25 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
     let control = control::bind(&config.control)?;
 
     let destinations = Destinations::open(&config.destinations)?;
-    let names: Vec<String> = config.destinations.iter().map(|destination| destination.name.clone()).collect();
+    let names: Vec<String> = config
+        .destinations
+        .iter()
+        .map(|destination| destination.name.clone())
+        .collect();
     let vault = Vault::open(&config.vault, &names)?;
     let dead_letters = DeadLetters::open(&config.vault.dir).map_err(replay::Error::from)?;
     let kept = Override::load(&config.vault.dir)?;
     let circuits = circuits(&names, &vault);
 
-    let scope = IngestScope { ports: vec![grpc.port()], h2_window_bytes: STALLED_WINDOW_BYTES };
-    let pressure = Arc::new(Pressure::start(&config.pressure, &scope, config.ingest.workers)?);
+    let scope = IngestScope {
+        ports: vec![grpc.port()],
+        h2_window_bytes: STALLED_WINDOW_BYTES,
+    };
+    let pressure = Arc::new(Pressure::start(
+        &config.pressure,
+        &scope,
+        config.ingest.workers,
+    )?);
 
     let (replay, replay_thread) = replay::spawn(replay::Parts {
         config: config.replay.clone(),
@@ -70,7 +81,9 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
         dead_letters,
     })?;
     let (mode, mode_seen) = watch::channel(Mode::Serving);
-    let statuses: Vec<_> = (0..config.ingest.workers).map(|_| Arc::new(Status::default())).collect();
+    let statuses: Vec<_> = (0..config.ingest.workers)
+        .map(|_| Arc::new(Status::default()))
+        .collect();
     let daemon = Arc::new(Daemon {
         vault,
         pressure,
@@ -107,7 +120,13 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
     });
     daemon.ready.store(true, Relaxed);
     announce(&daemon, grpc, telemetry_address);
-    Ok(Running { daemon, destinations, threads, watch, control })
+    Ok(Running {
+        daemon,
+        destinations,
+        threads,
+        watch,
+        control,
+    })
 }
 
 /// Completes when the daemon is past its drain.
@@ -119,7 +138,11 @@ fn stopping(daemon: &Daemon) -> impl Future<Output = ()> + 'static {
 }
 
 async fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
-    let error = |source| Error::Bind { key, address, source };
+    let error = |source| Error::Bind {
+        key,
+        address,
+        source,
+    };
     let listener = TcpListener::bind(address).await.map_err(error)?;
     let bound = listener.local_addr().map_err(error)?;
     Ok((listener, bound))
@@ -130,7 +153,10 @@ fn circuits(names: &[String], vault: &Vault) -> Vec<Arc<Circuit>> {
     let owed = vault.stats().pending_by_destination;
     let circuit = |name: &String| {
         let circuit = Circuit::new(name);
-        let records = owed.iter().find(|(owed_to, _)| owed_to == name).map_or(0, |(_, records)| *records);
+        let records = owed
+            .iter()
+            .find(|(owed_to, _)| owed_to == name)
+            .map_or(0, |(_, records)| *records);
         circuit.counters.accepted.store(records, Relaxed);
         Arc::new(circuit)
     };
@@ -165,9 +191,18 @@ fn workers(
     let (mut inboxes, mut threads) = (Vec::new(), Vec::new());
     for (index, status) in daemon.workers.iter().enumerate() {
         let (sender, inbox) = mpsc::channel(INBOX_CAPACITY);
-        inboxes.push(Inbox { sender, counters: Arc::clone(&status.counters) });
-        let own = Own { index, inbox, engine: daemon.pressure.engine(index), status: Arc::clone(status) };
-        let thread = worker::spawn(shared.clone(), own, ready.clone()).map_err(worker::Error::from)?;
+        inboxes.push(Inbox {
+            sender,
+            counters: Arc::clone(&status.counters),
+        });
+        let own = Own {
+            index,
+            inbox,
+            engine: daemon.pressure.engine(index),
+            status: Arc::clone(status),
+        };
+        let thread =
+            worker::spawn(shared.clone(), own, ready.clone()).map_err(worker::Error::from)?;
         threads.push(thread);
     }
     drop(ready);

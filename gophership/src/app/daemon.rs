@@ -27,7 +27,6 @@ use crate::{
 pub(super) type Transitions = BTreeMap<(Zone, Zone, Cause), u64>;
 
 /// Everything that is shared between the main thread and those that ask.
-#[derive(Debug)]
 pub(super) struct Daemon {
     pub(super) config: Config,
     pub(super) vault: Vault,
@@ -50,19 +49,31 @@ impl Daemon {
     }
 
     pub(super) fn transition(&self, transition: &Transition) {
-        let Transition { from, to, cause, .. } = *transition;
-        tracing::info!(from = from.as_str(), to = to.as_str(), cause = cause.as_str(), "zone");
-        *lock(&self.transitions).entry((from, to, cause)).or_default() += 1;
+        let Transition {
+            from, to, cause, ..
+        } = *transition;
+        tracing::info!(
+            from = from.as_str(),
+            to = to.as_str(),
+            cause = cause.as_str(),
+            "zone"
+        );
+        *lock(&self.transitions)
+            .entry((from, to, cause))
+            .or_default() += 1;
     }
 
     /// The override in force, if its time isn't over.
     pub(super) fn current_override(&self) -> Option<Override> {
-        lock(&self.overridden).clone().filter(|kept| !kept.is_expired())
+        lock(&self.overridden)
+            .clone()
+            .filter(|kept| !kept.is_expired())
     }
 
     /// Tells the judge.
     pub(super) fn apply_override(&self, kept: Option<&Override>) {
-        self.pressure.set_override(kept.map(|kept| kept.on_monotonic_clock(monotonic_ns())));
+        self.pressure
+            .set_override(kept.map(|kept| kept.on_monotonic_clock(monotonic_ns())));
         *lock(&self.overridden) = kept.cloned();
     }
 
@@ -70,11 +81,24 @@ impl Daemon {
     pub(super) fn memory(&self) -> [(&'static str, u64, u64); 3] {
         let ingest = self.config.ingest.budget_bytes as u64;
         let free = self.budget.available_permits() as u64;
-        let sum = |of: fn(&worker::Status) -> &AtomicU64| self.workers.iter().map(|worker| of(worker).load(Relaxed)).sum();
+        let sum = |of: fn(&worker::Status) -> &AtomicU64| {
+            self.workers
+                .iter()
+                .map(|worker| of(worker).load(Relaxed))
+                .sum()
+        };
         [
             ("ingest", ingest.saturating_sub(free), ingest),
-            ("export", sum(|worker| &worker.export_bytes), self.config.pipeline.budget_bytes as u64),
-            ("vault", sum(|worker| &worker.vault_bytes), self.config.vault.budget_bytes as u64),
+            (
+                "export",
+                sum(|worker| &worker.export_bytes),
+                self.config.pipeline.budget_bytes as u64,
+            ),
+            (
+                "vault",
+                sum(|worker| &worker.vault_bytes),
+                self.config.vault.budget_bytes as u64,
+            ),
         ]
     }
 

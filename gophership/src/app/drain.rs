@@ -73,7 +73,10 @@ impl Daemon {
     }
 
     fn drain_ended(&self, deadline: Instant) -> Option<Phase> {
-        let is_drained = self.workers.iter().all(|worker| worker.drained.load(Relaxed));
+        let is_drained = self
+            .workers
+            .iter()
+            .all(|worker| worker.drained.load(Relaxed));
         let mut phase = lock(&self.phase);
         match *phase {
             Phase::Draining if is_drained => *phase = Phase::Drained,

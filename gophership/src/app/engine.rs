@@ -15,7 +15,6 @@ use crate::{
 };
 
 /// The operators' handle on one daemon.
-#[derive(Debug)]
 pub(super) struct Operated(pub(super) Arc<Daemon>);
 
 impl Engine for Operated {
@@ -28,13 +27,20 @@ impl Engine for Operated {
             pb::Zone::Green => Zone::Green,
             pb::Zone::Yellow => Zone::Yellow,
             pb::Zone::Red => Zone::Red,
-            pb::Zone::Unspecified => return Err(ControlError::Invalid("no zone was named".to_owned())),
+            pb::Zone::Unspecified => {
+                return Err(ControlError::Invalid("no zone was named".to_owned()));
+            }
         };
         let kept = Override::starting_now(zone, spec.duration, spec.by, spec.reason);
         // Durable first: an override that is in force survives a restart.
         kept.store(&self.0.config.vault.dir).map_err(failed)?;
         self.0.apply_override(Some(&kept));
-        tracing::warn!(zone = zone.as_str(), by = kept.by, reason = kept.reason, "override set");
+        tracing::warn!(
+            zone = zone.as_str(),
+            by = kept.by,
+            reason = kept.reason,
+            "override set"
+        );
         Ok(overridden(&kept))
     }
 
@@ -50,7 +56,9 @@ impl Engine for Operated {
 
     fn replay(&self, command: ReplayCommand) -> Result<pb::ReplayProgress, ControlError> {
         match command {
-            ReplayCommand::Start { max_bytes_per_second } => self.0.replay.order(|orders| {
+            ReplayCommand::Start {
+                max_bytes_per_second,
+            } => self.0.replay.order(|orders| {
                 (orders.now, orders.paused) = (true, false);
                 orders.rate = max_bytes_per_second;
             }),
@@ -79,7 +87,9 @@ impl Engine for Operated {
             }
             DrainSpec::Cancel => {
                 if !self.0.cancel_drain() {
-                    return Err(ControlError::NotNow("there is no drain to take back".to_owned()));
+                    return Err(ControlError::NotNow(
+                        "there is no drain to take back".to_owned(),
+                    ));
                 }
             }
         }
@@ -99,7 +109,12 @@ impl Engine for Operated {
         pb::DrainProgress {
             phase: phase.into(),
             connections: totals.connections,
-            requests: self.0.workers.iter().map(|worker| worker.requests.load(Relaxed)).sum(),
+            requests: self
+                .0
+                .workers
+                .iter()
+                .map(|worker| worker.requests.load(Relaxed))
+                .sum(),
             pipeline_bytes,
             records_pending: self.0.vault.stats().records_pending,
         }

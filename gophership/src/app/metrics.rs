@@ -13,7 +13,6 @@ use crate::{
 };
 
 /// The pages of one daemon.
-#[derive(Debug)]
 pub(super) struct Pages(pub(super) Arc<Daemon>);
 
 impl Source for Pages {
@@ -37,18 +36,29 @@ impl Source for Pages {
 fn zone(daemon: &Daemon, families: &mut Families) {
     let judged = daemon.pressure.snapshot();
     families
-        .gauge("gophership_ingester_zone", "The zone in force: 0 Green, 1 Yellow, 2 Red.")
+        .gauge(
+            "gophership_ingester_zone",
+            "The zone in force: 0 Green, 1 Yellow, 2 Red.",
+        )
         .add(&[], f64::from(judged.zone as u8));
     families
-        .counter("gophership_events_lost_total", "Zone transitions that the kernel's ring buffer had no room for.")
+        .counter(
+            "gophership_events_lost_total",
+            "Zone transitions that the kernel's ring buffer had no room for.",
+        )
         .add(&[], count(judged.events_lost));
     let mut signals = families.gauge("gophership_signal", "Last value of each available signal.");
     for signal in judged.signals.iter().filter(|signal| signal.available) {
         signals.add(&[("name", signal.name)], signal.value);
     }
-    let mut transitions = families.counter("gophership_zone_transitions_total", "Changes of the zone.");
+    let mut transitions =
+        families.counter("gophership_zone_transitions_total", "Changes of the zone.");
     for (&(from, to, cause), &times) in &*lock(&daemon.transitions) {
-        let labels = [("from", from.as_str()), ("to", to.as_str()), ("cause", cause.as_str())];
+        let labels = [
+            ("from", from.as_str()),
+            ("to", to.as_str()),
+            ("cause", cause.as_str()),
+        ];
         transitions.add(&labels, count(times));
     }
 }
@@ -57,16 +67,30 @@ fn ingest(daemon: &Daemon, families: &mut Families) {
     let totals = daemon.totals();
     let by_fate = |mut samples: Samples<'_>, counts: &[u64; 4]| {
         for fate in Fate::ALL {
-            samples.add(&[("protocol", "grpc"), ("outcome", fate.as_str())], count(counts[fate as usize]));
+            samples.add(
+                &[("protocol", "grpc"), ("outcome", fate.as_str())],
+                count(counts[fate as usize]),
+            );
         }
     };
-    let requests = families.counter("gophership_ingester_requests_total", "Requests answered, by outcome.");
+    let requests = families.counter(
+        "gophership_ingester_requests_total",
+        "Requests answered, by outcome.",
+    );
     by_fate(requests, &totals.requests);
-    let records = families.counter("gophership_ingester_records_total", "Log records in answered requests.");
+    let records = families.counter(
+        "gophership_ingester_records_total",
+        "Log records in answered requests.",
+    );
     by_fate(records, &totals.records);
-    let bytes = families.counter("gophership_ingester_bytes_total", "Message bytes in answered requests.");
+    let bytes = families.counter(
+        "gophership_ingester_bytes_total",
+        "Message bytes in answered requests.",
+    );
     by_fate(bytes, &totals.bytes);
-    families.gauge("gophership_ingester_connections", "Connections open.").add(&[], count(totals.connections));
+    families
+        .gauge("gophership_ingester_connections", "Connections open.")
+        .add(&[], count(totals.connections));
     let mut acks = families.histogram(
         "gophership_ingester_ack_seconds",
         "Time from a request's last byte to its acknowledgement, by route.",
@@ -76,18 +100,29 @@ fn ingest(daemon: &Daemon, families: &mut Families) {
     let help = "Requests that went to the vault instead of waiting for a destination.";
     let mut pivots = families.counter("gophership_somatic_pivots_total", help);
     for pivot in Pivot::all() {
-        pivots.add(&[("cause", pivot.as_str())], count(totals.pivots[pivot.index()]));
+        pivots.add(
+            &[("cause", pivot.as_str())],
+            count(totals.pivots[pivot.index()]),
+        );
     }
 }
 
 fn buckets(samples: &mut Samples<'_>, route: &str, total: &HistogramTotal) {
     let bounds = ACK_BOUNDS_US.map(|us| count(us) / 1e6);
-    samples.add_buckets(&[("route", route)], &bounds, &total.buckets, count(total.sum_us) / 1e6);
+    samples.add_buckets(
+        &[("route", route)],
+        &bounds,
+        &total.buckets,
+        count(total.sum_us) / 1e6,
+    );
 }
 
 fn memory(daemon: &Daemon, families: &mut Families) {
     let memory = daemon.memory();
-    let mut used = families.gauge("gophership_memory_used_bytes", "Bytes of each budget in use.");
+    let mut used = families.gauge(
+        "gophership_memory_used_bytes",
+        "Bytes of each budget in use.",
+    );
     for (component, bytes, _) in memory {
         used.add(&[("component", component)], count(bytes));
     }
@@ -100,42 +135,104 @@ fn memory(daemon: &Daemon, families: &mut Families) {
 fn vault(daemon: &Daemon, families: &mut Families) {
     let stats = daemon.vault.stats();
     let gauges = [
-        ("gophership_vault_bytes", "Bytes of all segment files.", stats.bytes),
-        ("gophership_vault_segments", "Segment files.", stats.segments),
-        ("gophership_vault_entries_pending", "Entries owed to a destination.", stats.entries_pending),
-        ("gophership_vault_records_pending", "Log records in those entries.", stats.records_pending),
-        ("gophership_vault_quarantined_segments", "Segments with damage.", stats.quarantined_segments),
+        (
+            "gophership_vault_bytes",
+            "Bytes of all segment files.",
+            stats.bytes,
+        ),
+        (
+            "gophership_vault_segments",
+            "Segment files.",
+            stats.segments,
+        ),
+        (
+            "gophership_vault_entries_pending",
+            "Entries owed to a destination.",
+            stats.entries_pending,
+        ),
+        (
+            "gophership_vault_records_pending",
+            "Log records in those entries.",
+            stats.records_pending,
+        ),
+        (
+            "gophership_vault_quarantined_segments",
+            "Segments with damage.",
+            stats.quarantined_segments,
+        ),
     ];
     for (name, help, value) in gauges {
         families.gauge(name, help).add(&[], count(value));
     }
     let counters = [
-        ("gophership_vault_blocks_total", "Blocks written.", stats.blocks_total),
-        ("gophership_vault_bytes_raw_total", "Bytes of blocks before compression.", stats.raw_bytes_total),
-        ("gophership_vault_bytes_stored_total", "Bytes of blocks as written.", stats.stored_bytes_total),
-        ("gophership_vault_checksum_errors_total", "Blocks whose checksum was wrong.", stats.checksum_errors_total),
+        (
+            "gophership_vault_blocks_total",
+            "Blocks written.",
+            stats.blocks_total,
+        ),
+        (
+            "gophership_vault_bytes_raw_total",
+            "Bytes of blocks before compression.",
+            stats.raw_bytes_total,
+        ),
+        (
+            "gophership_vault_bytes_stored_total",
+            "Bytes of blocks as written.",
+            stats.stored_bytes_total,
+        ),
+        (
+            "gophership_vault_checksum_errors_total",
+            "Blocks whose checksum was wrong.",
+            stats.checksum_errors_total,
+        ),
     ];
     for (name, help, value) in counters {
         families.counter(name, help).add(&[], count(value));
     }
     families
-        .counter("gophership_replay_records_total", "Log records that replay delivered.")
+        .counter(
+            "gophership_replay_records_total",
+            "Log records that replay delivered.",
+        )
         .add(&[], count(daemon.replay.progress().records));
 }
 
 fn export(daemon: &Daemon, families: &mut Families) {
     type Of = fn(&crate::pipeline::circuit::Counters) -> &std::sync::atomic::AtomicU64;
     let all: [(&str, &str, Of); 5] = [
-        ("gophership_export_requests_total", "Batches that the destination accepted.", |c| &c.requests),
-        ("gophership_export_records_total", "Log records that the destination accepted.", |c| &c.records),
-        ("gophership_export_retries_total", "Attempts that failed again.", |c| &c.retries),
-        ("gophership_export_failures_total", "Attempts that failed.", |c| &c.failures),
-        ("gophership_export_rejected_records_total", "Log records it will never take.", |c| &c.rejected_records),
+        (
+            "gophership_export_requests_total",
+            "Batches that the destination accepted.",
+            |c| &c.requests,
+        ),
+        (
+            "gophership_export_records_total",
+            "Log records that the destination accepted.",
+            |c| &c.records,
+        ),
+        (
+            "gophership_export_retries_total",
+            "Attempts that failed again.",
+            |c| &c.retries,
+        ),
+        (
+            "gophership_export_failures_total",
+            "Attempts that failed.",
+            |c| &c.failures,
+        ),
+        (
+            "gophership_export_rejected_records_total",
+            "Log records it will never take.",
+            |c| &c.rejected_records,
+        ),
     ];
     for (name, help, of) in all {
         let mut samples = families.counter(name, help);
         for circuit in &daemon.circuits {
-            samples.add(&[("destination", circuit.name())], count(of(&circuit.counters).load(Relaxed)));
+            samples.add(
+                &[("destination", circuit.name())],
+                count(of(&circuit.counters).load(Relaxed)),
+            );
         }
     }
 }
@@ -147,7 +244,10 @@ fn ledger(daemon: &Daemon, families: &mut Families) {
     );
     for ledger in daemon.ledgers() {
         #[expect(clippy::cast_precision_loss, reason = "Prometheus values are floats")]
-        residue.add(&[("destination", &ledger.destination)], ledger.residue as f64);
+        residue.add(
+            &[("destination", &ledger.destination)],
+            ledger.residue as f64,
+        );
     }
 }
 

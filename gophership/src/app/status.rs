@@ -9,12 +9,8 @@ use gophership_common::Zone;
 
 use super::daemon::Daemon;
 use crate::{
-    control::pb,
-    pipeline::circuit::Circuit,
-    pressure::Source,
-    replay::control::State,
-    somatic::overrides::Override,
-    telemetry::counters::Fate,
+    control::pb, pipeline::circuit::Circuit, pressure::Source, replay::control::State,
+    somatic::overrides::Override, telemetry::counters::Fate,
 };
 
 impl Daemon {
@@ -41,7 +37,11 @@ impl Daemon {
             signals: signals.collect(),
             memory: Some(self.memory_reply()),
             ingest: Some(self.ingest_reply()),
-            export: self.circuits.iter().map(|circuit| destination(circuit)).collect(),
+            export: self
+                .circuits
+                .iter()
+                .map(|circuit| destination(circuit))
+                .collect(),
             vault: Some(self.vault_reply()),
             replay: Some(self.replay_reply()),
             ledger: self.ledgers(),
@@ -52,11 +52,18 @@ impl Daemon {
         let components: Vec<_> = self
             .memory()
             .into_iter()
-            .map(|(name, used_bytes, limit_bytes)| pb::MemoryComponent { name: name.to_owned(), limit_bytes, used_bytes })
+            .map(|(name, used_bytes, limit_bytes)| pb::MemoryComponent {
+                name: name.to_owned(),
+                limit_bytes,
+                used_bytes,
+            })
             .collect();
         pb::Memory {
             total_bytes: self.config.memory_total_bytes,
-            used_bytes: components.iter().map(|component| component.used_bytes).sum(),
+            used_bytes: components
+                .iter()
+                .map(|component| component.used_bytes)
+                .sum(),
             components,
         }
     }
@@ -68,7 +75,8 @@ impl Daemon {
             requests: totals.requests.iter().sum(),
             records,
             bytes,
-            refused: totals.requests[Fate::Refused as usize] + totals.requests[Fate::Invalid as usize],
+            refused: totals.requests[Fate::Refused as usize]
+                + totals.requests[Fate::Invalid as usize],
             connections: totals.connections,
         }
     }
@@ -114,9 +122,15 @@ impl Daemon {
         let ledger = |circuit: &Circuit| {
             let counters = &circuit.counters;
             let name = circuit.name();
-            let owed = stats.pending_by_destination.iter().find(|(owed_to, _)| owed_to == name);
+            let owed = stats
+                .pending_by_destination
+                .iter()
+                .find(|(owed_to, _)| owed_to == name);
             let owed = owed.map_or(0, |(_, records)| *records);
-            let (delivered, rejected) = (counters.delivered.load(Relaxed), counters.rejected.load(Relaxed));
+            let (delivered, rejected) = (
+                counters.delivered.load(Relaxed),
+                counters.rejected.load(Relaxed),
+            );
             let dead_lettered = counters.dead_lettered.load(Relaxed);
             let accepted = counters.accepted.load(Relaxed);
             let explained = delivered + owed + rejected + dead_lettered;
@@ -133,7 +147,10 @@ impl Daemon {
                 residue: accepted.cast_signed() - explained.cast_signed(),
             }
         };
-        self.circuits.iter().map(|circuit| ledger(circuit)).collect()
+        self.circuits
+            .iter()
+            .map(|circuit| ledger(circuit))
+            .collect()
     }
 }
 
@@ -163,7 +180,9 @@ pub(super) const fn zone(zone: Zone) -> pb::Zone {
 }
 
 pub(super) fn overridden(kept: &Override) -> pb::Override {
-    let until = kept.until_unix_ms.map(|ms| UNIX_EPOCH + std::time::Duration::from_millis(ms));
+    let until = kept
+        .until_unix_ms
+        .map(|ms| UNIX_EPOCH + std::time::Duration::from_millis(ms));
     pb::Override {
         zone: zone(kept.zone).into(),
         until: until.map(timestamp),

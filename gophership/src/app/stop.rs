@@ -8,11 +8,7 @@ use std::{
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{
-    Error,
-    daemon::Daemon,
-    drain::Phase,
-};
+use super::{Error, daemon::Daemon, drain::Phase};
 use crate::{export::Destinations, ingest::Mode, pressure::WatchHandle};
 
 /// Longest that a stop waits for requests and destinations; then the vault has what was
@@ -22,7 +18,6 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The daemon and what has to be taken down with it.
-#[derive(Debug)]
 pub(super) struct Running {
     pub(super) daemon: Arc<Daemon>,
     pub(super) destinations: Destinations,
@@ -34,8 +29,10 @@ pub(super) struct Running {
 impl Running {
     /// Waits for SIGTERM, SIGINT or `drain --exit`, then drains and stops.
     pub(super) async fn until_told_to_stop(self) -> Result<(), Error> {
-        let mut terminate = signal(SignalKind::terminate()).map_err(Error::system("the SIGTERM handler"))?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::system("the SIGINT handler"))?;
+        let mut terminate =
+            signal(SignalKind::terminate()).map_err(Error::system("the SIGTERM handler"))?;
+        let mut interrupt =
+            signal(SignalKind::interrupt()).map_err(Error::system("the SIGINT handler"))?;
         let why = tokio::select! {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
@@ -47,10 +44,19 @@ impl Running {
     }
 
     async fn stop(self) {
-        let Self { daemon, destinations, threads, watch, control } = self;
+        let Self {
+            daemon,
+            destinations,
+            threads,
+            watch,
+            control,
+        } = self;
         daemon.begin_drain();
         if daemon.drained_within(DRAIN_TIMEOUT).await != Phase::Drained {
-            tracing::warn!(seconds = DRAIN_TIMEOUT.as_secs(), "stopping with requests unanswered: their producers will retry");
+            tracing::warn!(
+                seconds = DRAIN_TIMEOUT.as_secs(),
+                "stopping with requests unanswered: their producers will retry"
+            );
         }
         daemon.mode.send_replace(Mode::Stopping);
         daemon.replay.order(|orders| orders.stop = true);
@@ -61,7 +67,10 @@ impl Running {
             left.retain(|thread| !thread.is_finished());
         }
         for thread in &left {
-            tracing::warn!(thread = thread.thread().name(), "a thread did not end in time");
+            tracing::warn!(
+                thread = thread.thread().name(),
+                "a thread did not end in time"
+            );
         }
         if left.is_empty() {
             destinations.close();

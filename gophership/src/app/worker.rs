@@ -53,7 +53,6 @@ pub(super) struct Shared {
 }
 
 /// What one worker has for itself.
-#[derive(Debug)]
 pub(super) struct Own {
     pub(super) index: usize,
     pub(super) inbox: mpsc::Receiver<Accepted>,
@@ -92,22 +91,27 @@ pub(super) fn spawn(
     own: Own,
     ready: std::sync::mpsc::Sender<Result<(), Error>>,
 ) -> std::io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(format!("worker-{}", own.index)).spawn(move || {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => return drop(ready.send(Err(error.into()))),
-        };
-        LocalSet::new().block_on(&runtime, async move {
-            match Worker::build(shared, own) {
-                Ok(worker) => {
-                    let _ = ready.send(Ok(()));
-                    drop(ready);
-                    worker.run().await;
+    std::thread::Builder::new()
+        .name(format!("worker-{}", own.index))
+        .spawn(move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+            {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(ready.send(Err(error.into()))),
+            };
+            LocalSet::new().block_on(&runtime, async move {
+                match Worker::build(shared, own) {
+                    Ok(worker) => {
+                        let _ = ready.send(Ok(()));
+                        drop(ready);
+                        worker.run().await;
+                    }
+                    Err(error) => drop(ready.send(Err(error))),
                 }
-                Err(error) => drop(ready.send(Err(error))),
-            }
-        });
-    })
+            });
+        })
 }
 
 struct Worker {
@@ -144,7 +148,14 @@ impl Worker {
             max_request_bytes: shared.max_request_bytes,
             inflater: Inflater::default(),
         });
-        Ok(Self { shared, own, lane, pipeline, context, connections: JoinSet::new() })
+        Ok(Self {
+            shared,
+            own,
+            lane,
+            pipeline,
+            context,
+            connections: JoinSet::new(),
+        })
     }
 
     async fn run(mut self) {
@@ -184,12 +195,22 @@ impl Worker {
 
     fn connect(&mut self, accepted: Accepted) {
         let (tls, context) = (self.shared.tls.clone(), Rc::clone(&self.context));
-        self.connections.spawn_local(connection::serve(accepted, tls, context, self.shared.mode.clone()));
+        self.connections.spawn_local(connection::serve(
+            accepted,
+            tls,
+            context,
+            self.shared.mode.clone(),
+        ));
     }
 
     /// Waits until every request has its answer, and says so.
     async fn drain(&mut self, mode: &mut watch::Receiver<Mode>) {
-        let Self { own, connections, pipeline, .. } = self;
+        let Self {
+            own,
+            connections,
+            pipeline,
+            ..
+        } = self;
         let drained = async {
             // A connection that was handed over before the acceptor paused is closed unserved.
             while let Ok(accepted) = own.inbox.try_recv() {
@@ -209,7 +230,10 @@ impl Worker {
 
     fn heartbeat(&self) -> impl Future<Output = ()> + 'static {
         let (engine, pipeline, lane) = (self.own.engine, self.pipeline.clone(), self.lane.clone());
-        let (budget, limit) = (Arc::clone(&self.shared.budget), self.shared.budget_bytes as u64);
+        let (budget, limit) = (
+            Arc::clone(&self.shared.budget),
+            self.shared.budget_bytes as u64,
+        );
         let (first, status) = (self.own.index == 0, Arc::clone(&self.own.status));
         let vault_limit = self.shared.vault_budget_bytes as u64;
         async move {
@@ -227,7 +251,11 @@ impl Worker {
                 status.vault_bytes.store(used, Relaxed);
                 // The admission budget is one for all workers: the first one reports it.
                 if first {
-                    engine.set_used(Budget::Ingest, limit.saturating_sub(budget.available_permits() as u64), limit);
+                    engine.set_used(
+                        Budget::Ingest,
+                        limit.saturating_sub(budget.available_permits() as u64),
+                        limit,
+                    );
                 }
             }
         }
@@ -236,7 +264,11 @@ impl Worker {
 
 /// The destinations as this thread connects to them, with their bits and states.
 fn members(shared: &Shared) -> Vec<Member> {
-    let connected = shared.destinations.connect().into_iter().zip(&shared.circuits);
+    let connected = shared
+        .destinations
+        .connect()
+        .into_iter()
+        .zip(&shared.circuits);
     let member = |(destination, circuit): (_, &Arc<Circuit>)| Member {
         bit: shared.vault.mask_of(circuit.name()).unwrap_or(0),
         circuit: Arc::clone(circuit),

@@ -73,7 +73,9 @@ impl From<Exit> for ExitCode {
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(file) => run(&file),
-        Command::Config(ConfigCommand::Check { file, config }) => check(file.or(config.config).as_deref()),
+        Command::Config(ConfigCommand::Check { file, config }) => {
+            check(file.or(config.config).as_deref())
+        }
         Command::Health { config, ready } => health(&config, ready),
         Command::Version => {
             say(&format!("gophership {}", env!("CARGO_PKG_VERSION")));
@@ -137,12 +139,19 @@ fn health(file: &ConfigFile, ready: bool) -> ExitCode {
 fn ask(mut address: SocketAddr, page: &str) -> std::io::Result<String> {
     const TIMEOUT: Duration = Duration::from_secs(3);
     if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+        address.set_ip(if address.is_ipv4() {
+            [127, 0, 0, 1].into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        });
     }
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    write!(stream, "GET {page} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET {page} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+    )?;
     let mut answer = String::new();
     stream.take(64 * 1024).read_to_string(&mut answer)?;
     Ok(answer)

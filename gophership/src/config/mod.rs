@@ -35,7 +35,7 @@ impl Host {
     pub fn this() -> Self {
         Self {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
-            memory_limit_bytes: memory_limit_bytes(),
+            memory_limit_bytes: crate::pressure::memory_limit_bytes(),
         }
     }
 }
@@ -107,17 +107,4 @@ pub fn parse_for(
         (Some(config), problems) if problems.is_empty() => Ok(config),
         (_, problems) => Err(Errors::new(problems)),
     }
-}
-
-/// The host's memory, in bytes.
-fn memory_limit_bytes() -> u64 {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total_kib = meminfo.lines().find_map(|line| {
-        line.strip_prefix("MemTotal:")?
-            .strip_suffix("kB")?
-            .trim()
-            .parse()
-            .ok()
-    });
-    total_kib.map_or(u64::MAX, |kib: u64| kib.saturating_mul(1024))
 }

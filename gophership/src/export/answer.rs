@@ -125,7 +125,10 @@ impl Answer {
             },
             // These tell of the configuration here or there, not of the batch: OTLP has the client
             // drop it, but what is owed must outlive an expired token.
-            Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented | Code::NotFound => Outcome::Retry {
+            Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::Unimplemented
+            | Code::NotFound => Outcome::Retry {
                 after: status.retry_delay,
                 reason: reason(),
             },

@@ -80,7 +80,10 @@ async fn hand_over(stream: TcpStream, peer: SocketAddr, workers: &[Inbox]) -> bo
             return true;
         }
     };
-    let Some(least) = workers.iter().min_by_key(|worker| worker.counters.connections.load(Relaxed)) else {
+    let Some(least) = workers
+        .iter()
+        .min_by_key(|worker| worker.counters.connections.load(Relaxed))
+    else {
         return false;
     };
     // Counted here, so that a burst of connections spreads before a worker has looked.

@@ -31,7 +31,6 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 pub const STALLED_WINDOW_BYTES: u32 = CONNECTION_WINDOW_BYTES / 2;
 
 /// What the connections of one worker share.
-#[derive(Debug)]
 pub struct Context {
     /// Where requests go.
     pub reflex: Reflex,
@@ -62,7 +61,12 @@ where
 
 /// Serves one connection until it closes, or until the mode changes and its requests are
 /// answered.
-pub async fn serve(accepted: Accepted, tls: TlsAcceptor, context: Rc<Context>, mut mode: watch::Receiver<Mode>) {
+pub async fn serve(
+    accepted: Accepted,
+    tls: TlsAcceptor,
+    context: Rc<Context>,
+    mut mode: watch::Receiver<Mode>,
+) {
     let peer = accepted.peer;
     let _counted = Counted(Arc::clone(&context.counters));
     let handshake = tokio::select! {
@@ -79,7 +83,9 @@ struct Counted(Arc<WorkerCounters>);
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        self.0
+            .connections
+            .fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
     }
 }
 
@@ -89,14 +95,22 @@ async fn handshake(accepted: Accepted, tls: TlsAcceptor) -> Result<impl Stream, 
     match handshake {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => Err(format!("TLS handshake: {error}")),
-        Err(_) => Err(format!("TLS handshake: not done within {} s", HANDSHAKE_TIMEOUT.as_secs())),
+        Err(_) => Err(format!(
+            "TLS handshake: not done within {} s",
+            HANDSHAKE_TIMEOUT.as_secs()
+        )),
     }
 }
 
 trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static {}
 impl<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static> Stream for S {}
 
-async fn serve_http2(stream: impl Stream, peer: SocketAddr, context: Rc<Context>, mut mode: watch::Receiver<Mode>) {
+async fn serve_http2(
+    stream: impl Stream,
+    peer: SocketAddr,
+    context: Rc<Context>,
+    mut mode: watch::Receiver<Mode>,
+) {
     let service = service_fn(move |request: Request<Incoming>| {
         let context = Rc::clone(&context);
         async move { Ok::<_, Infallible>(grpc::respond(&context, request).await) }

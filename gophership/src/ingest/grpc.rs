@@ -37,10 +37,14 @@ pub(super) async fn respond(context: &Context, request: Request<Incoming>) -> Re
             Ok(()) => return success(),
             Err(status) => status,
         },
-        (_, path) => Status::unimplemented(format!("{path} is not served here; GopherShip takes logs: {LOGS_EXPORT}")),
+        (_, path) => Status::unimplemented(format!(
+            "{path} is not served here; GopherShip takes logs: {LOGS_EXPORT}"
+        )),
     };
     let mut response = status.into_http();
-    response.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity,gzip"));
+    response
+        .headers_mut()
+        .insert(ACCEPT_ENCODING, HeaderValue::from_static("identity,gzip"));
     response
 }
 
@@ -49,8 +53,13 @@ const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encodin
 fn success() -> Response<GrpcBody> {
     let mut trailers = HeaderMap::with_capacity(1);
     trailers.insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
-    let mut response = Response::new(GrpcBody { data: Some(EMPTY_MESSAGE), trailers: Some(trailers) });
-    response.headers_mut().insert(header::CONTENT_TYPE, CONTENT_TYPE);
+    let mut response = Response::new(GrpcBody {
+        data: Some(EMPTY_MESSAGE),
+        trailers: Some(trailers),
+    });
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, CONTENT_TYPE);
     response
 }
 
@@ -70,7 +79,10 @@ impl Body for GrpcBody {
         _: &mut TaskContext<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let data = self.data.take().map(Frame::data);
-        Poll::Ready(data.or_else(|| self.trailers.take().map(Frame::trailers)).map(Ok))
+        Poll::Ready(
+            data.or_else(|| self.trailers.take().map(Frame::trailers))
+                .map(Ok),
+        )
     }
 
     fn is_end_stream(&self) -> bool {

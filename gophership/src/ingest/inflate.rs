@@ -43,7 +43,9 @@ impl Inflater {
         buffer.clear();
         buffer.shrink_to(KEEP_BYTES);
         let bound = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
-        MultiGzDecoder::new(parts.reader()).take(bound).read_to_end(&mut buffer)?;
+        MultiGzDecoder::new(parts.reader())
+            .take(bound)
+            .read_to_end(&mut buffer)?;
         if buffer.len() > limit {
             return Err(Error::TooLarge { limit });
         }

@@ -52,7 +52,10 @@ impl Parts {
 
     /// Reads over the frames.
     pub fn reader(&self) -> PartsReader<'_> {
-        PartsReader { parts: &self.0, offset: 0 }
+        PartsReader {
+            parts: &self.0,
+            offset: 0,
+        }
     }
 }
 
@@ -85,7 +88,10 @@ impl Gather {
                 return Err(Error::Flag(flag));
             }
             self.len = u32::from_be_bytes(len) as usize;
-            progress = Progress::Announced { compressed: flag == 1, len: self.len };
+            progress = Progress::Announced {
+                compressed: flag == 1,
+                len: self.len,
+            };
         }
         let room = self.len - self.have;
         if frame.len() > room {
@@ -134,12 +140,19 @@ impl Read for PartsReader<'_> {
 
 impl BufRead for PartsReader<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        Ok(self.parts.first().map_or(&[][..], |part| &part[self.offset..]))
+        Ok(self
+            .parts
+            .first()
+            .map_or(&[][..], |part| &part[self.offset..]))
     }
 
     fn consume(&mut self, amount: usize) {
         self.offset += amount;
-        if self.parts.first().is_some_and(|part| self.offset == part.len()) {
+        if self
+            .parts
+            .first()
+            .is_some_and(|part| self.offset == part.len())
+        {
             self.parts = &self.parts[1..];
             self.offset = 0;
         }
@@ -161,7 +174,12 @@ mod tests {
             let mut gather = Gather::default();
             let mut announced = 0;
             for frame in frames(&wire, size) {
-                if gather.push(frame).expect("valid") == (Progress::Announced { compressed: false, len: 6 }) {
+                if gather.push(frame).expect("valid")
+                    == (Progress::Announced {
+                        compressed: false,
+                        len: 6,
+                    })
+                {
                     announced += 1;
                 }
             }
@@ -177,12 +195,26 @@ mod tests {
     #[test]
     fn excess_truncation_and_bad_flags_are_refused() {
         let mut gather = Gather::default();
-        assert_eq!(gather.push(Bytes::from_static(&[0, 0, 0, 0, 1, 7, 7])), Err(Error::Excess(1)));
+        assert_eq!(
+            gather.push(Bytes::from_static(&[0, 0, 0, 0, 1, 7, 7])),
+            Err(Error::Excess(1))
+        );
         let mut gather = Gather::default();
-        gather.push(Bytes::from_static(&[0, 0, 0, 0, 2, 7])).expect("valid so far");
-        assert_eq!(gather.finish().map(|_| ()), Err(Error::Truncated { missing: 1 }));
-        assert_eq!(Gather::default().finish().map(|_| ()), Err(Error::Truncated { missing: 5 }));
+        gather
+            .push(Bytes::from_static(&[0, 0, 0, 0, 2, 7]))
+            .expect("valid so far");
+        assert_eq!(
+            gather.finish().map(|_| ()),
+            Err(Error::Truncated { missing: 1 })
+        );
+        assert_eq!(
+            Gather::default().finish().map(|_| ()),
+            Err(Error::Truncated { missing: 5 })
+        );
         let mut gather = Gather::default();
-        assert_eq!(gather.push(Bytes::from_static(&[9, 0, 0, 0, 0])), Err(Error::Flag(9)));
+        assert_eq!(
+            gather.push(Bytes::from_static(&[9, 0, 0, 0, 0])),
+            Err(Error::Flag(9))
+        );
     }
 }

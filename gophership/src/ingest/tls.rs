@@ -64,9 +64,13 @@ pub fn server_config(config: &TlsConfig) -> Result<Arc<ServerConfig>, Error> {
         ClientAuth::Required => {
             let path = config.client_ca.as_deref().ok_or(Error::NoClientCa)?;
             let roots = Arc::new(roots("ingest.tls.client_ca", path)?);
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build().map_err(|reason| {
-                Error::Unusable { key: "ingest.tls.client_ca", path: path.to_owned(), reason: reason.to_string() }
-            })?;
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
+                .build()
+                .map_err(|reason| Error::Unusable {
+                    key: "ingest.tls.client_ca",
+                    path: path.to_owned(),
+                    reason: reason.to_string(),
+                })?;
             builder.with_client_cert_verifier(verifier)
         }
     };
@@ -76,9 +80,15 @@ pub fn server_config(config: &TlsConfig) -> Result<Arc<ServerConfig>, Error> {
 }
 
 fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let error = |source| Error::Pem { key, path: path.to_owned(), source };
-    let chain: Vec<_> =
-        CertificateDer::pem_file_iter(path).map_err(error)?.collect::<Result<_, _>>().map_err(error)?;
+    let error = |source| Error::Pem {
+        key,
+        path: path.to_owned(),
+        source,
+    };
+    let chain: Vec<_> = CertificateDer::pem_file_iter(path)
+        .map_err(error)?
+        .collect::<Result<_, _>>()
+        .map_err(error)?;
     if chain.is_empty() {
         return Err(error(pem::Error::NoItemsFound));
     }

@@ -84,13 +84,18 @@ impl Circuit {
     /// The last failure, if the circuit isn't closed.
     #[must_use]
     pub fn last_error(&self) -> Option<String> {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.last_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// The destination has a batch of `records` records, of which it rejected some for good.
     pub fn accepted(&self, records: u64, rejected: u64) {
         self.counters.requests.fetch_add(1, Relaxed);
-        self.counters.records.fetch_add(records.saturating_sub(rejected), Relaxed);
+        self.counters
+            .records
+            .fetch_add(records.saturating_sub(rejected), Relaxed);
         self.counters.rejected_records.fetch_add(rejected, Relaxed);
         self.close();
     }
@@ -99,7 +104,10 @@ impl Circuit {
     pub fn close(&self) {
         if self.open_until_ms.swap(0, Relaxed) != 0 {
             self.failures_in_row.store(0, Relaxed);
-            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *self
+                .last_error
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = None;
             tracing::info!(destination = self.name, "destination is back");
         }
     }
@@ -112,13 +120,24 @@ impl Circuit {
             self.counters.retries.fetch_add(1, Relaxed);
         }
         let failures = self.failures_in_row.fetch_add(1, Relaxed);
-        let backoff = BACKOFF_MIN.saturating_mul(1 << failures.min(16)).min(BACKOFF_MAX);
+        let backoff = BACKOFF_MIN
+            .saturating_mul(1 << failures.min(16))
+            .min(BACKOFF_MAX);
         let wait_ms = u64::try_from(after.unwrap_or(backoff).as_millis()).unwrap_or(u64::MAX);
-        self.open_until_ms.store(self.now_ms().saturating_add(wait_ms).max(1), Relaxed);
+        self.open_until_ms
+            .store(self.now_ms().saturating_add(wait_ms).max(1), Relaxed);
         if failures == 0 {
-            tracing::warn!(destination = self.name, reason, wait_ms, "destination failed; the vault takes over");
+            tracing::warn!(
+                destination = self.name,
+                reason,
+                wait_ms,
+                "destination failed; the vault takes over"
+            );
         }
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        *self
+            .last_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
     }
 
     fn now_ms(&self) -> u64 {

@@ -28,8 +28,8 @@ pub mod tickets;
 
 use circuit::Circuit;
 use pool::{Buffer, Pool};
-use tickets::Tickets;
 pub use tickets::Settled;
+use tickets::Tickets;
 
 /// A set of destinations: one bit each, as the vault numbers them.
 pub type DestMask = u32;
@@ -134,7 +134,9 @@ impl<H> Pipeline<H> {
                 tickets: Tickets::new(TICKETS),
                 open: None,
                 ready: VecDeque::with_capacity(buffers),
-                spare_lists: (0..buffers).map(|_| Vec::with_capacity(BATCH_REQUESTS_MAX)).collect(),
+                spare_lists: (0..buffers)
+                    .map(|_| Vec::with_capacity(BATCH_REQUESTS_MAX))
+                    .collect(),
             }),
             changed: Notify::new(),
             idle: Notify::new(),
@@ -178,21 +180,33 @@ impl<H> Pipeline<H> {
     ///
     /// # Errors
     /// [`NoRoom`]: nothing was copied.
-    pub fn push<P: AsRef<[u8]>>(&self, parts: &[P], len: usize, records: u32) -> Result<Ticket<H>, NoRoom> {
+    pub fn push<P: AsRef<[u8]>>(
+        &self,
+        parts: &[P],
+        len: usize,
+        records: u32,
+    ) -> Result<Ticket<H>, NoRoom> {
         let inner = &*self.0;
         if len > inner.pool.buffer_bytes() {
             return Err(NoRoom::Oversize);
         }
         let mut state = inner.state.borrow_mut();
         let state = &mut *state;
-        if state.open.as_ref().is_some_and(|open| open.buffer.room() < len || open.tickets.len() == BATCH_REQUESTS_MAX) {
+        if state.open.as_ref().is_some_and(|open| {
+            open.buffer.room() < len || open.tickets.len() == BATCH_REQUESTS_MAX
+        }) {
             state.ready.extend(state.open.take());
             inner.changed.notify_one();
         }
         if state.open.is_none() {
             let buffer = inner.pool.acquire().ok_or(NoRoom::Full)?;
             let tickets = state.spare_lists.pop().unwrap_or_default();
-            state.open = Some(Open { buffer, tickets, records: 0, since: Instant::now() });
+            state.open = Some(Open {
+                buffer,
+                tickets,
+                records: 0,
+                since: Instant::now(),
+            });
         }
         let index = state.tickets.take().ok_or(NoRoom::Full)?;
         if let Some(open) = &mut state.open {
@@ -203,7 +217,10 @@ impl<H> Pipeline<H> {
             open.records += u64::from(records);
         }
         inner.changed.notify_one();
-        Ok(Ticket { pipeline: self.clone(), index: Some(index) })
+        Ok(Ticket {
+            pipeline: self.clone(),
+            index: Some(index),
+        })
     }
 
     /// Sends batches on their way for as long as it is polled; runs on the worker's `LocalSet`.
@@ -224,7 +241,11 @@ impl<H> Pipeline<H> {
 
     fn has_batch(&self) -> bool {
         let state = self.0.state.borrow();
-        state.open.as_ref().is_some_and(|open| !open.tickets.is_empty()) || !state.ready.is_empty()
+        state
+            .open
+            .as_ref()
+            .is_some_and(|open| !open.tickets.is_empty())
+            || !state.ready.is_empty()
     }
 
     async fn next_batch(&self) -> Open {
@@ -235,7 +256,11 @@ impl<H> Pipeline<H> {
                 if let Some(ready) = state.ready.pop_front() {
                     return ready;
                 }
-                state.open.as_ref().filter(|open| !open.tickets.is_empty()).map(|open| open.since + self.0.linger)
+                state
+                    .open
+                    .as_ref()
+                    .filter(|open| !open.tickets.is_empty())
+                    .map(|open| open.since + self.0.linger)
             };
             let Some(deadline) = deadline else {
                 changed.await;
@@ -255,8 +280,18 @@ impl<H> Pipeline<H> {
     }
 
     async fn export(self, open: Open) {
-        let Open { buffer, tickets, records, .. } = open;
-        let settled = self.deliver(Batch { bytes: Bytes::from_owner(buffer), records }).await;
+        let Open {
+            buffer,
+            tickets,
+            records,
+            ..
+        } = open;
+        let settled = self
+            .deliver(Batch {
+                bytes: Bytes::from_owner(buffer),
+                records,
+            })
+            .await;
         self.0.in_flight.set(self.0.in_flight.get() - 1);
         self.settle(tickets, settled);
         self.0.changed.notify_one();
@@ -287,19 +322,27 @@ impl<H> Pipeline<H> {
         while let Some(attempt) = attempts.join_next().await {
             accepted |= attempt.map_or(0, |settled| settled.accepted);
         }
-        Settled { accepted, failed: self.0.all & !accepted }
+        Settled {
+            accepted,
+            failed: self.0.all & !accepted,
+        }
     }
 }
 
 impl<H> std::fmt::Debug for Pipeline<H> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pipeline").field("members", &self.0.members).finish_non_exhaustive()
+        f.debug_struct("Pipeline")
+            .field("members", &self.0.members)
+            .finish_non_exhaustive()
     }
 }
 
 /// Hands one batch to one destination, unless its circuit is open.
 async fn attempt(member: &Member, batch: Batch) -> Settled {
-    let failed = Settled { accepted: 0, failed: member.bit };
+    let failed = Settled {
+        accepted: 0,
+        failed: member.bit,
+    };
     if !member.circuit.allows() {
         return failed;
     }
@@ -307,7 +350,10 @@ async fn attempt(member: &Member, batch: Batch) -> Settled {
     match member.destination.deliver(batch).await {
         Outcome::Accepted { rejected_records } => {
             member.circuit.accepted(records, rejected_records);
-            Settled { accepted: member.bit, failed: 0 }
+            Settled {
+                accepted: member.bit,
+                failed: 0,
+            }
         }
         Outcome::Retry { after, reason } => {
             member.circuit.failed(after, &reason);
@@ -316,7 +362,11 @@ async fn attempt(member: &Member, batch: Batch) -> Settled {
         Outcome::Rejected { reason } => {
             // One bad request condemns the batch: replay sends each by itself and tells which.
             member.circuit.close();
-            tracing::warn!(destination = member.circuit.name(), reason, "destination rejected a batch; replay goes through it");
+            tracing::warn!(
+                destination = member.circuit.name(),
+                reason,
+                "destination rejected a batch; replay goes through it"
+            );
             failed
         }
     }
@@ -336,8 +386,16 @@ impl<H> Ticket<H> {
     }
 
     fn poll_settled(&mut self, context: &Context<'_>) -> Poll<Settled> {
-        let index = self.index.expect("a settled ticket is not waited for again");
-        let settled = self.pipeline.0.state.borrow_mut().tickets.poll(index, context);
+        let index = self
+            .index
+            .expect("a settled ticket is not waited for again");
+        let settled = self
+            .pipeline
+            .0
+            .state
+            .borrow_mut()
+            .tickets
+            .poll(index, context);
         if settled.is_ready() {
             self.index = None;
         }
@@ -349,7 +407,9 @@ impl<H> Ticket<H> {
     where
         H: Copy,
     {
-        let Some(index) = self.index.take() else { return };
+        let Some(index) = self.index.take() else {
+            return;
+        };
         let settled = self.pipeline.0.state.borrow_mut().tickets.hold(index, held);
         if let Some(settled) = settled {
             (self.pipeline.0.on_held_settled)(held, settled);

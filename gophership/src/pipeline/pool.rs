@@ -14,13 +14,22 @@ pub(super) struct Pool {
 impl Pool {
     /// `total` buffers of `buffer_bytes` each. Their pages become resident on first use.
     pub(super) fn new(total: usize, buffer_bytes: usize) -> Arc<Self> {
-        let free = (0..total).map(|_| Vec::with_capacity(buffer_bytes)).collect();
-        Arc::new(Self { free: Mutex::new(free), total, buffer_bytes })
+        let free = (0..total)
+            .map(|_| Vec::with_capacity(buffer_bytes))
+            .collect();
+        Arc::new(Self {
+            free: Mutex::new(free),
+            total,
+            buffer_bytes,
+        })
     }
 
     pub(super) fn acquire(self: &Arc<Self>) -> Option<Buffer> {
         let bytes = self.lock().pop()?;
-        Some(Buffer { bytes, pool: Arc::clone(self) })
+        Some(Buffer {
+            bytes,
+            pool: Arc::clone(self),
+        })
     }
 
     pub(super) fn buffer_bytes(&self) -> usize {
@@ -54,7 +63,12 @@ impl Buffer {
 
     /// Appends within the capacity: the caller has checked [`Self::room`].
     pub(super) fn append(&mut self, part: &[u8]) {
-        assert!(part.len() <= self.room(), "{} bytes into {}", part.len(), self.room());
+        assert!(
+            part.len() <= self.room(),
+            "{} bytes into {}",
+            part.len(),
+            self.room()
+        );
         self.bytes.extend_from_slice(part);
     }
 }

@@ -40,7 +40,10 @@ impl<H> Tickets<H> {
     /// A table of `capacity` tickets.
     #[must_use]
     pub fn new(capacity: u32) -> Self {
-        Self { states: (0..capacity).map(|_| State::Free).collect(), free: (0..capacity).rev().collect() }
+        Self {
+            states: (0..capacity).map(|_| State::Free).collect(),
+            free: (0..capacity).rev().collect(),
+        }
     }
 
     /// Takes a ticket, if one is free.
@@ -75,7 +78,9 @@ impl<H> Tickets<H> {
                 self.release(ticket);
                 None
             }
-            State::Free | State::Settled(_) => unreachable!("ticket {ticket} is settled once, while taken"),
+            State::Free | State::Settled(_) => {
+                unreachable!("ticket {ticket} is settled once, while taken")
+            }
         }
     }
 
@@ -137,7 +142,10 @@ impl<H> Tickets<H> {
 mod tests {
     use super::*;
 
-    const OUTCOME: Settled = Settled { accepted: 1, failed: 2 };
+    const OUTCOME: Settled = Settled {
+        accepted: 1,
+        failed: 2,
+    };
     const ENTRY: &str = "entry";
 
     fn poll(tickets: &mut Tickets<&'static str>, ticket: u32) -> Poll<Settled> {

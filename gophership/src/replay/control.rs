@@ -101,7 +101,8 @@ impl Meter {
         let passed = now.saturating_duration_since(self.since);
         if passed >= Self::WINDOW {
             let millis = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX).max(1);
-            (self.last, self.bytes, self.since) = (self.bytes.saturating_mul(1000) / millis, 0, now);
+            (self.last, self.bytes, self.since) =
+                (self.bytes.saturating_mul(1000) / millis, 0, now);
         }
         self.last
     }
@@ -109,7 +110,13 @@ impl Meter {
 
 impl Control {
     pub(super) fn new(rate: u64, dead_letters: u64) -> Self {
-        let orders = Orders { paused: false, draining: false, stop: false, now: false, rate: None };
+        let orders = Orders {
+            paused: false,
+            draining: false,
+            stop: false,
+            now: false,
+            rate: None,
+        };
         Self {
             orders: Mutex::new(orders),
             state: Mutex::new(State::Idle),
@@ -118,7 +125,11 @@ impl Control {
             bytes: AtomicU64::new(0),
             rate: AtomicU64::new(rate),
             dead_letters: AtomicU64::new(dead_letters),
-            meter: Mutex::new(Meter { since: Instant::now(), bytes: 0, last: 0 }),
+            meter: Mutex::new(Meter {
+                since: Instant::now(),
+                bytes: 0,
+                last: 0,
+            }),
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::vault::Entry;
+use crate::vault::{ContentEncoding, Entry};
 
 /// The directory or a letter can't be written.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +38,12 @@ impl DeadLetters {
             fs::create_dir_all(&dir)?;
             let mut count = 0;
             for entry in fs::read_dir(&dir)? {
-                count += u64::from(entry?.path().extension().is_some_and(|extension| extension == "json"));
+                count += u64::from(
+                    entry?
+                        .path()
+                        .extension()
+                        .is_some_and(|extension| extension == "json"),
+                );
             }
             Ok(count)
         };
@@ -59,18 +64,24 @@ impl DeadLetters {
     /// # Errors
     /// If it can't be written; then the entry must not be settled.
     pub fn put(&mut self, entry: &Entry, destination: &str, reason: &str) -> Result<(), Error> {
-        let name = format!("{:02}-{:016x}-{:08}.{destination}", entry.id.lane, entry.id.segment, entry.id.index);
+        let name = format!(
+            "{:02}-{:016x}-{:08}.{destination}",
+            entry.id.lane, entry.id.segment, entry.id.index
+        );
         let about = serde_json::json!({
             "destination": destination,
             "reason": reason,
             "records": entry.records,
-            "content_encoding": entry.encoding.as_str(),
+            "content_encoding": encoding_name(entry.encoding),
             "arrival_unix_ns": entry.arrival_unix_ns,
         });
         self.write(&format!("{name}.otlp"), &entry.bytes)?;
         self.write(&format!("{name}.json"), about.to_string().as_bytes())?;
         let synced = File::open(&self.dir).and_then(|dir| dir.sync_all());
-        synced.map_err(|source| Error { path: self.dir.clone(), source })?;
+        synced.map_err(|source| Error {
+            path: self.dir.clone(),
+            source,
+        })?;
         self.count += 1;
         Ok(())
     }
@@ -82,6 +93,18 @@ impl DeadLetters {
             file.write_all(bytes)?;
             file.sync_all()
         };
-        write().map_err(|source| Error { path: path.clone(), source })
+        write().map_err(|source| Error {
+            path: path.clone(),
+            source,
+        })
+    }
+}
+
+/// The encoding as HTTP and gRPC headers name it.
+const fn encoding_name(encoding: ContentEncoding) -> &'static str {
+    match encoding {
+        ContentEncoding::Identity => "identity",
+        ContentEncoding::Gzip => "gzip",
+        ContentEncoding::Zstd => "zstd",
     }
 }

@@ -33,7 +33,12 @@ impl Group {
             Ok(plain) => plain,
             Err(reason) => return Err(Unreadable { entry, reason }),
         };
-        Ok(Self { owed: entry.owed, records: u64::from(entry.records), plain, entries: vec![entry] })
+        Ok(Self {
+            owed: entry.owed,
+            records: u64::from(entry.records),
+            plain,
+            entries: vec![entry],
+        })
     }
 
     /// Takes the entries of `other` in, if they go to the same destinations and fit.
@@ -57,7 +62,10 @@ impl Group {
 
     /// The batch, taken out of the group.
     pub(super) fn take_batch(&mut self) -> Batch {
-        Batch { bytes: std::mem::take(&mut self.plain).into(), records: self.records }
+        Batch {
+            bytes: std::mem::take(&mut self.plain).into(),
+            records: self.records,
+        }
     }
 }
 
@@ -67,7 +75,9 @@ fn plain(entry: &Entry, limit: usize) -> Result<Vec<u8>, String> {
         ContentEncoding::Gzip => {
             let mut plain = Vec::new();
             let bound = limit as u64 + 1;
-            let read = MultiGzDecoder::new(&entry.bytes[..]).take(bound).read_to_end(&mut plain);
+            let read = MultiGzDecoder::new(&entry.bytes[..])
+                .take(bound)
+                .read_to_end(&mut plain);
             match read {
                 Ok(len) if len > limit => Err(format!("larger than {limit} bytes decompressed")),
                 Ok(_) => Ok(plain),

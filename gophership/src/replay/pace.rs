@@ -57,7 +57,8 @@ impl Limiter {
     pub(super) fn sent(&mut self, bytes: usize, rate: u64, now: Instant) -> Instant {
         let nanos = (bytes as u128 * 1_000_000_000) / u128::from(rate.max(1));
         let earliest = now.checked_sub(BURST).unwrap_or(now);
-        self.next = self.next.max(earliest) + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+        self.next = self.next.max(earliest)
+            + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
         self.next
     }
 }
@@ -68,37 +69,83 @@ mod tests {
     use crate::replay::Config;
 
     const HELD: Duration = Duration::from_secs(10);
-    const CONFIG: Config = Config { auto: true, after: HELD, max_bytes_per_second: 1000 };
-    const NONE: Orders = Orders { paused: false, draining: false, stop: false, now: false, rate: None };
+    const CONFIG: Config = Config {
+        auto: true,
+        after: HELD,
+        max_bytes_per_second: 1000,
+    };
+    const NONE: Orders = Orders {
+        paused: false,
+        draining: false,
+        stop: false,
+        now: false,
+        rate: None,
+    };
 
     #[test]
     fn red_sends_nothing_whatever_is_ordered() {
-        let now = Orders { now: true, rate: Some(5), ..NONE };
+        let now = Orders {
+            now: true,
+            rate: Some(5),
+            ..NONE
+        };
         assert_eq!(pace(now, Zone::Red, None, true, &CONFIG), Pace::Wait);
     }
 
     #[test]
     fn green_has_to_hold_unless_ordered() {
-        assert_eq!(pace(NONE, Zone::Green, Some(HELD / 2), false, &CONFIG), Pace::Wait);
-        assert_eq!(pace(NONE, Zone::Green, Some(HELD), false, &CONFIG), Pace::Send(1000));
-        let now = Orders { now: true, rate: Some(80), ..NONE };
-        assert_eq!(pace(now, Zone::Green, Some(Duration::ZERO), false, &CONFIG), Pace::Send(80));
-        let manual = Config { auto: false, ..CONFIG };
-        assert_eq!(pace(NONE, Zone::Green, Some(HELD * 9), false, &manual), Pace::Wait);
+        assert_eq!(
+            pace(NONE, Zone::Green, Some(HELD / 2), false, &CONFIG),
+            Pace::Wait
+        );
+        assert_eq!(
+            pace(NONE, Zone::Green, Some(HELD), false, &CONFIG),
+            Pace::Send(1000)
+        );
+        let now = Orders {
+            now: true,
+            rate: Some(80),
+            ..NONE
+        };
+        assert_eq!(
+            pace(now, Zone::Green, Some(Duration::ZERO), false, &CONFIG),
+            Pace::Send(80)
+        );
+        let manual = Config {
+            auto: false,
+            ..CONFIG
+        };
+        assert_eq!(
+            pace(NONE, Zone::Green, Some(HELD * 9), false, &manual),
+            Pace::Wait
+        );
     }
 
     #[test]
     fn yellow_slows_what_has_begun_to_a_quarter() {
-        assert_eq!(pace(NONE, Zone::Yellow, None, true, &CONFIG), Pace::Send(250));
+        assert_eq!(
+            pace(NONE, Zone::Yellow, None, true, &CONFIG),
+            Pace::Send(250)
+        );
         assert_eq!(pace(NONE, Zone::Yellow, None, false, &CONFIG), Pace::Wait);
     }
 
     #[test]
     fn a_pause_and_a_drain_come_first() {
-        let paused = Orders { paused: true, now: true, ..NONE };
-        let draining = Orders { draining: true, ..NONE };
+        let paused = Orders {
+            paused: true,
+            now: true,
+            ..NONE
+        };
+        let draining = Orders {
+            draining: true,
+            ..NONE
+        };
         for orders in [paused, draining] {
-            assert_eq!(pace(orders, Zone::Green, Some(HELD), true, &CONFIG), Pace::Paused);
+            assert_eq!(
+                pace(orders, Zone::Green, Some(HELD), true, &CONFIG),
+                Pace::Paused
+            );
         }
     }
 
@@ -106,8 +153,14 @@ mod tests {
     fn the_limiter_keeps_the_rate_with_a_small_burst() {
         let start = Instant::now();
         let mut limiter = Limiter::new(start);
-        assert_eq!(limiter.sent(1000, 1000, start), start + Duration::from_secs(1));
+        assert_eq!(
+            limiter.sent(1000, 1000, start),
+            start + Duration::from_secs(1)
+        );
         let late = start + Duration::from_secs(60);
-        assert_eq!(limiter.sent(1000, 1000, late), late - BURST + Duration::from_secs(1));
+        assert_eq!(
+            limiter.sent(1000, 1000, late),
+            late - BURST + Duration::from_secs(1)
+        );
     }
 }

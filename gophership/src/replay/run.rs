@@ -53,15 +53,26 @@ pub struct Parts {
 /// # Errors
 /// If the thread can't be made.
 pub fn spawn(parts: Parts) -> Result<(Handle, JoinHandle<()>), Error> {
-    let control = Arc::new(Control::new(parts.config.max_bytes_per_second, parts.dead_letters.count()));
+    let control = Arc::new(Control::new(
+        parts.config.max_bytes_per_second,
+        parts.dead_letters.count(),
+    ));
     let handle = Arc::clone(&control);
-    let thread = std::thread::Builder::new().name("replay".to_owned()).spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        match runtime {
-            Ok(runtime) => tokio::task::LocalSet::new().block_on(&runtime, Replay::start(parts, control)),
-            Err(error) => tracing::error!(%error, "replay: no runtime; the vault is not replayed"),
-        }
-    })?;
+    let thread = std::thread::Builder::new()
+        .name("replay".to_owned())
+        .spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            match runtime {
+                Ok(runtime) => {
+                    tokio::task::LocalSet::new().block_on(&runtime, Replay::start(parts, control))
+                }
+                Err(error) => {
+                    tracing::error!(%error, "replay: no runtime; the vault is not replayed")
+                }
+            }
+        })?;
     Ok((handle, thread))
 }
 
@@ -111,7 +122,8 @@ impl Replay {
                 }
                 Pace::Wait => {
                     let owed = self.vault.stats().entries_pending > 0;
-                    self.control.set_state(if owed { State::Waiting } else { State::Idle });
+                    self.control
+                        .set_state(if owed { State::Waiting } else { State::Idle });
                     false
                 }
                 Pace::Send(rate) => self.pass(rate).await,
@@ -130,7 +142,13 @@ impl Replay {
             (Zone::Yellow | Zone::Red, _) => None,
         };
         let green_for = self.green.map(|(_, since)| since.elapsed());
-        pace(self.control.orders(), word.zone(), green_for, self.running, &self.config)
+        pace(
+            self.control.orders(),
+            word.zone(),
+            green_for,
+            self.running,
+            &self.config,
+        )
     }
 
     /// Reads and sends one portion. Gives whether anything was settled, so that a pass that finds
@@ -139,7 +157,8 @@ impl Replay {
         self.control.set_rate(rate);
         if self.vault.stats().entries_pending == 0 {
             self.control.set_state(State::Idle);
-            self.control.order(|orders| (orders.now, orders.rate) = (false, None));
+            self.control
+                .order(|orders| (orders.now, orders.rate) = (false, None));
             return false;
         }
         if !self.members.iter().any(|member| member.circuit.allows()) {
@@ -234,9 +253,12 @@ impl Replay {
     fn accepted(&self, group: &Group, member: &Member, rejected: u64) {
         member.circuit.accepted(group.records(), rejected);
         let counters = &member.circuit.counters;
-        counters.delivered.fetch_add(group.records().saturating_sub(rejected), Relaxed);
+        counters
+            .delivered
+            .fetch_add(group.records().saturating_sub(rejected), Relaxed);
         counters.rejected.fetch_add(rejected, Relaxed);
-        self.control.sent(group.records(), group.stored_bytes() as u64);
+        self.control
+            .sent(group.records(), group.stored_bytes() as u64);
         for entry in &group.entries {
             self.vault.settle(entry.id, member.bit);
         }
@@ -249,14 +271,18 @@ impl Replay {
         }
         let mut settled = false;
         for entry in group.entries.clone() {
-            let Ok(mut single) = Group::of(entry, self.max_entry_bytes) else { continue };
+            let Ok(mut single) = Group::of(entry, self.max_entry_bytes) else {
+                continue;
+            };
             let batch = single.take_batch();
             match member.destination.deliver(batch).await {
                 Outcome::Accepted { rejected_records } => {
                     self.accepted(&single, member, rejected_records);
                     settled = true;
                 }
-                Outcome::Rejected { reason } => settled |= self.dead_letter(&single.entries[0], member, &reason),
+                Outcome::Rejected { reason } => {
+                    settled |= self.dead_letter(&single.entries[0], member, &reason)
+                }
                 Outcome::Retry { after, reason } => {
                     member.circuit.failed(after, &reason);
                     break;
@@ -281,7 +307,11 @@ impl Replay {
             return false;
         }
         tracing::error!(destination = name, reason, entry = ?entry.id, records = entry.records, "replay: dead letter");
-        member.circuit.counters.dead_lettered.fetch_add(u64::from(entry.records), Relaxed);
+        member
+            .circuit
+            .counters
+            .dead_lettered
+            .fetch_add(u64::from(entry.records), Relaxed);
         self.control.dead_letter();
         self.vault.settle(entry.id, member.bit);
         true
@@ -289,7 +319,11 @@ impl Replay {
 }
 
 fn members(parts: &Parts) -> Vec<Member> {
-    let connected = parts.destinations.connect().into_iter().zip(&parts.circuits);
+    let connected = parts
+        .destinations
+        .connect()
+        .into_iter()
+        .zip(&parts.circuits);
     let member = |(destination, circuit): (_, &Arc<Circuit>)| Member {
         bit: parts.vault.mask_of(circuit.name()).unwrap_or(0),
         circuit: Arc::clone(circuit),

@@ -67,7 +67,6 @@ pub enum Placed {
 }
 
 /// The reflex of one worker.
-#[derive(Debug)]
 pub struct Reflex {
     verdict: Verdict,
     engine: EngineLine,
@@ -88,7 +87,14 @@ impl Reflex {
         counters: Arc<WorkerCounters>,
         ack_within: Duration,
     ) -> Self {
-        Self { verdict, engine, pipeline, lane, counters, ack_within }
+        Self {
+            verdict,
+            engine,
+            pipeline,
+            lane,
+            counters,
+            ack_within,
+        }
     }
 
     /// Decides, and copies an uncompressed message of `len` bytes into the pipeline if that is
@@ -97,11 +103,15 @@ impl Reflex {
         self.engine.operation();
         let word = self.verdict.load();
         let placed = match route(word.zone(), word.cause(), self.pipeline.any_allowed()) {
-            Ok(()) => self.pipeline.push(message, len, records).map_err(Pivot::from),
+            Ok(()) => self
+                .pipeline
+                .push(message, len, records)
+                .map_err(Pivot::from),
             Err(pivot) => Err(pivot),
         };
         let (used, limit) = self.pipeline.usage();
-        self.engine.set_used(Budget::Export, used as u64, limit as u64);
+        self.engine
+            .set_used(Budget::Export, used as u64, limit as u64);
         match placed {
             Ok(ticket) => Placed::Pipeline(ticket),
             Err(pivot) => Placed::Vault(pivot),
@@ -109,24 +119,44 @@ impl Reflex {
     }
 
     /// Brings a placed request to its answer. `stored` are its bytes as received.
-    pub async fn answer<P: AsRef<[u8]>>(&self, placed: Placed, request: Request, stored: &[P]) -> Answer {
+    pub async fn answer<P: AsRef<[u8]>>(
+        &self,
+        placed: Placed,
+        request: Request,
+        stored: &[P],
+    ) -> Answer {
         match placed {
-            Placed::Vault(pivot) => self.vault(pivot, request, stored, self.pipeline.all()).await,
+            Placed::Vault(pivot) => {
+                self.vault(pivot, request, stored, self.pipeline.all())
+                    .await
+            }
             Placed::Pipeline(ticket) => self.hedge(ticket, request, stored).await,
         }
     }
 
     /// Waits for the destinations, but not longer than `ack_within`: then the vault acknowledges
     /// while the export goes on.
-    async fn hedge<P: AsRef<[u8]>>(&self, mut ticket: Ticket<Held>, request: Request, stored: &[P]) -> Answer {
+    async fn hedge<P: AsRef<[u8]>>(
+        &self,
+        mut ticket: Ticket<Held>,
+        request: Request,
+        stored: &[P],
+    ) -> Answer {
         if let Ok(settled) = tokio::time::timeout(self.ack_within, ticket.settled()).await {
             return self.settled(settled, request, stored).await;
         }
         let owed = self.pipeline.all();
-        match self.append(Pivot::AckTimeout, request, stored, owed, true).await {
+        match self
+            .append(Pivot::AckTimeout, request, stored, owed, true)
+            .await
+        {
             Ok(id) => {
                 self.count_acknowledged(owed, request.records);
-                ticket.hold(Held { id, records: request.records, owed });
+                ticket.hold(Held {
+                    id,
+                    records: request.records,
+                    owed,
+                });
                 Answer::Vaulted
             }
             // The vault can't, but a destination still may.
@@ -137,9 +167,16 @@ impl Reflex {
         }
     }
 
-    async fn settled<P: AsRef<[u8]>>(&self, settled: Settled, request: Request, stored: &[P]) -> Answer {
+    async fn settled<P: AsRef<[u8]>>(
+        &self,
+        settled: Settled,
+        request: Request,
+        stored: &[P],
+    ) -> Answer {
         if settled.failed != 0 {
-            let answer = self.vault(Pivot::DestinationFailed, request, stored, settled.failed).await;
+            let answer = self
+                .vault(Pivot::DestinationFailed, request, stored, settled.failed)
+                .await;
             if answer == Answer::Vaulted {
                 self.count_acknowledged(settled.accepted, request.records);
                 count_delivered(self.pipeline.members(), settled.accepted, request.records);
@@ -151,7 +188,13 @@ impl Reflex {
         Answer::Delivered
     }
 
-    async fn vault<P: AsRef<[u8]>>(&self, pivot: Pivot, request: Request, stored: &[P], owed: DestMask) -> Answer {
+    async fn vault<P: AsRef<[u8]>>(
+        &self,
+        pivot: Pivot,
+        request: Request,
+        stored: &[P],
+        owed: DestMask,
+    ) -> Answer {
         match self.append(pivot, request, stored, owed, false).await {
             Ok(_) => {
                 self.count_acknowledged(owed, request.records);
@@ -182,16 +225,32 @@ impl Reflex {
     }
 
     fn count_acknowledged(&self, destinations: DestMask, records: u32) {
-        for member in self.pipeline.members().iter().filter(|member| member.bit & destinations != 0) {
-            member.circuit.counters.accepted.fetch_add(u64::from(records), Relaxed);
+        for member in self
+            .pipeline
+            .members()
+            .iter()
+            .filter(|member| member.bit & destinations != 0)
+        {
+            member
+                .circuit
+                .counters
+                .accepted
+                .fetch_add(u64::from(records), Relaxed);
         }
     }
 }
 
 /// Ledger: `destinations` have these acknowledged records.
 pub fn count_delivered(members: &[Member], destinations: DestMask, records: u32) {
-    for member in members.iter().filter(|member| member.bit & destinations != 0) {
-        member.circuit.counters.delivered.fetch_add(u64::from(records), Relaxed);
+    for member in members
+        .iter()
+        .filter(|member| member.bit & destinations != 0)
+    {
+        member
+            .circuit
+            .counters
+            .delivered
+            .fetch_add(u64::from(records), Relaxed);
     }
 }
 
@@ -212,5 +271,8 @@ fn refusal(error: &AppendError) -> Answer {
         AppendError::Full { retry_after } => *retry_after,
         AppendError::Failed { .. } | AppendError::Closed | AppendError::TooLarge { .. } => SOON,
     };
-    Answer::Refused { retry_after, reason: error.to_string() }
+    Answer::Refused {
+        retry_after,
+        reason: error.to_string(),
+    }
 }

@@ -52,9 +52,19 @@ pub struct Override {
 impl Override {
     /// An override from now on.
     #[must_use]
-    pub fn starting_now(zone: Zone, duration: Option<Duration>, by: String, reason: String) -> Self {
+    pub fn starting_now(
+        zone: Zone,
+        duration: Option<Duration>,
+        by: String,
+        reason: String,
+    ) -> Self {
         let until = duration.map(|duration| unix_ms().saturating_add(millis(duration)));
-        Self { zone, until_unix_ms: until, by, reason }
+        Self {
+            zone,
+            until_unix_ms: until,
+            by,
+            reason,
+        }
     }
 
     /// Whether its time is over.
@@ -70,7 +80,10 @@ impl Override {
             let left_ms = until.saturating_sub(unix_ms());
             monotonic_now_ns.saturating_add(left_ms.saturating_mul(1_000_000))
         });
-        OverrideUntil { zone: self.zone, until_ns }
+        OverrideUntil {
+            zone: self.zone,
+            until_ns,
+        }
     }
 
     /// Reads the override kept in `dir`; `None` if there is none or its time is over.
@@ -84,7 +97,8 @@ impl Override {
             Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(Error::Io { path, source }),
         };
-        let kept: Self = serde_json::from_slice(&text).map_err(|source| Error::Content { path, source })?;
+        let kept: Self =
+            serde_json::from_slice(&text).map_err(|source| Error::Content { path, source })?;
         Ok(Some(kept).filter(|kept| !kept.is_expired()))
     }
 
@@ -102,7 +116,10 @@ impl Override {
             fs::rename(&new, &path)?;
             File::open(dir)?.sync_all()
         };
-        write().map_err(|source| Error::Io { path: path.clone(), source })
+        write().map_err(|source| Error::Io {
+            path: path.clone(),
+            source,
+        })
     }
 
     /// Forgets the override kept in `dir`.
@@ -112,14 +129,20 @@ impl Override {
     pub fn forget(dir: &Path) -> Result<(), Error> {
         let path = dir.join(FILE);
         match fs::remove_file(&path).and_then(|()| File::open(dir)?.sync_all()) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Io { path, source }),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(Error::Io { path, source })
+            }
             _ => Ok(()),
         }
     }
 }
 
 fn unix_ms() -> u64 {
-    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+    millis(
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default(),
+    )
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -156,7 +179,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         assert_eq!(Override::load(dir.path()).expect("nothing there"), None);
         forever().store(dir.path()).expect("stored");
-        assert_eq!(Override::load(dir.path()).expect("readable"), Some(forever()));
+        assert_eq!(
+            Override::load(dir.path()).expect("readable"),
+            Some(forever())
+        );
         Override::forget(dir.path()).expect("removed");
         Override::forget(dir.path()).expect("gone already");
         assert_eq!(Override::load(dir.path()).expect("nothing there"), None);
@@ -165,16 +191,25 @@ mod tests {
     #[test]
     fn an_expired_override_is_not_loaded() {
         let dir = tempfile::tempdir().expect("a directory");
-        let expired = Override { until_unix_ms: Some(1), ..forever() };
+        let expired = Override {
+            until_unix_ms: Some(1),
+            ..forever()
+        };
         expired.store(dir.path()).expect("stored");
         assert_eq!(Override::load(dir.path()).expect("readable"), None);
     }
 
     #[test]
     fn the_end_is_carried_to_the_monotonic_clock() {
-        let hour = Override { until_unix_ms: Some(unix_ms() + 3_600_000), ..forever() };
+        let hour = Override {
+            until_unix_ms: Some(unix_ms() + 3_600_000),
+            ..forever()
+        };
         let until = hour.on_monotonic_clock(1_000).until_ns.expect("it ends");
-        assert!((3_500_000_000_000..=3_600_000_001_000).contains(&until), "{until}");
+        assert!(
+            (3_500_000_000_000..=3_600_000_001_000).contains(&until),
+            "{until}"
+        );
         assert_eq!(forever().on_monotonic_clock(1_000).until_ns, None);
     }
 

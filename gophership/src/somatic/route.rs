@@ -27,8 +27,13 @@ const OTHERS: usize = 16;
 impl Pivot {
     /// Every pivot that has a counter.
     pub fn all() -> impl Iterator<Item = Self> {
-        let others =
-            [Self::NoRoom, Self::Oversize, Self::DestinationDown, Self::DestinationFailed, Self::AckTimeout];
+        let others = [
+            Self::NoRoom,
+            Self::Oversize,
+            Self::DestinationDown,
+            Self::DestinationFailed,
+            Self::AckTimeout,
+        ];
         Cause::ALL.into_iter().map(Self::Zone).chain(others)
     }
 
@@ -88,7 +93,10 @@ mod tests {
     #[test]
     fn every_zone_has_its_route() {
         for up in [false, true] {
-            assert_eq!(route(Zone::Red, Cause::ReceiveQueue, up), Err(Pivot::Zone(Cause::ReceiveQueue)));
+            assert_eq!(
+                route(Zone::Red, Cause::ReceiveQueue, up),
+                Err(Pivot::Zone(Cause::ReceiveQueue))
+            );
         }
         for zone in [Zone::Green, Zone::Yellow] {
             assert_eq!(route(zone, Cause::None, true), Ok(()));

@@ -33,7 +33,8 @@ impl Fate {
 
 /// Upper bounds of the acknowledgement-time buckets, in microseconds.
 pub const ACK_BOUNDS_US: [u64; 14] = [
-    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 20_000, 30_000, 50_000, 100_000, 250_000, 1_000_000, 10_000_000,
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 20_000, 30_000, 50_000, 100_000, 250_000,
+    1_000_000, 10_000_000,
 ];
 
 /// Times from the last byte of a request to its acknowledgement.
@@ -46,7 +47,10 @@ pub struct Histogram {
 impl Histogram {
     /// Counts one observation, in microseconds.
     pub fn observe(&self, us: u64) {
-        let bucket = ACK_BOUNDS_US.iter().position(|&bound| us <= bound).unwrap_or(ACK_BOUNDS_US.len());
+        let bucket = ACK_BOUNDS_US
+            .iter()
+            .position(|&bound| us <= bound)
+            .unwrap_or(ACK_BOUNDS_US.len());
         self.buckets[bucket].fetch_add(1, Relaxed);
         self.sum_us.fetch_add(us, Relaxed);
     }
@@ -144,7 +148,8 @@ impl Totals {
     /// Requests, records and bytes acknowledged.
     #[must_use]
     pub fn acknowledged(&self) -> (u64, u64, u64) {
-        let of = |counts: &[u64; 4]| counts[Fate::Delivered as usize] + counts[Fate::Vaulted as usize];
+        let of =
+            |counts: &[u64; 4]| counts[Fate::Delivered as usize] + counts[Fate::Vaulted as usize];
         (of(&self.requests), of(&self.records), of(&self.bytes))
     }
 }

@@ -1,6 +1,8 @@
 //! `/metrics`, `/healthz` and `/readyz` over plain HTTP/1.1, loopback unless configured.
 
-use std::{convert::Infallible, future::Future, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible, future::Future, net::SocketAddr, rc::Rc, sync::Arc, time::Duration,
+};
 
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -22,11 +24,17 @@ pub trait Source: 'static {
 }
 
 /// Serves the pages until `shutdown` completes. Runs on a current-thread runtime's `LocalSet`.
-pub async fn serve(listener: TcpListener, source: Rc<dyn Source>, shutdown: impl Future<Output = ()>) {
+pub async fn serve(
+    listener: TcpListener,
+    source: Rc<dyn Source>,
+    shutdown: impl Future<Output = ()>,
+) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let accept = async {
         loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+                return;
+            };
             match listener.accept().await {
                 Ok((stream, peer)) => {
                     let source = Rc::clone(&source);
@@ -64,7 +72,10 @@ async fn serve_one(io: TokioIo<tokio::net::TcpStream>, peer: SocketAddr, source:
 
 fn respond(request: &Request<Incoming>, source: &dyn Source) -> Response<Full<bytes::Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are served here\n".to_owned());
+        return text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "only GET and HEAD are served here\n".to_owned(),
+        );
     }
     match request.uri().path() {
         "/metrics" => match source.metrics() {
@@ -74,9 +85,15 @@ fn respond(request: &Request<Incoming>, source: &dyn Source) -> Response<Full<by
         "/healthz" => text(StatusCode::OK, "alive\n".to_owned()),
         "/readyz" => match source.not_ready() {
             None => text(StatusCode::OK, "ready\n".to_owned()),
-            Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
+            Some(reason) => text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("not ready: {reason}\n"),
+            ),
         },
-        path => text(StatusCode::NOT_FOUND, format!("no page {path}; there are /metrics, /healthz and /readyz\n")),
+        path => text(
+            StatusCode::NOT_FOUND,
+            format!("no page {path}; there are /metrics, /healthz and /readyz\n"),
+        ),
     }
 }
 

@@ -25,9 +25,13 @@ pub enum Error {
 /// # Errors
 /// If the level is not a filter, or a subscriber is already installed.
 pub fn install(config: &Config) -> Result<(), Error> {
-    let filter = EnvFilter::try_new(&config.log_level)
-        .map_err(|source| Error::Level { level: config.log_level.clone(), source })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter = EnvFilter::try_new(&config.log_level).map_err(|source| Error::Level {
+        level: config.log_level.clone(),
+        source,
+    })?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match config.log_format {
         LogFormat::Json => builder.json().try_init(),
         LogFormat::Pretty => builder.try_init(),

@@ -40,7 +40,9 @@ impl Families {
         family.set_field_type(kind);
         self.families.push(family);
         let index = self.families.len() - 1;
-        Samples { family: &mut self.families[index] }
+        Samples {
+            family: &mut self.families[index],
+        }
     }
 
     /// The text exposition format, 0.0.4.
@@ -48,7 +50,8 @@ impl Families {
     /// # Errors
     /// If a family has no sample.
     pub fn encode(mut self) -> prometheus::Result<String> {
-        self.families.retain(|family| !family.get_metric().is_empty());
+        self.families
+            .retain(|family| !family.get_metric().is_empty());
         TextEncoder::new().encode_to_string(&self.families)
     }
 }
@@ -77,7 +80,13 @@ impl Samples<'_> {
 
     /// Adds a histogram sample from counts per bucket (not cumulative, the last one unbounded),
     /// the upper bounds in seconds and the sum in seconds.
-    pub fn add_buckets(&mut self, labels: Labels<'_>, bounds: &[f64], counts: &[u64], sum: f64) -> &mut Self {
+    pub fn add_buckets(
+        &mut self,
+        labels: Labels<'_>,
+        bounds: &[f64],
+        counts: &[u64],
+        sum: f64,
+    ) -> &mut Self {
         let mut metric = labelled(labels);
         let mut histogram = Histogram::default();
         let mut cumulative = 0;
@@ -120,11 +129,22 @@ mod tests {
         let mut families = Families::default();
         families.gauge("zone", "The zone.").add(&[], 2.0);
         families.counter("empty_total", "Nothing.");
-        families.histogram("ack_seconds", "Acks.").add_buckets(&[("route", "vault")], &[0.1, 1.0], &[3, 1, 1], 4.5);
+        families.histogram("ack_seconds", "Acks.").add_buckets(
+            &[("route", "vault")],
+            &[0.1, 1.0],
+            &[3, 1, 1],
+            4.5,
+        );
         let text = families.encode().expect("encodes");
         assert!(text.contains("# TYPE zone gauge\nzone 2\n"), "{text}");
-        assert!(text.contains("ack_seconds_bucket{route=\"vault\",le=\"1\"} 4\n"), "{text}");
-        assert!(text.contains("ack_seconds_bucket{route=\"vault\",le=\"+Inf\"} 5\n"), "{text}");
+        assert!(
+            text.contains("ack_seconds_bucket{route=\"vault\",le=\"1\"} 4\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("ack_seconds_bucket{route=\"vault\",le=\"+Inf\"} 5\n"),
+            "{text}"
+        );
         assert!(!text.contains("empty_total"), "{text}");
     }
 }
