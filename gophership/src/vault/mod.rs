@@ -297,7 +297,7 @@ impl Inner {
         for thread in threads {
             match thread.join() {
                 Ok(ended) => result = result.and(ended),
-                Err(panic) => std::panic::resume_unwind(panic),
+                Err(_) => result = result.and(Err(Error::Panicked)),
             }
         }
         result
