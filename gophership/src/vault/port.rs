@@ -216,6 +216,7 @@ fn trim_sealed(shared: &Shared) {
         let Some(length) = segment.take_trim() else {
             continue;
         };
+        segment.ledger().shrink();
         let cut = OpenOptions::new()
             .write(true)
             .open(&segment.path)
