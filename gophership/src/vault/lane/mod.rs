@@ -9,6 +9,8 @@ mod core;
 mod geometry;
 mod ops;
 mod place;
+#[cfg(test)]
+mod tests;
 mod waiters;
 
 use std::{
