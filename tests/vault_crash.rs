@@ -57,7 +57,7 @@ fn process_that_is_killed() {
             .map(|task| {
                 let (lane, vault) = (lane.clone(), vault.clone());
                 tokio::task::spawn_local(async move {
-                    append_forever(&lane, &vault, (round << 32) + task).await
+                    append_forever(&lane, &vault, (round << 32) + task).await;
                 })
             })
             .collect();

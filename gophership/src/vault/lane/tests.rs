@@ -201,7 +201,7 @@ fn when_the_new_segment_fails_too_appends_are_refused_for_a_while() {
             match append(&lane, 100).await {
                 Ok(id) => break id,
                 Err(AppendError::Failed { .. }) => {
-                    tokio::time::sleep(Duration::from_millis(10)).await
+                    tokio::time::sleep(Duration::from_millis(10)).await;
                 }
                 Err(other) => panic!("{other}"),
             }
