@@ -195,7 +195,11 @@ fn finish(mut walk: Walk<'_>, ended: Ended, cursors: &Cursors) -> Result<(), Err
     } = walk;
     // The seal isn't read again: everything before it is.
     segment.set_durable(end.min(position.offset), position.index);
-    cursors.apply(segment.number, segment.tag, &mut segment.ledger());
+    {
+        let mut ledger = segment.ledger();
+        cursors.apply(segment.number, segment.tag, &mut ledger);
+        ledger.shrink();
+    }
     segment.close();
     shared.catalog.insert(Arc::new(segment));
     Ok(())

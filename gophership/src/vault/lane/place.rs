@@ -286,7 +286,8 @@ impl Core {
         };
     }
 
-    fn break_down(&mut self, reason: &str) {
+    /// Gives up for good: nothing more can be written, and every append that waits is told so.
+    pub(super) fn break_down(&mut self, reason: &str) {
         tracing::error!(
             lane = self.lane,
             error = reason,
