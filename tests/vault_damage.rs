@@ -10,7 +10,7 @@ use std::{
 
 use gophership::vault::{
     Compression, Config, Entry, EntryId, Stats,
-    format::{BlockHeader, BlockKind, PAGE},
+    format::{BlockHeader, BlockKind, PAGE, SegmentHeader},
     walk::{BlockSource, Identity, Look, Position},
 };
 use vault_support::{
@@ -405,6 +405,73 @@ fn any_flipped_byte_is_harmless_or_counted() {
             fs::read(&path).unwrap().len(),
             pristine.len(),
             "round {round}"
+        );
+    }
+}
+
+/// Changes the header of the block at `offset`.
+fn rewrite(path: &Path, offset: u64, change: impl FnOnce(&mut BlockHeader)) {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let mut page = [0; PAGE];
+    file.read_exact_at(&mut page, offset).unwrap();
+    let mut header = BlockHeader::decode(&page).unwrap();
+    change(&mut header);
+    header.encode(&mut page);
+    file.write_all_at(&page, offset).unwrap();
+}
+
+#[test]
+fn an_acknowledged_block_of_the_next_segment_vouches_for_this_one() {
+    for successor_acknowledged in [true, false] {
+        let dir = real_disk();
+        let config = Config {
+            compression: Compression::None,
+            ..small(dir.path())
+        };
+        let contents = vec![vec![5; 60_000]; 60];
+        write(&config, &contents, true);
+        let files: Vec<_> = segment_files(dir.path());
+        let (first, second) = (&files[0], &files[1]);
+        // As if its last block, its seal and the next segment had been in flight together.
+        let all = blocks(first);
+        let (seal, last) = (all.len() - 1, all.len() - 2);
+        let known = all[last].1.index;
+        rewrite(first, all[seal].0, |seal| seal.durable_through = known);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(second)
+            .unwrap();
+        let mut page = [0; PAGE];
+        file.read_exact_at(&mut page, 0).unwrap();
+        let header = SegmentHeader::decode(&page).unwrap();
+        SegmentHeader {
+            previous_durable: known,
+            ..header
+        }
+        .encode(&mut page);
+        file.write_all_at(&page, 0).unwrap();
+        if !successor_acknowledged {
+            for (offset, _) in blocks(second) {
+                rewrite(second, offset, |block| block.durable_through = 0);
+            }
+        }
+        flip(first, all[last].0 + 200);
+        let (entries, stats) = reopen(&config);
+        let lost = u64::from(all[last].1.entries);
+        assert_eq!(entries.len() as u64 + lost, 60);
+        let expected = if successor_acknowledged {
+            (1, lost)
+        } else {
+            (0, 0)
+        };
+        assert_eq!(
+            (stats.quarantined_segments, stats.quarantined_entries),
+            expected
         );
     }
 }
