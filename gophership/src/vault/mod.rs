@@ -7,7 +7,7 @@
 //! - Only a torn tail, which was never acknowledged, is cut off. A segment with other damage is kept.
 //! - Memory, files and recovery are bounded by the configuration; no stored byte is trusted.
 //!
-//! The formats are drawn at the top of [`format`] and [`entry`], the smaller files at the top of `cursors`,
+//! The formats are drawn at the top of [`mod@format`] and [`entry`], the smaller files at the top of `cursors`,
 //! `destinations` and `directory`.
 
 mod bytes;
