@@ -1,1 +1,477 @@
-//! (being written)
+//! What the vault does with torn tails and with damage.
+
+mod vault_support;
+
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::fs::FileExt,
+    path::Path,
+};
+
+use gophership::vault::{
+    Compression, Config, Entry, EntryId, Stats,
+    format::{BlockHeader, BlockKind, PAGE, SegmentHeader},
+    walk::{BlockSource, Identity, Look, Position},
+};
+use vault_support::{
+    Random, append_all, meta, on_worker, open, read_all, real_disk, segment_files, small,
+};
+
+/// Appends `contents` one after the other, so each has its own block; without `seal`, as if the
+/// process had died after the last acknowledgement.
+fn write(config: &Config, contents: &[Vec<u8>], seal: bool) -> Vec<EntryId> {
+    let vault = open(config);
+    let ids = on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        let mut ids = Vec::new();
+        for (number, content) in contents.iter().enumerate() {
+            ids.push(
+                lane.append(meta(1, number as u64), &[content])
+                    .await
+                    .unwrap(),
+            );
+        }
+        if seal {
+            lane.shutdown().await.unwrap();
+        }
+        ids
+    });
+    vault.close().unwrap();
+    ids
+}
+
+/// Every block of a segment: its offset and header.
+fn blocks(path: &Path) -> Vec<(u64, BlockHeader)> {
+    let number = u64::from_str_radix(path.file_stem().unwrap().to_str().unwrap(), 16).unwrap();
+    let identity = Identity {
+        segment: number,
+        tag: None,
+    };
+    let limit = fs::metadata(path).unwrap().len();
+    let mut source = BlockSource::open(path).unwrap();
+    let mut position = Position::START;
+    let mut blocks = Vec::new();
+    while let Look::Block(header) = source.look(identity, position, limit) {
+        blocks.push((position.offset, header));
+        position = Position::after(position.offset, &header);
+    }
+    blocks
+}
+
+fn data_blocks(path: &Path) -> Vec<(u64, BlockHeader)> {
+    blocks(path)
+        .into_iter()
+        .filter(|(_, header)| header.kind == BlockKind::Data)
+        .collect()
+}
+
+fn flip(path: &Path, offset: u64) {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    byte[0] ^= 0x40;
+    file.write_all_at(&byte, offset).unwrap();
+    file.sync_all().unwrap();
+}
+
+fn only_segment(dir: &Path) -> std::path::PathBuf {
+    let mut files = segment_files(dir);
+    files.retain(|file| !data_blocks(file).is_empty());
+    assert_eq!(files.len(), 1, "{files:?}");
+    files.remove(0)
+}
+
+fn reopen(config: &Config) -> (Vec<Entry>, Stats) {
+    let vault = open(config);
+    let entries = read_all(&vault, 100_000);
+    let stats = vault.stats();
+    vault.close().unwrap();
+    (entries, stats)
+}
+
+fn contents(seed: u64, count: usize) -> Vec<Vec<u8>> {
+    let mut random = Random(seed);
+    (0..count)
+        .map(|_| {
+            let len = 1 + random.below(9_000);
+            random.content(len)
+        })
+        .collect()
+}
+
+fn same(entries: &[Entry], contents: &[Vec<u8>]) {
+    assert_eq!(entries.len(), contents.len());
+    assert!(entries.iter().map(|entry| &entry.bytes).eq(contents));
+}
+
+#[test]
+fn an_unsealed_segment_is_read_whole_and_sealed() {
+    let dir = real_disk();
+    let config = small(dir.path());
+    let contents = contents(1, 20);
+    write(&config, &contents, false);
+    let path = only_segment(dir.path());
+    let (entries, stats) = reopen(&config);
+    same(&entries, &contents);
+    assert_eq!(stats.quarantined_segments, 0);
+    let (_, last) = *blocks(&path).last().unwrap();
+    assert_eq!((last.kind, last.first_entry), (BlockKind::Seal, 20));
+    assert!(
+        fs::metadata(&path).unwrap().len() < config.segment_bytes,
+        "cut behind its seal"
+    );
+    same(&reopen(&config).0, &contents);
+}
+
+#[test]
+fn a_torn_block_behind_the_acknowledged_ones_is_cut_off() {
+    let dir = real_disk();
+    let config = Config {
+        compression: Compression::None,
+        ..small(dir.path())
+    };
+    let contents = contents(2, 10);
+    write(&config, &contents, false);
+    let path = only_segment(dir.path());
+    // What a block in flight leaves: its header and a part of its payload.
+    let all = blocks(&path);
+    let (offset, last) = *all
+        .iter()
+        .rfind(|(_, header)| header.kind == BlockKind::Data)
+        .unwrap();
+    let end = all
+        .last()
+        .map(|(offset, header)| offset + header.padded_len() as u64)
+        .unwrap();
+    let index = all.last().unwrap().1.index + 1;
+    let mut torn = vec![0; last.padded_len()];
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
+    file.read_exact_at(&mut torn, offset).unwrap();
+    let header = BlockHeader {
+        index,
+        first_entry: last.first_entry + u64::from(last.entries),
+        first_record: last.first_record + u64::from(last.records),
+        durable_through: index,
+        ..last
+    };
+    header.encode(&mut torn);
+    torn[130] ^= 1;
+    file.write_all_at(&torn, end).unwrap();
+    drop(file);
+    let (entries, stats) = reopen(&config);
+    same(&entries, &contents);
+    assert_eq!(
+        (stats.quarantined_segments, stats.checksum_errors_total),
+        (0, 0)
+    );
+    assert_eq!(blocks(&path).last().unwrap().1.kind, BlockKind::Seal);
+}
+
+#[test]
+fn a_file_cut_in_its_last_block_keeps_the_blocks_before() {
+    let dir = real_disk();
+    let config = Config {
+        compression: Compression::None,
+        ..small(dir.path())
+    };
+    let mut contents = contents(3, 10);
+    contents.push(vec![7; 9_000]);
+    write(&config, &contents, false);
+    let path = only_segment(dir.path());
+    let (offset, _) = *data_blocks(&path).last().unwrap();
+    OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(offset + PAGE as u64)
+        .unwrap();
+    let (entries, stats) = reopen(&config);
+    same(&entries, &contents[..10]);
+    assert_eq!(stats.quarantined_segments, 0);
+}
+
+fn damage_in_the_middle(within: u64, sealed: bool) {
+    let dir = real_disk();
+    let config = small(dir.path());
+    let contents = contents(4, 12);
+    write(&config, &contents, sealed);
+    let path = only_segment(dir.path());
+    let length = fs::metadata(&path).unwrap().len();
+    flip(&path, data_blocks(&path)[5].0 + within);
+    let vault = open(&config);
+    let entries = read_all(&vault, 1 << 20);
+    let mut expected = contents.clone();
+    expected.remove(5);
+    same(&entries, &expected);
+    let stats = vault.stats();
+    assert_eq!(
+        (
+            stats.quarantined_segments,
+            stats.quarantined_entries,
+            stats.quarantined_records
+        ),
+        (1, 1, 1)
+    );
+    assert_eq!(stats.entries_pending, 11);
+    assert!(stats.checksum_errors_total > 0);
+    // Delivered or not, a damaged segment stays, and stays as it is.
+    for entry in &entries {
+        vault.settle(entry.id, 1);
+    }
+    vault.close().unwrap();
+    let (entries, stats) = reopen(&config);
+    assert!(
+        entries.is_empty(),
+        "settled entries of a damaged segment aren't read again"
+    );
+    assert_eq!(
+        (
+            stats.quarantined_segments,
+            stats.quarantined_records,
+            stats.entries_pending
+        ),
+        (1, 1, 0)
+    );
+    assert_eq!(fs::metadata(&path).unwrap().len(), length);
+}
+
+#[test]
+fn a_flipped_byte_in_a_payload_is_counted_and_the_rest_is_read() {
+    damage_in_the_middle(200, true);
+}
+
+#[test]
+fn a_flipped_byte_in_a_block_header_is_counted_and_the_rest_is_read() {
+    damage_in_the_middle(30, true);
+}
+
+#[test]
+fn damage_before_a_torn_tail_is_not_mistaken_for_one() {
+    damage_in_the_middle(200, false);
+    damage_in_the_middle(0, false);
+}
+
+#[test]
+fn the_last_acknowledged_block_is_covered_once_the_lane_idles() {
+    let dir = real_disk();
+    let config = small(dir.path());
+    let contents = contents(5, 3);
+    let vault = open(&config);
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        for result in append_all(&lane, 1, &contents).await {
+            result.unwrap();
+        }
+        let path = only_segment(dir.path());
+        while blocks(&path)
+            .last()
+            .is_none_or(|(_, header)| header.kind != BlockKind::Mark)
+        {
+            tokio::task::yield_now().await;
+        }
+    });
+    vault.close().unwrap();
+    let path = only_segment(dir.path());
+    flip(&path, data_blocks(&path).last().unwrap().0 + 200);
+    let (_, stats) = reopen(&config);
+    assert_eq!(stats.quarantined_segments, 1);
+}
+
+#[test]
+fn damage_met_while_reading_is_counted_once_and_read_past() {
+    let dir = real_disk();
+    let config = small(dir.path());
+    let contents = contents(6, 12);
+    let vault = open(&config);
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        for content in &contents {
+            lane.append(meta(1, 0), &[content]).await.unwrap();
+        }
+        let path = only_segment(dir.path());
+        let blocks = data_blocks(&path);
+        flip(&path, blocks[3].0 + 200);
+        flip(&path, blocks[8].0 + 8);
+        let mut expected = contents.clone();
+        expected.remove(3);
+        expected.remove(7);
+        for _ in 0..2 {
+            same(&read_all(&vault, 10_000), &expected);
+            let stats = vault.stats();
+            assert_eq!(
+                (stats.quarantined_segments, stats.quarantined_records),
+                (1, 2)
+            );
+            assert_eq!(
+                (stats.checksum_errors_total, stats.entries_pending),
+                (2, 10)
+            );
+        }
+    });
+}
+
+#[test]
+fn a_lost_piece_loses_its_entry_only() {
+    let dir = real_disk();
+    let config = Config {
+        compression: Compression::None,
+        ..small(dir.path())
+    };
+    let mut random = Random(8);
+    let contents = vec![
+        random.content(100),
+        random.content(300_000),
+        random.content(100),
+    ];
+    write(&config, &contents, true);
+    let path = only_segment(dir.path());
+    let pieces: Vec<_> = data_blocks(&path)
+        .into_iter()
+        .filter(|(_, header)| header.raw_len > 1000)
+        .collect();
+    assert!(pieces.len() > 2);
+    flip(&path, pieces[1].0 + 5_000);
+    let (entries, stats) = reopen(&config);
+    same(&entries, &[contents[0].clone(), contents[2].clone()]);
+    assert_eq!(
+        (stats.quarantined_entries, stats.quarantined_records),
+        (1, 1)
+    );
+}
+
+#[test]
+fn a_lost_segment_header_loses_no_entry() {
+    let dir = real_disk();
+    let config = small(dir.path());
+    let contents = contents(9, 5);
+    write(&config, &contents, true);
+    flip(&only_segment(dir.path()), 20);
+    let (entries, stats) = reopen(&config);
+    same(&entries, &contents);
+    assert_eq!(stats.quarantined_segments, 1);
+}
+
+#[test]
+fn any_flipped_byte_is_harmless_or_counted() {
+    let dir = real_disk();
+    let config = Config {
+        max_entry_bytes: 300_000,
+        ..small(dir.path())
+    };
+    let mut random = Random(10);
+    let contents: Vec<_> = (0..24)
+        .map(|number| {
+            let len = if number % 8 == 3 {
+                200_000
+            } else {
+                random.below(8_000)
+            };
+            random.content(len)
+        })
+        .collect();
+    write(&config, &contents, true);
+    let path = only_segment(dir.path());
+    let pristine = fs::read(&path).unwrap();
+    for round in 0..60 {
+        let mut damaged = pristine.clone();
+        for _ in 0..=random.below(3) {
+            let at = random.below(damaged.len());
+            damaged[at] ^= 1 << random.below(8);
+        }
+        fs::write(&path, &damaged).unwrap();
+        let (entries, stats) = reopen(&config);
+        for entry in &entries {
+            let number = usize::try_from(entry.arrival_unix_ns).unwrap();
+            assert!(
+                entry.bytes == contents[number],
+                "round {round}: entry {number} differs"
+            );
+        }
+        let read = entries.len() as u64;
+        assert_eq!(
+            read + stats.quarantined_entries,
+            24,
+            "round {round}: {stats:?}"
+        );
+        assert_eq!(
+            fs::read(&path).unwrap().len(),
+            pristine.len(),
+            "round {round}"
+        );
+    }
+}
+
+/// Changes the header of the block at `offset`.
+fn rewrite(path: &Path, offset: u64, change: impl FnOnce(&mut BlockHeader)) {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let mut page = [0; PAGE];
+    file.read_exact_at(&mut page, offset).unwrap();
+    let mut header = BlockHeader::decode(&page).unwrap();
+    change(&mut header);
+    header.encode(&mut page);
+    file.write_all_at(&page, offset).unwrap();
+}
+
+#[test]
+fn an_acknowledged_block_of_the_next_segment_vouches_for_this_one() {
+    for successor_acknowledged in [true, false] {
+        let dir = real_disk();
+        let config = Config {
+            compression: Compression::None,
+            ..small(dir.path())
+        };
+        let contents = vec![vec![5; 60_000]; 60];
+        write(&config, &contents, true);
+        let files: Vec<_> = segment_files(dir.path());
+        let (first, second) = (&files[0], &files[1]);
+        // As if its last block, its seal and the next segment had been in flight together.
+        let all = blocks(first);
+        let (seal, last) = (all.len() - 1, all.len() - 2);
+        let known = all[last].1.index;
+        rewrite(first, all[seal].0, |seal| seal.durable_through = known);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(second)
+            .unwrap();
+        let mut page = [0; PAGE];
+        file.read_exact_at(&mut page, 0).unwrap();
+        let header = SegmentHeader::decode(&page).unwrap();
+        SegmentHeader {
+            previous_durable: known,
+            ..header
+        }
+        .encode(&mut page);
+        file.write_all_at(&page, 0).unwrap();
+        if !successor_acknowledged {
+            for (offset, _) in blocks(second) {
+                rewrite(second, offset, |block| block.durable_through = 0);
+            }
+        }
+        flip(first, all[last].0 + 200);
+        let (entries, stats) = reopen(&config);
+        let lost = u64::from(all[last].1.entries);
+        assert_eq!(entries.len() as u64 + lost, 60);
+        let expected = if successor_acknowledged {
+            (1, lost)
+        } else {
+            (0, 0)
+        };
+        assert_eq!(
+            (stats.quarantined_segments, stats.quarantined_entries),
+            expected
+        );
+    }
+}

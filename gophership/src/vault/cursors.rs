@@ -72,7 +72,7 @@ impl Cursors {
                 Some(_) => {}
                 // A crash while writing leaves this; the other slot has the last whole state.
                 None => {
-                    tracing::warn!(path = %path.display(), "cursor slot is torn or damaged and not used")
+                    tracing::warn!(path = %path.display(), "cursor slot is torn or damaged and not used");
                 }
             }
         }
@@ -144,7 +144,7 @@ impl CursorWriter {
         bytes[12..16].copy_from_slice(&count.to_le_bytes());
         let crc = crc32fast::hash(bytes);
         bytes.extend_from_slice(&crc.to_le_bytes());
-        let slot = if generation % 2 == 0 {
+        let slot = if generation.is_multiple_of(2) {
             SLOTS[0]
         } else {
             SLOTS[1]

@@ -11,7 +11,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -61,6 +61,18 @@ impl Lock {
             .map_err(io_error("writing", &path))?;
         Ok(Self(lock))
     }
+}
+
+/// Makes a directory that only the owner can look into, and its parents, where they are missing.
+///
+/// # Errors
+/// It can't be made.
+pub(super) fn make_dir(path: &Path) -> Result<(), Error> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(io_error("creating", path))
 }
 
 /// Directory of a lane.

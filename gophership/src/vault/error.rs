@@ -90,6 +90,9 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A background thread panicked.
+    #[error("a background thread of the vault panicked")]
+    Panicked,
 }
 
 /// Why an entry wasn't stored. Nothing of it was promised to anybody.

@@ -285,7 +285,8 @@ impl BlockHeader {
 
     fn is_sane(&self) -> bool {
         let payload_max = (BLOCK_BYTES_MAX - BLOCK_HEADER) as u64;
-        let counts = u64::from(self.entries) + self.first_entry <= u64::from(ENTRIES_MAX)
+        let counts = u64::from(self.entries).saturating_add(self.first_entry)
+            <= u64::from(ENTRIES_MAX)
             && self.first_record <= u64::MAX - u64::from(u32::MAX);
         let lengths =
             u64::from(self.raw_len) <= payload_max && u64::from(self.stored_len) <= payload_max;

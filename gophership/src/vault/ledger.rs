@@ -55,6 +55,7 @@ impl Ledger {
     /// Gives back what [`Ledger::preallocated`] reserved and a closed segment won't use.
     pub(super) fn shrink(&mut self) {
         self.records.shrink_to_fit();
+        self.held.shrink();
         self.owed.iter_mut().for_each(Bits::shrink);
     }
 

@@ -7,7 +7,7 @@
 //! - Only a torn tail, which was never acknowledged, is cut off. A segment with other damage is kept.
 //! - Memory, files and recovery are bounded by the configuration; no stored byte is trusted.
 //!
-//! The formats are drawn at the top of [`format`] and [`entry`], the smaller files at the top of `cursors`,
+//! The formats are drawn at the top of [`mod@format`] and [`entry`], the smaller files at the top of `cursors`,
 //! `destinations` and `directory`.
 
 mod bytes;
@@ -29,7 +29,6 @@ mod upkeep;
 pub mod walk;
 
 use std::{
-    fs,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -43,7 +42,6 @@ use self::{
     cursors::{CursorWriter, Cursors},
     destinations::Destinations,
     directory::Lock,
-    error::io_error,
     port::Port,
     segment::Catalog,
     shared::{Shared, Signal, unix_nanos},
@@ -127,11 +125,10 @@ impl Vault {
     pub fn open(config: &Config, destinations: &[String]) -> Result<Self, Error> {
         lane::Geometry::new(config)?;
         let dir = &config.dir;
-        fs::create_dir_all(dir).map_err(io_error("creating", dir))?;
+        directory::make_dir(dir)?;
         let lock = Lock::acquire(dir)?;
         for lane in (0_u16..).take(config.lanes) {
-            let path = directory::lane_dir(dir, lane);
-            fs::create_dir_all(&path).map_err(io_error("creating", &path))?;
+            directory::make_dir(&directory::lane_dir(dir, lane))?;
         }
         directory::sync_dir(dir)?;
         let found = directory::scan(dir)?;
@@ -297,7 +294,7 @@ impl Inner {
         for thread in threads {
             match thread.join() {
                 Ok(ended) => result = result.and(ended),
-                Err(panic) => std::panic::resume_unwind(panic),
+                Err(_) => result = result.and(Err(Error::Panicked)),
             }
         }
         result

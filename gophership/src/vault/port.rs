@@ -56,6 +56,9 @@ pub(super) enum Next {
 #[derive(Debug)]
 pub(super) struct Port {
     next: Mutex<Next>,
+    /// Segments whose disk refuses, handed out first.
+    #[cfg(test)]
+    pub(super) planted: Mutex<Vec<Ready>>,
     /// Wakes the append that waits for room.
     pub(super) room: Notify,
     /// Wakes the lane's driver.
@@ -68,6 +71,8 @@ impl Default for Port {
     fn default() -> Self {
         Self {
             next: Mutex::new(Next::Wanted),
+            #[cfg(test)]
+            planted: Mutex::default(),
             room: Notify::new(),
             driver: Notify::new(),
             room_bytes: AtomicU64::new(0),
@@ -78,6 +83,15 @@ impl Default for Port {
 impl Port {
     /// Takes the ready segment and orders the next one, or tells why there is none.
     pub(super) fn take(&self, shared: &Shared) -> Next {
+        #[cfg(test)]
+        if let Some(planted) = self
+            .planted
+            .lock()
+            .ok()
+            .and_then(|mut planted| planted.pop())
+        {
+            return Next::Ready(planted);
+        }
         let mut next = self.lock();
         match &*next {
             Next::Wanted => Next::Wanted,
@@ -216,6 +230,7 @@ fn trim_sealed(shared: &Shared) {
         let Some(length) = segment.take_trim() else {
             continue;
         };
+        segment.ledger().shrink();
         let cut = OpenOptions::new()
             .write(true)
             .open(&segment.path)

@@ -70,15 +70,25 @@ impl Reader {
     /// passed is found after [`Reader::rewind`].
     ///
     /// # Errors
-    /// A segment can't be opened. The next call goes on behind it.
+    /// A segment can't be opened. The next call goes on behind it, and a rewind comes back to it.
     pub fn next(&mut self, max_bytes: usize) -> Result<Vec<Entry>, Error> {
         let mut batch = Batch {
             entries: Vec::new(),
             left: max_bytes,
         };
         loop {
-            if self.open.is_none() && !self.open_next()? {
-                return Ok(batch.entries);
+            if self.open.is_none() {
+                let before = self.last;
+                match self.open_next() {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(batch.entries),
+                    Err(error) if batch.entries.is_empty() => return Err(error),
+                    Err(_) => {
+                        // Met again, and reported, by the next call.
+                        self.last = before;
+                        return Ok(batch.entries);
+                    }
+                }
             }
             let Some(mut open) = self.open.take() else {
                 return Ok(batch.entries);

@@ -4,7 +4,6 @@ use std::{
     collections::HashMap,
     fs::{self, OpenOptions},
     os::unix::fs::{FileExt, OpenOptionsExt},
-    path::Path,
     sync::{Arc, atomic::Ordering},
 };
 
@@ -57,7 +56,7 @@ pub(super) fn recover(shared: &Shared, cursors: &Cursors, found: Vec<Found>) {
         }
         if let Err(error) = recover_segment(shared, cursors, &file, &successors) {
             tracing::error!(path = %file.path.display(), error = %error, "can't recover a vault segment; it is kept");
-            let segment = new_segment(shared, &file, 0, Ledger::new(shared.destinations.len()));
+            let segment = new_segment(&file, 0, Ledger::new(shared.destinations.len()));
             segment.begin(1);
             segment.quarantine();
             segment.close();
@@ -95,7 +94,7 @@ struct Walk<'a> {
 }
 
 /// How a walk ended.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ended {
     Sealed,
     Torn,
@@ -139,7 +138,7 @@ fn recover_segment(
         }
     }
     let ledger = Ledger::new(shared.destinations.len());
-    let segment = new_segment(shared, file, identity.tag.unwrap_or(0), ledger);
+    let segment = new_segment(file, identity.tag.unwrap_or(0), ledger);
     segment.begin(created);
     let mut walk = Walk {
         shared,
@@ -196,7 +195,11 @@ fn finish(mut walk: Walk<'_>, ended: Ended, cursors: &Cursors) -> Result<(), Err
     } = walk;
     // The seal isn't read again: everything before it is.
     segment.set_durable(end.min(position.offset), position.index);
-    cursors.apply(segment.number, segment.tag, &mut segment.ledger());
+    {
+        let mut ledger = segment.ledger();
+        cursors.apply(segment.number, segment.tag, &mut ledger);
+        ledger.shrink();
+    }
     segment.close();
     shared.catalog.insert(Arc::new(segment));
     Ok(())
@@ -212,10 +215,11 @@ impl Walk<'_> {
             match look {
                 Look::Block(header) if header.kind == BlockKind::Seal => return Ended::Sealed,
                 Look::Block(header) => self.take(&header),
-                bad => match self.skip(bad, successors) {
-                    Some(ended) => return ended,
-                    None => {}
-                },
+                bad => {
+                    if let Some(ended) = self.skip(bad, successors) {
+                        return ended;
+                    }
+                }
             }
         }
     }
@@ -408,8 +412,7 @@ fn reason(look: Look) -> &'static str {
     }
 }
 
-fn new_segment(shared: &Shared, file: &Found, tag: u64, ledger: Ledger) -> Segment {
-    debug_assert!(Path::new(&file.path).is_absolute() || shared.dir().is_relative());
+fn new_segment(file: &Found, tag: u64, ledger: Ledger) -> Segment {
     Segment::new(
         file.number,
         file.lane,

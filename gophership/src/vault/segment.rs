@@ -99,7 +99,6 @@ impl Segment {
 
     /// Nothing will be added.
     pub(super) fn close(&self) {
-        self.ledger().shrink();
         self.closed.store(true, Ordering::Release);
     }
 

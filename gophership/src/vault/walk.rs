@@ -138,6 +138,7 @@ impl BlockSource {
     fn fill(&mut self, offset: u64, want: usize, limit: u64) -> io::Result<()> {
         (self.start, self.filled) = (offset, 0);
         let room = usize::try_from(limit.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let room = room.min(self.window.len());
         let most = room.next_multiple_of(PAGE).min(self.window.len());
         let least = want.next_multiple_of(PAGE).min(most);
         // A bad sector further on must not hide what can be read here.

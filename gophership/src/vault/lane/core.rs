@@ -405,6 +405,11 @@ impl Core {
         LaneCounters::add(&counters.records, u64::from(packed.records));
         {
             let mut ledger = segment.ledger();
+            debug_assert_eq!(
+                ledger.len(),
+                first_entry as usize,
+                "entries are numbered as they are acknowledged"
+            );
             for entry in &packed.entries {
                 // Nobody will release what a cancelled request holds.
                 let held = entry.held && !self.waiters.is_cancelled(entry.ticket);

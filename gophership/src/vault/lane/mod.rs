@@ -9,6 +9,8 @@ mod core;
 mod geometry;
 mod ops;
 mod place;
+#[cfg(test)]
+mod tests;
 mod waiters;
 
 use std::{
@@ -230,7 +232,8 @@ async fn drive(inner: Rc<Inner>, notifier: Notifier) {
         tokio::select! {
             waited = notifier.wait() => {
                 if let Err(error) = waited {
-                    tracing::error!(lane = inner.lane, error = %error, "the lane's driver ends");
+                    // Nobody would hear of finished writes any more.
+                    inner.core.borrow_mut().break_down(&error.to_string());
                     return;
                 }
             }

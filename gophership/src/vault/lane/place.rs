@@ -213,7 +213,7 @@ impl Core {
         }
         if let Health::Moving { reason } = &self.health {
             let reason = reason.clone();
-            self.move_blocks(reason);
+            self.move_blocks(&reason);
         }
     }
 
@@ -251,7 +251,7 @@ impl Core {
     }
 
     /// Writes the kept blocks into a fresh segment. They fit: see [`super::geometry`].
-    fn move_blocks(&mut self, reason: String) {
+    fn move_blocks(&mut self, reason: &str) {
         match self.port().take(&self.shared) {
             Next::Wanted => {}
             Next::Full => self.refuse(format!("{reason}; no room for another segment")),
@@ -266,7 +266,7 @@ impl Core {
                         self.end_waits(
                             packed,
                             &Outcome::Refused(AppendError::Failed {
-                                reason: reason.clone(),
+                                reason: reason.to_owned(),
                             }),
                         );
                         continue;
@@ -286,7 +286,8 @@ impl Core {
         };
     }
 
-    fn break_down(&mut self, reason: &str) {
+    /// Gives up for good: nothing more can be written, and every append that waits is told so.
+    pub(super) fn break_down(&mut self, reason: &str) {
         tracing::error!(
             lane = self.lane,
             error = reason,
