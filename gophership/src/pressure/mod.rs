@@ -277,7 +277,7 @@ fn start_kernel(
     policy: &Policy,
 ) -> Result<(Kernel, Pages, Events, Policy), KernelError> {
     /// An attached tick comes within a few periods; slow machines get more.
-    const FIRST_TICK: Duration = Duration::from_secs(2);
+    const FIRST_TICK_MIN: Duration = Duration::from_secs(2);
 
     let (mut kernel, pages, events) = Kernel::load()?;
     kernel.attach(config.tick)?;
@@ -286,10 +286,11 @@ fn start_kernel(
         policy.measured |= available::RECEIVE_QUEUE;
     }
     pages.publish(&policy);
+    let limit = FIRST_TICK_MIN.max(config.tick * 10);
     let start = Instant::now();
     while pages.verdict_at(offset_of!(VerdictPage, judged_at_ns)) == 0 {
-        if start.elapsed() > FIRST_TICK {
-            return Err(KernelError::Silent(FIRST_TICK));
+        if start.elapsed() > limit {
+            return Err(KernelError::Silent(limit));
         }
         thread::sleep(Duration::from_millis(1));
     }
