@@ -590,9 +590,11 @@ fn a_dead_tick_is_replaced_and_comes_back() {
     fixture.pressure.set_override(None);
     fixture.wait_for(Zone::Green, Cause::None);
     // The probes still count, and user space judges by them.
-    let (mut client, _server) = fixture.connection();
-    write_until_full(&mut client);
+    let (mut client, mut server) = fixture.connection();
+    let written = write_until_full(&mut client);
     fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+    read_all(&mut server, written);
+    fixture.wait_for(Zone::Green, Cause::None);
 
     set_next_tick(&mut verdict, 0);
     wait(

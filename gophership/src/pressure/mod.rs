@@ -42,7 +42,7 @@ pub use memory::memory_limit_bytes;
 pub use snapshot::{SignalReading, Snapshot, Source};
 pub use watch::{TICK_DEAD_MIN, Transition, WatchHandle};
 
-use kernel::{Chain, Events, Kernel, Wake};
+use kernel::{Events, Kernel, Wake};
 use pages::Pages;
 
 /// Whether the kernel half must judge.
@@ -176,7 +176,7 @@ impl Pressure {
             Err(error) => {
                 let reason = error.map_or_else(
                     || "off in the configuration".to_owned(),
-                    |error| Chain(&error).to_string(),
+                    |error| error.to_string(),
                 );
                 if config.kernel == KernelMode::Auto {
                     tracing::warn!(
