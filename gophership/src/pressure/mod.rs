@@ -9,8 +9,19 @@
 //! half; a signal that can't be measured is unavailable, never zero; a dead tick is noticed within
 //! [`TICK_DEAD_MIN`] plus 100 ms and replaced loudly.
 //!
-//! # What was measured about the tick on idle CPUs
-//! MEASURED
+//! # What was measured about the tick
+//! Linux 6.18 in a virtual machine with 2 CPUs, `tick` 10 ms, over 290 s: attached on both CPUs the
+//! program ran 199 times a second and took 1.6 to 3.4 µs on average, half of the runs being the ones
+//! that judge; no look at the tick's age (10 a second) found more than 10 ms. **Both CPUs were
+//! saturated all that time: how the tick behaves on an idle CPU has not been measured.** There the
+//! software clock may come late, which is why it is attached on every CPU and why
+//! [`TICK_DEAD_MIN`] allows fifty of its periods. The verifier walks 97,000 instructions for
+//! `tcp_probe`, 73,000 for the tick and 50,000 for the dequeue probe, of a million allowed.
+//!
+//! # The HTTP/2 window
+//! [`IngestScope::h2_window_bytes`] is the smallest number of unread bytes that can stop a peer that
+//! pipelines: half of the connection window, since window updates are sent only when half of it has
+//! been used up. A receive queue counts as full at that depth, however large the socket's buffer.
 
 mod clock;
 mod engine;
