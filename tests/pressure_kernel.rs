@@ -20,7 +20,7 @@ use gophership::pressure::{
     Cause, Config, Error, IngestScope, KernelMode, Levels, OverrideUntil, Pressure, Snapshot,
     Source, Transition, WatchHandle, Zone, monotonic_ns,
 };
-use gophership_common::{MAP_VERDICT, VerdictPage};
+use gophership_common::{MAP_VERDICT, VerdictPage, available};
 
 const TICK: Duration = Duration::from_millis(10);
 const HOLD: Duration = Duration::from_millis(200);
@@ -293,6 +293,70 @@ fn a_reader_that_keeps_reading_never_turns_red() {
 }
 
 #[test]
+fn a_slow_reader_of_a_full_socket_does_not_turn_red() {
+    let config = Config {
+        receive_queue_for: Duration::from_millis(500),
+        ..config()
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    // So small a capacity that what TCP holds keeps the depth above Red throughout.
+    let Some(fixture) = Fixture::judging(&config, listener, port, 4096) else {
+        return;
+    };
+    let (mut client, mut server) = fixture.connection();
+    write_until_full(&mut client);
+    fixture.wait_for_ticks(2);
+    let start = Instant::now();
+    let mut sip = [0; 64];
+    let mut stalled = 0.0_f64;
+    while start.elapsed() < 3 * config.receive_queue_for {
+        server.read_exact(&mut sip).unwrap();
+        thread::sleep(Duration::from_millis(20));
+        stalled = stalled.max(fixture.signal("receive_queue_stalled"));
+        assert_eq!(fixture.signal("sockets_above_red"), 1.0);
+    }
+    assert!(stalled > 0.0, "the time without a dequeue was measured");
+    assert_eq!(
+        fixture.zone_and_cause(),
+        (Zone::Yellow, Cause::ReceiveQueue)
+    );
+    // The same depth, without the sips.
+    fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+}
+
+#[test]
+fn a_probe_raises_without_waiting_for_the_tick() {
+    const WINDOW: usize = 16 * 1024;
+    let config = Config {
+        tick: Duration::from_secs(1),
+        ..config()
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let window = u32::try_from(WINDOW).unwrap();
+    let Some(fixture) = Fixture::judging(&config, listener, port, window) else {
+        return;
+    };
+    let (mut client, _server) = fixture.connection();
+    client.write_all(&[0; WINDOW * 3 / 4]).unwrap();
+    fixture.wait_for(Zone::Yellow, Cause::ReceiveQueue);
+    wait(
+        "transition",
+        || !fixture.seen.lock().unwrap().is_empty(),
+        String::new,
+    );
+    // A probe knows its own socket only; the tick would have read everything there is.
+    let raised = fixture.seen.lock().unwrap()[0];
+    assert_eq!(
+        raised.values.available,
+        available::RECEIVE_QUEUE,
+        "{raised:?}"
+    );
+    assert!(raised.values.receive_queue_permille >= 500, "{raised:?}");
+}
+
+#[test]
 fn closing_a_full_socket_undoes_its_aggregate() {
     let Some(fixture) = Fixture::start(&config()) else {
         return;
@@ -527,9 +591,11 @@ fn a_dead_tick_is_replaced_and_comes_back() {
     fixture.pressure.set_override(None);
     fixture.wait_for(Zone::Green, Cause::None);
     // The probes still count, and user space judges by them.
-    let (mut client, _server) = fixture.connection();
-    write_until_full(&mut client);
+    let (mut client, mut server) = fixture.connection();
+    let written = write_until_full(&mut client);
     fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+    read_all(&mut server, written);
+    fixture.wait_for(Zone::Green, Cause::None);
 
     set_next_tick(&mut verdict, 0);
     wait(

@@ -9,6 +9,14 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "the program macros pass the context by value"
+)]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "counts, shares and indices fit 32 bits; a conversion that can panic doesn't link here"
+)]
 
 mod atomic;
 mod event;

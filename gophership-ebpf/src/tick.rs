@@ -46,8 +46,9 @@ pub(crate) fn run(ctx: &PerfEventContext) {
     let judgement = judge(policy, &reading, &previous.adopt(word), now_ns);
     // SAFETY: as above.
     let after = unsafe { atomic::load(&raw const (*policies).generation) };
-    if after.wrapping_sub(generation) > 1 {
-        // The slot we read was being rewritten: the next tick judges by the new policy.
+    if after != generation {
+        // A newer policy is in force, and the slot we read may be the next one written: this
+        // judgement may be of two policies. The next tick judges.
         return;
     }
     let next = judgement.word_after(word);

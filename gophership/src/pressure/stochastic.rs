@@ -7,7 +7,8 @@
 use std::{mem::offset_of, sync::atomic::Ordering};
 
 use gophership_common::{
-    Event, Policy, Signals, Tally, VerdictPage, WATCH_SLOTS, Word, available, judge,
+    Aggregates, Event, Policy, Signals, SignalsPage, Tally, VerdictPage, WATCH_SLOTS, Word,
+    available, judge,
 };
 
 use super::pages::Pages;
@@ -62,7 +63,9 @@ fn measure(pages: &Pages, signals: &mut Signals, now_ns: u64) {
     let narrow = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
     signals.sockets_above_yellow = narrow(counts.above_yellow);
     signals.sockets_above_red = narrow(counts.above_red);
-    let mut deepest = counts.window_permille;
+    // Starts a new window, as the tick does.
+    let window = offset_of!(SignalsPage, aggregates) + offset_of!(Aggregates, window_permille);
+    let mut deepest = pages.signals.word(window).swap(0, Ordering::AcqRel);
     for slot in 0..WATCH_SLOTS {
         let watched = pages.watched(slot);
         deepest = deepest.max(watched.permille);

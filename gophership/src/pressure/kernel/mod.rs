@@ -55,10 +55,10 @@ pub enum Error {
         path: &'static str,
     },
     /// The kernel refused the object: privileges (CAP_BPF, CAP_PERFMON), lockdown or the verifier.
-    #[error("loading the object: {0}")]
+    #[error("loading the object: {}", Chain(.0))]
     Load(#[from] aya::EbpfError),
     /// A program that must run doesn't.
-    #[error("program {name}: {source}")]
+    #[error("program {name}: {}", Chain(.source))]
     Program {
         /// The program.
         name: &'static str,
@@ -283,7 +283,7 @@ fn object() -> Result<&'static [u8], Error> {
 }
 
 /// An error with all its sources, on one line.
-pub(super) struct Chain<'a>(pub(super) &'a dyn std::error::Error);
+struct Chain<'a>(&'a dyn std::error::Error);
 
 impl std::fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
