@@ -1,6 +1,9 @@
 //! `cargo xtask build`: the kernel half, then the daemon with it inside.
 
-use std::{env, fs, path::PathBuf};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 
@@ -18,7 +21,7 @@ pub(crate) fn both_halves(
     release: bool,
 ) -> Result<()> {
     let object = kernel_object(workspace, kernel_half)?;
-    let mut cargo = daemon_cargo(workspace, object.as_ref());
+    let mut cargo = daemon_cargo(workspace, object.as_deref());
     cargo.arg("build");
     if release {
         cargo.arg("--release");
@@ -48,10 +51,7 @@ pub(crate) fn lint_kernel_half(workspace: &Workspace) -> Result<()> {
 }
 
 /// Cargo for user space; `object` goes into the daemon.
-pub(crate) fn daemon_cargo(
-    workspace: &Workspace,
-    object: Option<&PathBuf>,
-) -> std::process::Command {
+pub(crate) fn daemon_cargo(workspace: &Workspace, object: Option<&Path>) -> std::process::Command {
     let mut cargo = process::cargo(&workspace.root);
     match object {
         Some(object) => cargo.env("GOPHERSHIP_EBPF_OBJ", object),

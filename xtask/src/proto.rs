@@ -19,3 +19,18 @@ pub(crate) fn generate(workspace: &Workspace, check: bool) -> Result<()> {
     }
     process::succeed(&mut codegen)
 }
+
+/// Lints and tests the generator, then fails if the committed code differs. Apart from the other
+/// packages: built together, its dependencies' features would change theirs, and with that every
+/// `cargo xtask test` after a `cargo xtask run` would build the world again.
+pub(crate) fn test(workspace: &Workspace) -> Result<()> {
+    let codegen = ["--quiet", "--package", "xtask-codegen"];
+    let mut clippy = process::cargo(&workspace.root);
+    clippy
+        .arg("clippy")
+        .args(codegen)
+        .args(["--all-targets", "--", "-D", "warnings"]);
+    process::succeed(&mut clippy)?;
+    process::succeed(process::cargo(&workspace.root).arg("test").args(codegen))?;
+    generate(workspace, true)
+}

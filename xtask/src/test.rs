@@ -2,8 +2,6 @@
 
 use std::{
     env,
-    path::PathBuf,
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -18,9 +16,6 @@ use crate::{
 
 /// Set in CI: a machine that can't test the kernel half fails, rather than skip it.
 const REQUIRE_KERNEL: &str = "GOPHERSHIP_REQUIRE_KERNEL";
-
-/// Everything but the kernel half, which has flags of its own.
-const USER_SPACE: [&str; 3] = ["--workspace", "--exclude", "gophership-ebpf"];
 
 /// Runs all stages; `test_args` go to `cargo test`.
 pub(crate) fn all(workspace: &Workspace, test_args: &[String]) -> Result<()> {
@@ -37,7 +32,7 @@ fn stages(workspace: &Workspace, test_args: &[String], report: &mut Report) -> R
         process::succeed(process::cargo(&workspace.root).args(["fmt", "--all", "--check"]))
     })?;
     report.stage("tidy", || tidy::check(&workspace.root))?;
-    report.stage("generated code", || proto::generate(workspace, true))?;
+    report.stage("generated code", || proto::test(workspace))?;
     let object = report.stage("kernel half", || {
         build::kernel_object(workspace, &kernel_half)
     })?;
@@ -45,27 +40,14 @@ fn stages(workspace: &Workspace, test_args: &[String], report: &mut Report) -> R
         report.stage("kernel half lints", || build::lint_kernel_half(workspace))?;
     }
     report.stage("lints", || {
-        process::succeed(&mut lints(workspace, object.as_ref()))
+        let mut cargo = build::daemon_cargo(workspace, object.as_deref());
+        cargo.args(["clippy", "--all-targets", "--quiet"]);
+        process::succeed(cargo.args(["--", "-D", "warnings"]))
     })?;
     report.stage("tests", || {
-        process::succeed(&mut tests(workspace, object.as_ref(), test_args))
+        let mut cargo = build::daemon_cargo(workspace, object.as_deref());
+        process::succeed(cargo.arg("test").args(test_args))
     })
-}
-
-fn lints(workspace: &Workspace, object: Option<&PathBuf>) -> Command {
-    let mut cargo = build::daemon_cargo(workspace, object);
-    cargo
-        .arg("clippy")
-        .args(USER_SPACE)
-        .args(["--all-targets", "--quiet"]);
-    cargo.args(["--", "-D", "warnings"]);
-    cargo
-}
-
-fn tests(workspace: &Workspace, object: Option<&PathBuf>, test_args: &[String]) -> Command {
-    let mut cargo = build::daemon_cargo(workspace, object);
-    cargo.arg("test").args(USER_SPACE).args(test_args);
-    cargo
 }
 
 fn insist_on_kernel_half(kernel_half: &KernelHalf) -> Result<()> {
