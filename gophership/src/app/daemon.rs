@@ -58,6 +58,10 @@ impl Daemon {
             cause = cause.as_str(),
             "zone"
         );
+        // The cause may rise within a zone; that is no change of zone.
+        if from == to {
+            return;
+        }
         *lock(&self.transitions)
             .entry((from, to, cause))
             .or_default() += 1;

@@ -173,6 +173,7 @@ impl Worker {
         }
         self.connections.abort_all();
         while self.connections.join_next().await.is_some() {}
+        self.own.engine.retire();
         if let Err(error) = self.lane.shutdown().await {
             tracing::error!(worker = self.own.index, %error, "vault lane: not closed cleanly");
         }

@@ -102,6 +102,8 @@ impl Reflex {
     pub fn place<P: AsRef<[u8]>>(&self, message: &[P], len: usize, records: u32) -> Placed {
         self.engine.operation();
         let word = self.verdict.load();
+        self.lane
+            .note_verdict(word.zone() as u8, word.cause() as u8);
         let placed = match route(word.zone(), word.cause(), self.pipeline.any_allowed()) {
             Ok(()) => self
                 .pipeline
