@@ -2,7 +2,11 @@
 
 mod common;
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use aya::maps::{Array, Map, MapData, MapInfo};
 use common::{
@@ -20,10 +24,12 @@ use gophership_common::{Cause, VerdictPage, Word, Zone};
 use nix::{sys::signal::Signal, unistd::Pid};
 use rustls::version::TLS13;
 
-/// More in flight than any window of a connection holds, so that a stopped reader's socket fills.
+/// More in flight than any window of a connection holds, so that a stopped reader's socket fills;
+/// at a pace that leaves a healthy daemon headroom, since one without is rightly under pressure.
 const LOAD: Intensity = Intensity {
     connections: 2,
     in_flight: 128,
+    pace: Some(100),
     shape: Shape {
         records: 8,
         body_bytes: 8_000,
@@ -92,6 +98,12 @@ fn kernel_judges(daemon: &Daemon<'_>) -> bool {
     false
 }
 
+/// One test at a time: what is healthy here must have the machine to itself.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn start_load(home: &Home, daemon: &Daemon<'_>) -> Load {
     let tls = home.certs().client(ClientIdentity::Shown, &[&TLS13]);
     Load::start(daemon.grpc(), &tls, LOAD)
@@ -99,6 +111,7 @@ fn start_load(home: &Home, daemon: &Daemon<'_>) -> Load {
 
 #[test]
 fn a_full_socket_of_a_stopped_daemon_is_red_by_receive_queue() {
+    let _turn = alone();
     let home = Home::new();
     let sink = Sink::up();
     let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
@@ -129,6 +142,7 @@ fn a_full_socket_of_a_stopped_daemon_is_red_by_receive_queue() {
 
 #[test]
 fn a_stopped_daemon_without_load_is_red_by_heartbeat() {
+    let _turn = alone();
     let home = Home::new();
     let sink = Sink::up();
     let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
@@ -149,6 +163,7 @@ fn a_stopped_daemon_without_load_is_red_by_heartbeat() {
 
 #[test]
 fn a_healthy_daemon_under_the_same_load_is_not_red_by_receive_queue() {
+    let _turn = alone();
     let home = Home::new();
     let sink = Sink::up();
     let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
@@ -156,8 +171,8 @@ fn a_healthy_daemon_under_the_same_load_is_not_red_by_receive_queue() {
         return;
     }
     let load = start_load(&home, &daemon);
-    eventually("2000 acknowledgements", 4 * PATIENCE, || {
-        load.acked() >= 2000
+    eventually("1000 acknowledgements", 4 * PATIENCE, || {
+        load.acked() >= 1000
     });
     let tally = load.stop();
     assert!(tally.broken.is_empty(), "broken: {:?}", tally.broken);
@@ -174,6 +189,7 @@ fn a_healthy_daemon_under_the_same_load_is_not_red_by_receive_queue() {
 
 #[test]
 fn the_operators_override_is_in_the_kernels_word() {
+    let _turn = alone();
     let home = Home::new();
     let sink = Sink::up();
     let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));

@@ -93,6 +93,7 @@ fn sigterm_under_load_loses_nothing_that_was_acknowledged() {
     let intensity = Intensity {
         connections: 2,
         in_flight: 4,
+        pace: None,
         shape: SHAPE,
         seed: 51,
     };

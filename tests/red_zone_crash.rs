@@ -18,6 +18,7 @@ use rustls::version::TLS13;
 const LOAD: Intensity = Intensity {
     connections: 3,
     in_flight: 4,
+    pace: None,
     shape: Shape {
         records: 20,
         body_bytes: 200,

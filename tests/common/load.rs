@@ -1,4 +1,4 @@
-//! Producers that send without pause until they are stopped or their connection breaks.
+//! Producers that send, as fast as they are answered or at a pace, until they are stopped or their connection breaks.
 
 use std::{
     net::SocketAddr,
@@ -7,13 +7,17 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::client::conn::http2::SendRequest;
 use rustls::ClientConfig;
-use tokio::runtime;
+use tokio::{
+    runtime,
+    time::{Interval, MissedTickBehavior},
+};
 
 use super::{
     messages::{Messages, Shape},
@@ -46,6 +50,8 @@ pub(crate) struct Intensity {
     pub(crate) connections: u64,
     /// Requests in flight on each.
     pub(crate) in_flight: u64,
+    /// Requests a second on each, at most; none: as fast as they are answered.
+    pub(crate) pace: Option<u64>,
     /// Size of the requests.
     pub(crate) shape: Shape,
     /// Seed of the messages.
@@ -118,6 +124,11 @@ fn run_connection(
                 return;
             }
         };
+        let pace = intensity.pace.map(|pace| {
+            let mut interval = tokio::time::interval(Duration::from_nanos(1_000_000_000 / pace));
+            interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            Arc::new(tokio::sync::Mutex::new(interval))
+        });
         let streams: Vec<_> = (0..intensity.in_flight)
             .map(|stream| {
                 let seed = intensity.seed * 10_000 + connection * 100 + stream;
@@ -125,6 +136,7 @@ fn run_connection(
                     sender.clone(),
                     address,
                     Messages::new(seed, intensity.shape),
+                    pace.clone(),
                     stop.clone(),
                     tally.clone(),
                 ))
@@ -140,10 +152,14 @@ async fn run_stream(
     sender: SendRequest<Full<Bytes>>,
     address: SocketAddr,
     mut messages: Messages,
+    pace: Option<Arc<tokio::sync::Mutex<Interval>>>,
     stop: Arc<AtomicBool>,
     tally: Arc<Mutex<Tally>>,
 ) {
     while !stop.load(Ordering::Relaxed) {
+        if let Some(pace) = &pace {
+            pace.lock().await.tick().await;
+        }
         let message = messages.message();
         let reply = producer::exchange(sender.clone(), address, Call::logs(message.clone())).await;
         let mut tally = tally.lock().expect("no producer panicked");

@@ -88,14 +88,11 @@ fn ebpf_cargo(workspace: &Workspace, command: &str) -> std::process::Command {
     cargo
 }
 
-/// BTF, which the loader and the verifier's log need, is made from debug information; aya-ebpf
-/// asks for the architecture of the kernel that will run it.
-fn rustflags() -> [String; 3] {
-    [
-        "-Cdebuginfo=2".to_owned(),
-        "-Clink-arg=--btf".to_owned(),
-        format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
-    ]
+/// aya-ebpf asks for the architecture of the kernel that will run it. BTF is not asked for
+/// (`--btf`): the linker gives two instructions one line, and the verifier refuses that; the
+/// programs take their offsets from the running kernel's BTF, not from their own.
+fn rustflags() -> [String; 1] {
+    [format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH)]
 }
 
 /// Copies the object to its fixed path, leaving an equal file untouched, so that cargo rebuilds

@@ -26,7 +26,7 @@ use crate::{
     },
     pipeline::{self, Member, Pipeline, circuit::Circuit},
     pressure::{Budget, EngineLine, Verdict},
-    somatic::{self, Held, Reflex},
+    somatic::{self, Held, Hurry, Reflex},
     telemetry::counters::WorkerCounters,
     vault::{self, Lane, Vault},
 };
@@ -121,6 +121,7 @@ struct Worker {
     pipeline: Pipeline<Held>,
     context: Rc<Context>,
     connections: JoinSet<()>,
+    hurry: Rc<Hurry>,
 }
 
 impl Worker {
@@ -133,6 +134,7 @@ impl Worker {
         };
         let pipeline = Pipeline::new(&shared.pipeline, shared.workers, members, on_held_settled);
         let counters = Arc::clone(&own.status.counters);
+        let hurry = Rc::default();
         let reflex = Reflex::new(
             shared.verdict,
             own.engine,
@@ -140,6 +142,7 @@ impl Worker {
             lane.clone(),
             Arc::clone(&counters),
             shared.pipeline.ack_within,
+            Rc::clone(&hurry),
         );
         let context = Rc::new(Context {
             reflex,
@@ -155,6 +158,7 @@ impl Worker {
             pipeline,
             context,
             connections: JoinSet::new(),
+            hurry,
         })
     }
 
@@ -166,8 +170,14 @@ impl Worker {
         loop {
             let now = *mode.borrow_and_update();
             match now {
-                Mode::Serving => self.serve(&mut mode).await,
-                Mode::Draining => self.drain(&mut mode).await,
+                Mode::Serving => {
+                    self.hurry.set(false);
+                    self.serve(&mut mode).await;
+                }
+                Mode::Draining => {
+                    self.hurry.set(true);
+                    self.drain(&mut mode).await;
+                }
                 Mode::Stopping => break,
             }
         }

@@ -286,12 +286,15 @@ impl<H> Pipeline<H> {
             records,
             ..
         } = open;
-        let settled = self
-            .deliver(Batch {
-                bytes: Bytes::from_owner(buffer),
-                records,
-            })
-            .await;
+        let bytes = Bytes::from_owner(buffer);
+        let batch = Batch {
+            bytes: bytes.clone(),
+            records,
+        };
+        let settled = self.deliver(batch).await;
+        // Until here: a connection lets go of what it has sent, but the batch is still on its way,
+        // and what is on its way takes room.
+        drop(bytes);
         self.0.in_flight.set(self.0.in_flight.get() - 1);
         self.settle(tickets, settled);
         self.0.changed.notify_one();

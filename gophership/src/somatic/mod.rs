@@ -5,7 +5,14 @@
 //! allocated. A request is answered only when every destination has accepted it or the vault has
 //! its exact bytes on stable storage; there is no third way.
 
-use std::{sync::Arc, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use tokio::sync::Notify;
 
 use crate::{
     pipeline::{DestMask, Member, Pipeline, Settled, Ticket},
@@ -74,6 +81,28 @@ pub struct Reflex {
     lane: Lane,
     counters: Arc<WorkerCounters>,
     ack_within: Duration,
+    hurry: Rc<Hurry>,
+}
+
+/// A drain's call to stop waiting for destinations: the vault acknowledges at once.
+#[derive(Debug, Default)]
+pub struct Hurry {
+    on: Cell<bool>,
+    changed: Notify,
+}
+
+impl Hurry {
+    /// Calls, or takes the call back.
+    pub fn set(&self, on: bool) {
+        self.on.set(on);
+        self.changed.notify_waiters();
+    }
+
+    async fn called(&self) {
+        while !self.on.get() {
+            self.changed.notified().await;
+        }
+    }
 }
 
 impl Reflex {
@@ -86,6 +115,7 @@ impl Reflex {
         lane: Lane,
         counters: Arc<WorkerCounters>,
         ack_within: Duration,
+        hurry: Rc<Hurry>,
     ) -> Self {
         Self {
             verdict,
@@ -94,6 +124,7 @@ impl Reflex {
             lane,
             counters,
             ack_within,
+            hurry,
         }
     }
 
@@ -144,7 +175,13 @@ impl Reflex {
         request: Request,
         stored: &[P],
     ) -> Answer {
-        if let Ok(settled) = tokio::time::timeout(self.ack_within, ticket.settled()).await {
+        let answered = tokio::select! {
+            biased;
+            settled = ticket.settled() => Some(settled),
+            () = tokio::time::sleep(self.ack_within) => None,
+            () = self.hurry.called() => None,
+        };
+        if let Some(settled) = answered {
             return self.settled(settled, request, stored).await;
         }
         let owed = self.pipeline.all();
