@@ -176,6 +176,7 @@ fn signals(signals: &[pb::Signal]) -> String {
         let value = match (signal.available, signal.unit.as_str()) {
             (false, _) => "unavailable".to_owned(),
             (true, "ratio") => format!("{:.1} %", signal.value * 100.0),
+            (true, "seconds") => format!("{:.1} ms", signal.value * 1000.0),
             (true, unit) => format!("{} {unit}", signal.value),
         };
         vec![signal.name.clone(), value]
