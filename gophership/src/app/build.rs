@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -49,72 +50,25 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
     let (telemetry, telemetry_address) = bind("telemetry.listen", config.telemetry.listen).await?;
     let control = control::bind(&config.control)?;
 
-    let destinations = Destinations::open(&config.destinations)?;
-    let names: Vec<String> = config
-        .destinations
-        .iter()
-        .map(|destination| destination.name.clone())
-        .collect();
-    let vault = Vault::open(&config.vault, &names)?;
-    let dead_letters = DeadLetters::open(&config.vault.dir).map_err(replay::Error::from)?;
-    let kept = Override::load(&config.vault.dir)?;
-    let circuits = circuits(&names, &vault);
-
-    let scope = IngestScope {
-        ports: vec![grpc.port()],
-        h2_window_bytes: STALLED_WINDOW_BYTES,
-    };
-    let pressure = Arc::new(Pressure::start(
-        &config.pressure,
-        &scope,
-        config.ingest.workers,
-    )?);
-
-    let (replay, replay_thread) = replay::spawn(replay::Parts {
-        config: config.replay.clone(),
-        batch_max_bytes: config.pipeline.batch_max_bytes,
-        max_entry_bytes: config.ingest.max_request_bytes,
-        vault: vault.clone(),
-        verdict: pressure.verdict(),
-        destinations: destinations.clone(),
-        circuits: circuits.clone(),
-        dead_letters,
-    })?;
     let (mode, mode_seen) = watch::channel(Mode::Serving);
-    let statuses: Vec<_> = (0..config.ingest.workers)
-        .map(|_| Arc::new(Status::default()))
-        .collect();
-    let daemon = Arc::new(Daemon {
-        vault,
-        pressure,
-        circuits,
-        replay,
-        workers: statuses,
-        budget: Arc::new(Semaphore::new(config.ingest.budget_bytes)),
-        mode,
-        phase: Mutex::new(Phase::Serving),
-        overridden: Mutex::new(None),
-        transitions: Mutex::default(),
-        ready: AtomicBool::new(false),
-        exit: Notify::new(),
-        config,
-    });
-    daemon.apply_override(kept.as_ref());
+    let (daemon, destinations, replay) = engine(config, grpc.port(), mode)?;
     let watching = Arc::clone(&daemon);
     let watch = daemon
         .pressure
         .spawn_watch(move |transition| watching.transition(transition))
         .map_err(Error::system("the pressure thread"))?;
-
+    restore_override(&daemon).await?;
     let (inboxes, mut threads) = workers(&daemon, tls, mode_seen.clone(), &destinations)?;
-    threads.push(replay_thread);
+    threads.push(replay);
+
     tokio::task::spawn_local(acceptor::run(ingest, inboxes, mode_seen));
     let pages = Rc::new(metrics::Pages(Arc::clone(&daemon)));
-    tokio::task::spawn_local(telemetry::http::serve(telemetry, pages, stopping(&daemon)));
-    let engine = Arc::new(Operated(Arc::clone(&daemon)));
+    let stop = stopping(&daemon);
+    tokio::task::spawn_local(telemetry::http::serve(telemetry, pages, stop));
+    let operated = Arc::new(Operated(Arc::clone(&daemon)));
     let stop = stopping(&daemon);
     let control = tokio::task::spawn_local(async move {
-        if let Err(error) = control.serve(engine, stop).await {
+        if let Err(error) = control.serve(operated, stop).await {
             tracing::error!(%error, "control: the service has ended");
         }
     });
@@ -127,6 +81,76 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
         watch,
         control,
     })
+}
+
+type Engine = (Arc<Daemon>, Destinations, JoinHandle<()>);
+
+/// Everything between the front door and the operators: destinations, vault, verdict, replay.
+fn engine(config: Config, ingest_port: u16, mode: watch::Sender<Mode>) -> Result<Engine, Error> {
+    let destinations = Destinations::open(&config.destinations)?;
+    let configured = config.destinations.iter();
+    let names: Vec<String> = configured
+        .map(|destination| destination.name.clone())
+        .collect();
+    let vault = Vault::open(&config.vault, &names)?;
+    let dead_letters = DeadLetters::open(&config.vault.dir).map_err(replay::Error::from)?;
+    let circuits = circuits(&names, &vault);
+    let scope = IngestScope {
+        ports: vec![ingest_port],
+        h2_window_bytes: STALLED_WINDOW_BYTES,
+    };
+    let workers = config.ingest.workers;
+    let pressure = Arc::new(Pressure::start(&config.pressure, &scope, workers)?);
+    let (replay, replay_thread) = replay::spawn(replay::Parts {
+        config: config.replay.clone(),
+        batch_max_bytes: config.pipeline.batch_max_bytes,
+        max_entry_bytes: config.ingest.max_request_bytes,
+        vault: vault.clone(),
+        verdict: pressure.verdict(),
+        destinations: destinations.clone(),
+        circuits: circuits.clone(),
+        dead_letters,
+    })?;
+    let daemon = Daemon {
+        vault,
+        pressure,
+        circuits,
+        replay,
+        workers: (0..workers).map(|_| Arc::new(Status::default())).collect(),
+        budget: Arc::new(Semaphore::new(config.ingest.budget_bytes)),
+        mode,
+        phase: Mutex::new(Phase::Serving),
+        overridden: Mutex::new(None),
+        transitions: Mutex::default(),
+        ready: AtomicBool::new(false),
+        exit: Notify::new(),
+        config,
+    };
+    Ok((Arc::new(daemon), destinations, replay_thread))
+}
+
+/// The judge takes an override in at its next tick.
+const OVERRIDE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Puts the override of the last run in force again, before the first request is accepted.
+async fn restore_override(daemon: &Daemon) -> Result<(), Error> {
+    let Some(kept) = Override::load(&daemon.config.vault.dir)? else {
+        return Ok(());
+    };
+    daemon.apply_override(Some(&kept));
+    let deadline = Instant::now() + OVERRIDE_TIMEOUT;
+    let verdict = daemon.pressure.verdict();
+    while verdict.load().zone() != kept.zone && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let zone = kept.zone.as_str();
+    tracing::warn!(
+        zone,
+        by = kept.by,
+        reason = kept.reason,
+        "override of the last run is in force"
+    );
+    Ok(())
 }
 
 /// Completes when the daemon is past its drain.

@@ -183,10 +183,10 @@ impl Worker {
         }
         self.connections.abort_all();
         while self.connections.join_next().await.is_some() {}
-        self.own.engine.retire();
         if let Err(error) = self.lane.shutdown().await {
             tracing::error!(worker = self.own.index, %error, "vault lane: not closed cleanly");
         }
+        self.own.engine.retire();
     }
 
     async fn serve(&mut self, mode: &mut watch::Receiver<Mode>) {
@@ -218,6 +218,7 @@ impl Worker {
     async fn drain(&mut self, mode: &mut watch::Receiver<Mode>) {
         let Self {
             own,
+            lane,
             connections,
             pipeline,
             ..
@@ -230,6 +231,7 @@ impl Worker {
             }
             while connections.join_next().await.is_some() {}
             pipeline.flushed().await;
+            lane.seal().await;
             own.status.drained.store(true, Relaxed);
             std::future::pending::<()>().await;
         };

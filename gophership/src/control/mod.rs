@@ -7,8 +7,6 @@ mod audit;
 pub mod certs;
 mod engine;
 /// Messages, client and server of `proto/control.proto`; `cargo xtask proto` writes it.
-#[rustfmt::skip]
-#[expect(clippy::allow_attributes, clippy::too_many_lines, unused_qualifications, reason = "generated")]
 pub mod pb;
 mod request;
 mod service;

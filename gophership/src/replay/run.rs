@@ -66,10 +66,10 @@ pub fn spawn(parts: Parts) -> Result<(Handle, JoinHandle<()>), Error> {
                 .build();
             match runtime {
                 Ok(runtime) => {
-                    tokio::task::LocalSet::new().block_on(&runtime, Replay::start(parts, control))
+                    tokio::task::LocalSet::new().block_on(&runtime, Replay::start(parts, control));
                 }
                 Err(error) => {
-                    tracing::error!(%error, "replay: no runtime; the vault is not replayed")
+                    tracing::error!(%error, "replay: no runtime; the vault is not replayed");
                 }
             }
         })?;
@@ -281,7 +281,7 @@ impl Replay {
                     settled = true;
                 }
                 Outcome::Rejected { reason } => {
-                    settled |= self.dead_letter(&single.entries[0], member, &reason)
+                    settled |= self.dead_letter(&single.entries[0], member, &reason);
                 }
                 Outcome::Retry { after, reason } => {
                     member.circuit.failed(after, &reason);

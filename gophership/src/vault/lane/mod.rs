@@ -192,6 +192,17 @@ impl Lane {
         result
     }
 
+    /// Writes the open block, waits for all writes, and seals the segment. The next append begins
+    /// another.
+    pub async fn seal(&self) {
+        let _turn = self.inner.turn.lock().await;
+        self.settle().await;
+        if self.inner.core.borrow().health == Health::Good {
+            self.inner.core.borrow_mut().write_seal();
+            self.settle().await;
+        }
+    }
+
     /// Waits until everything appended is acknowledged or refused.
     async fn settle(&self) {
         loop {
