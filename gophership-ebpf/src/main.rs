@@ -71,7 +71,8 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// The helpers used (`probe_read_kernel`, ring buffer) are for GPL-compatible programs.
+/// The helpers used (`probe_read_kernel`, ring buffer) are for GPL-compatible programs, and the
+/// kernel knows no "Apache-2.0 OR GPL-2.0-only": it is told the half that it knows.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+static LICENSE: [u8; 4] = *b"GPL\0";
