@@ -23,6 +23,7 @@ mod event;
 mod maps;
 mod queue;
 mod socket;
+mod sweep;
 mod tick;
 
 use aya_ebpf::{
@@ -46,7 +47,8 @@ fn tcp_rcv_space_adjust(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// `tp_btf/inet_sock_set_state(sk, old, new)`: a closed socket leaves the aggregates.
+/// `tp_btf/inet_sock_set_state(sk, old, new)`: a closed socket leaves the aggregates. What it
+/// misses, [`sweep`] finds.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
     /// `TCP_CLOSE` of `include/net/tcp_states.h`.

@@ -7,7 +7,7 @@ use gophership_common::{
     WATCH_SLOTS, WORKERS_MAX, WatchSlot, Word, WorkerLine, greatest, judge,
 };
 
-use crate::{atomic, event, maps};
+use crate::{atomic, event, maps, sweep};
 
 /// Judges this period, unless another CPU has claimed it.
 #[inline(always)]
@@ -66,6 +66,7 @@ pub(crate) fn run(ctx: &PerfEventContext) {
         );
     }
     remember(verdict, &judgement.state, now_ns);
+    sweep::next_slot(signals, policy);
 }
 
 /// Whether this CPU is the one to judge now.
