@@ -21,7 +21,7 @@ use aya::{
 };
 use gophership::pressure::{
     Cause, Config, Error, IngestScope, KernelMode, Levels, OverrideUntil, Pressure, Snapshot,
-    Source, Transition, WatchHandle, Zone, monotonic_ns,
+    Source, TICK_DEAD_MIN, Transition, WatchHandle, Zone, monotonic_ns,
 };
 use gophership_common::{
     MAP_SOCKETS, MAP_VERDICT, PROGRAM_SOCKET_STATE, PROGRAM_TCP_PROBE, VerdictPage, available,
@@ -678,7 +678,13 @@ fn a_dead_tick_is_replaced_and_comes_back() {
         || fixture.pressure.snapshot().source == Source::Stochastic,
         String::new,
     );
-    assert!(fixture.pressure.snapshot().why_not_kernel.is_some());
+    let snapshot = fixture.pressure.snapshot();
+    assert!(snapshot.why_not_kernel.is_some());
+    wait(
+        "judgement of user space's own",
+        || fixture.pressure.snapshot().judged_age < TICK_DEAD_MIN,
+        String::new,
+    );
     fixture.pressure.set_override(None);
     fixture.wait_for(Zone::Green, Cause::None);
     // The probes still count, and user space judges by them.
