@@ -5,7 +5,7 @@
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -15,12 +15,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::maps::{Array, Map, MapData, loaded_maps};
+use aya::{
+    maps::{Array, Map, MapData, MapInfo, loaded_maps},
+    programs::{ProgramInfo, loaded_programs},
+};
 use gophership::pressure::{
     Cause, Config, Error, IngestScope, KernelMode, Levels, OverrideUntil, Pressure, Snapshot,
-    Source, Transition, WatchHandle, Zone, monotonic_ns,
+    Source, TICK_DEAD_MIN, Transition, WatchHandle, Zone, monotonic_ns,
 };
-use gophership_common::{MAP_VERDICT, VerdictPage, available};
+use gophership_common::{
+    MAP_SOCKETS, MAP_VERDICT, PROGRAM_SOCKET_STATE, PROGRAM_TCP_PROBE, VerdictPage, available,
+};
+use nix::sys::socket::{setsockopt, sockopt};
 
 const TICK: Duration = Duration::from_millis(10);
 const HOLD: Duration = Duration::from_millis(200);
@@ -181,6 +187,16 @@ fn write_until_full(client: &mut TcpStream) -> usize {
             Err(error) => panic!("write: {error}"),
         }
     }
+}
+
+/// Closes with a reset instead of a FIN.
+fn reset(client: TcpStream) {
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    setsockopt(&client, sockopt::Linger, &linger).unwrap();
+    drop(client);
 }
 
 /// Reads until `expected` bytes have come.
@@ -384,6 +400,97 @@ fn closing_a_full_socket_undoes_its_aggregate() {
 }
 
 #[test]
+fn a_close_that_no_probe_saw_is_found() {
+    let config = Config {
+        // A round over the watch slots takes 256 of these.
+        tick: Duration::from_millis(2),
+        ..config()
+    };
+    let Some(fixture) = Fixture::start(&config) else {
+        return;
+    };
+    let (mut client, server) = fixture.connection();
+    write_until_full(&mut client);
+    fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+    fixture.detach_close_probe();
+    drop(server);
+    fixture.wait_for(Zone::Green, Cause::None);
+    for name in ["sockets_above_yellow", "sockets_above_red"] {
+        assert_eq!(fixture.signal(name), 0.0, "{name}");
+    }
+}
+
+#[test]
+fn a_full_socket_outlasts_the_search_for_missed_closes() {
+    let config = Config {
+        tick: Duration::from_millis(1),
+        ..config()
+    };
+    let Some(fixture) = Fixture::start(&config) else {
+        return;
+    };
+    let (mut client, _server) = fixture.connection();
+    write_until_full(&mut client);
+    fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+    // Three rounds and more.
+    wait(
+        "a long stall",
+        || fixture.signal("receive_queue_stalled") > 1.0,
+        String::new,
+    );
+    assert_eq!(fixture.signal("sockets_above_red"), 1.0);
+    assert_eq!(fixture.zone_and_cause(), (Zone::Red, Cause::ReceiveQueue));
+}
+
+#[test]
+fn a_reset_by_the_peer_undoes_its_aggregate() {
+    let Some(fixture) = Fixture::start(&config()) else {
+        return;
+    };
+    let (mut client, server) = fixture.connection();
+    write_until_full(&mut client);
+    fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+    reset(client);
+    // The engine hasn't closed its end, nor read anything.
+    fixture.wait_for(Zone::Green, Cause::None);
+    assert_eq!(fixture.signal("sockets_above_yellow"), 0.0);
+    drop(server);
+}
+
+#[test]
+fn ipv6_and_mapped_ipv4_sockets_count() {
+    let listener = TcpListener::bind("[::]:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let Some(fixture) = Fixture::judging(&config(), listener, port, 0) else {
+        return;
+    };
+    for address in [
+        IpAddr::from(Ipv6Addr::LOCALHOST),
+        Ipv4Addr::LOCALHOST.into(),
+    ] {
+        let mut client = TcpStream::connect((address, port)).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let (mut server, _) = fixture.listener.accept().unwrap();
+        server.set_nonblocking(true).unwrap();
+        let written = write_until_full(&mut client);
+        fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+        read_all(&mut server, written);
+        fixture.wait_for(Zone::Green, Cause::None);
+    }
+}
+
+#[test]
+fn a_connection_not_yet_accepted_counts() {
+    let Some(fixture) = Fixture::start(&config()) else {
+        return;
+    };
+    let mut client = TcpStream::connect(fixture.listener.local_addr().unwrap()).unwrap();
+    client.set_nonblocking(true).unwrap();
+    write_until_full(&mut client);
+    fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+}
+
+#[test]
 fn an_http2_window_is_the_capacity_where_it_is_smaller() {
     const WINDOW: u32 = 16 * 1024;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -563,23 +670,7 @@ fn a_dead_tick_is_replaced_and_comes_back() {
     let Some(fixture) = Fixture::start(&config()) else {
         return;
     };
-    // Other VERDICT maps may be loaded on this machine: find ours by when it last changed.
-    fixture.pressure.set_override(Some(OverrideUntil {
-        zone: Zone::Yellow,
-        until_ns: None,
-    }));
-    fixture.wait_for(Zone::Yellow, Cause::Override);
-    let ktime_ns = || {
-        fixture
-            .seen
-            .lock()
-            .unwrap()
-            .last()
-            .map(|last| last.ktime_ns)
-    };
-    wait("transition", || ktime_ns().is_some(), String::new);
-    let mut verdict = verdict_map(ktime_ns().unwrap());
-
+    let (_, mut verdict) = fixture.verdict_map();
     // A next period that never comes: no CPU claims it.
     set_next_tick(&mut verdict, u64::MAX);
     wait(
@@ -587,7 +678,13 @@ fn a_dead_tick_is_replaced_and_comes_back() {
         || fixture.pressure.snapshot().source == Source::Stochastic,
         String::new,
     );
-    assert!(fixture.pressure.snapshot().why_not_kernel.is_some());
+    let snapshot = fixture.pressure.snapshot();
+    assert!(snapshot.why_not_kernel.is_some());
+    wait(
+        "judgement of user space's own",
+        || fixture.pressure.snapshot().judged_age < TICK_DEAD_MIN,
+        String::new,
+    );
     fixture.pressure.set_override(None);
     fixture.wait_for(Zone::Green, Cause::None);
     // The probes still count, and user space judges by them.
@@ -605,16 +702,73 @@ fn a_dead_tick_is_replaced_and_comes_back() {
     );
 }
 
-fn verdict_map(since_ns: u64) -> Array<MapData, VerdictPage> {
-    loaded_maps()
+type VerdictMap = Array<MapData, VerdictPage>;
+
+impl Fixture {
+    /// The kernel half's own map and its id, found from outside. Leaves the zone overridden, Yellow.
+    fn verdict_map(&self) -> (u32, VerdictMap) {
+        // Other VERDICT maps may be loaded on this machine: ours is told by when it last changed.
+        self.pressure.set_override(Some(OverrideUntil {
+            zone: Zone::Yellow,
+            until_ns: None,
+        }));
+        self.wait_for(Zone::Yellow, Cause::Override);
+        let ktime_ns = || self.seen.lock().unwrap().last().map(|last| last.ktime_ns);
+        wait("transition", || ktime_ns().is_some(), String::new);
+        let since_ns = ktime_ns().unwrap();
+        loaded_maps()
+            .filter_map(Result::ok)
+            .filter(|info| info.name_as_str() == Some(MAP_VERDICT))
+            .filter_map(|info| {
+                let data = MapData::from_id(info.id()).ok()?;
+                Some((info.id(), VerdictMap::try_from(Map::Array(data)).ok()?))
+            })
+            .find(|(_, map)| map.get(&0, 0).is_ok_and(|page| page.since_ns == since_ns))
+            .expect("the VERDICT map can be found from outside")
+    }
+
+    /// Takes the close probe off its tracepoint, behind the kernel half's back.
+    fn detach_close_probe(&self) {
+        let (verdict, _) = self.verdict_map();
+        self.pressure.set_override(None);
+        let arrival = program(PROGRAM_TCP_PROBE, verdict);
+        let sockets = maps_of(&arrival)
+            .into_iter()
+            .find(|&id| {
+                MapInfo::from_id(id).is_ok_and(|map| map.name_as_str() == Some(MAP_SOCKETS))
+            })
+            .expect("the arrival probe has the sockets");
+        let close = program(PROGRAM_SOCKET_STATE, sockets).id();
+        let link = std::fs::read_dir("/proc/self/fdinfo")
+            .unwrap()
+            .flatten()
+            .find(|fd| {
+                std::fs::read_to_string(fd.path()).is_ok_and(|info| {
+                    let has = |key: &str| info.lines().any(|line| line.starts_with(key));
+                    has("link_id:") && info.contains(&format!("prog_id:\t{close}\n"))
+                })
+            })
+            .expect("this process holds the probe's link");
+        let link: i32 = link.file_name().to_str().unwrap().parse().unwrap();
+        let nothing = std::fs::File::open("/dev/null").unwrap();
+        // SAFETY: `link` stays open, so that its owner can close it; it is just no link any more.
+        let replaced = unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&nothing), link) };
+        assert_eq!(replaced, link, "{}", std::io::Error::last_os_error());
+    }
+}
+
+/// The program of this name that uses this map.
+fn program(name: &str, map: u32) -> ProgramInfo {
+    loaded_programs()
         .filter_map(Result::ok)
-        .filter(|info| info.name_as_str() == Some(MAP_VERDICT))
-        .filter_map(|info| MapData::from_id(info.id()).ok())
-        .filter_map(|data| Array::try_from(Map::Array(data)).ok())
-        .find(|map: &Array<_, VerdictPage>| {
-            map.get(&0, 0).is_ok_and(|page| page.since_ns == since_ns)
-        })
-        .expect("the VERDICT map can be found from outside")
+        // The kernel keeps 15 characters of a name.
+        .filter(|program| program.name_as_str().is_some_and(|n| name.starts_with(n)))
+        .find(|program| maps_of(program).contains(&map))
+        .expect("the program can be found from outside")
+}
+
+fn maps_of(program: &ProgramInfo) -> Vec<u32> {
+    program.map_ids().unwrap().unwrap_or_default()
 }
 
 fn set_next_tick(verdict: &mut Array<MapData, VerdictPage>, next_tick_ns: u64) {

@@ -159,7 +159,7 @@ pub struct SignalsPage {
     pub watch: [WatchSlot; WATCH_SLOTS],
 }
 
-/// Sums over the ingest sockets, undone when a socket closes.
+/// Sums over the ingest sockets, undone when a socket closes; at the end what the tick keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct Aggregates {
@@ -175,12 +175,14 @@ pub struct Aggregates {
     pub untracked: u64,
     /// Sockets above a level that found no free watch slot, counted once per event.
     pub unwatched: u64,
+    /// Watch slots that the tick has looked at for owners that are gone; wraps.
+    pub swept: u64,
     /// Fills the line.
-    pub padding: [u64; 2],
+    pub padding: u64,
 }
 
-/// One watched socket. `socket` is claimed by compare-and-swap and freed by storing 0; the rest is
-/// written under that socket's lock.
+/// One watched socket. `socket` is claimed and freed by compare-and-swap; the rest is written under
+/// that socket's lock, but for `suspect`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct WatchSlot {
@@ -190,8 +192,8 @@ pub struct WatchSlot {
     pub stalled_since_ns: u64,
     /// Depth over capacity.
     pub permille: u64,
-    /// Fills half a line.
-    pub padding: u64,
+    /// The owner, if the tick's last look found no ingest socket there; 0 otherwise.
+    pub suspect: u64,
 }
 
 /// `ENGINE`: what user space reports.

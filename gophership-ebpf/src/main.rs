@@ -23,6 +23,7 @@ mod event;
 mod maps;
 mod queue;
 mod socket;
+mod sweep;
 mod tick;
 
 use aya_ebpf::{
@@ -46,7 +47,8 @@ fn tcp_rcv_space_adjust(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// `tp_btf/inet_sock_set_state(sk, old, new)`: a closed socket leaves the aggregates.
+/// `tp_btf/inet_sock_set_state(sk, old, new)`: a closed socket leaves the aggregates. What it
+/// misses, [`sweep`] finds.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
     /// `TCP_CLOSE` of `include/net/tcp_states.h`.
@@ -71,7 +73,8 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// The helpers used (`probe_read_kernel`, ring buffer) are for GPL-compatible programs.
+/// The helpers used (`probe_read_kernel`, ring buffer) are for GPL-compatible programs, and the
+/// kernel knows no "Apache-2.0 OR GPL-2.0-only": it is told the half that it knows.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+static LICENSE: [u8; 4] = *b"GPL\0";

@@ -1,7 +1,6 @@
 //! The maps, and typed access to their only elements.
 
 use aya_ebpf::{
-    Global,
     bindings::BPF_F_MMAPABLE,
     macros::map,
     maps::{Array, HashMap, RingBuf},
@@ -27,15 +26,18 @@ pub(crate) static SOCKETS: HashMap<u64, Followed> = HashMap::with_max_entries(SO
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 
-/// Overridden by the loader with the running kernel's BTF.
+/// Field offsets of the running kernel: the loader replaces what the compiler sees here.
 #[unsafe(no_mangle)]
-static OFFSETS: Global<Offsets> = Global::new(Offsets::UNKNOWN);
+pub(crate) static OFFSETS: Offsets = Offsets::UNKNOWN;
 
-/// Field offsets of the running kernel.
-#[inline(always)]
-pub(crate) fn offsets() -> Offsets {
-    OFFSETS.load()
+/// One field of `OFFSETS`, by one load: a copy of all would be ten for each packet on the host.
+macro_rules! offset_in_kernel {
+    ($field:ident) => {
+        // SAFETY: a field of a static; volatile, so that its initial value isn't taken for granted.
+        unsafe { (&raw const crate::maps::OFFSETS.$field).read_volatile() }
+    };
 }
+pub(crate) use offset_in_kernel;
 
 /// The verdict's page.
 #[inline(always)]

@@ -72,7 +72,8 @@ pub(crate) fn dequeue(ctx: &BtfTracePointContext, socket: Socket) {
     observe(ctx, socket, policy, unsafe { &mut *followed }, rcv_nxt);
 }
 
-/// The socket is gone: its share of the aggregates too, whatever was still unread.
+/// The socket is gone: its share of the aggregates too, whatever was still unread. The caller holds
+/// the socket's lock, or knows that nobody else can.
 #[inline(always)]
 pub(crate) fn close(socket: Socket) {
     let Some(followed) = maps::SOCKETS.get_ptr_mut(socket.key()) else {
@@ -81,7 +82,7 @@ pub(crate) fn close(socket: Socket) {
     let Some(page) = maps::signals() else {
         return;
     };
-    // SAFETY: the element lives until it is removed below, and we hold the socket's lock.
+    // SAFETY: the element lives until it is removed below, and nobody else uses it.
     let followed = unsafe { &mut *followed };
     count(page, followed.level, BELOW);
     release(page, followed);
@@ -305,11 +306,13 @@ fn release(page: *mut SignalsPage, followed: &mut Followed) {
     }
     let slot = slot(page, followed.slot);
     followed.slot = 0;
-    // SAFETY: `slot` points into the SIGNALS map and is ours; the owner goes last.
+    // SAFETY: `slot` points into the SIGNALS map and is ours. The owner goes last, by an operation
+    // that no CPU moves before the stores: they would hit the next owner.
     unsafe {
         atomic::store(&raw mut (*slot).stalled_since_ns, 0);
         atomic::store(&raw mut (*slot).permille, 0);
-        atomic::store(&raw mut (*slot).socket, 0);
+        let owner = &raw mut (*slot).socket;
+        atomic::compare_exchange(owner, atomic::load(owner), 0);
     }
 }
 

@@ -8,7 +8,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use gophership_common::{OFFSET_ABSENT, Policy};
 
-use crate::maps::offsets;
+use crate::maps::offset_in_kernel;
 
 /// What is remembered of one ingest socket, under its lock.
 #[derive(Clone, Copy)]
@@ -69,7 +69,7 @@ impl Socket {
     /// Whether the local port is one of the ingest ports.
     #[inline(always)]
     pub(crate) fn on_ingest_port(self, policy: &Policy) -> bool {
-        let Some(port) = read::<u16>(self.0, offsets().local_port) else {
+        let Some(port) = read::<u16>(self.0, offset_in_kernel!(local_port)) else {
             return false;
         };
         let mut i = 0;
@@ -88,34 +88,34 @@ impl Socket {
     /// Whether it lives in the engine's network namespace: ports alone aren't ours alone.
     #[inline(always)]
     pub(crate) fn in_netns(self, policy: &Policy) -> bool {
-        let Some(net) = read::<u64>(self.0, offsets().net) else {
+        let Some(net) = read::<u64>(self.0, offset_in_kernel!(net)) else {
             return false;
         };
-        read::<u32>(net as *const c_void, offsets().net_inum) == Some(policy.netns_inum)
+        read::<u32>(net as *const c_void, offset_in_kernel!(net_inum)) == Some(policy.netns_inum)
     }
 
     /// `rcv_nxt`: the next byte expected from the peer.
     #[inline(always)]
     pub(crate) fn rcv_nxt(self) -> Option<u32> {
-        read(self.0, offsets().rcv_nxt)
+        read(self.0, offset_in_kernel!(rcv_nxt))
     }
 
     /// `copied_seq`: the next byte the application will read.
     #[inline(always)]
     pub(crate) fn copied_seq(self) -> Option<u32> {
-        read(self.0, offsets().copied_seq)
+        read(self.0, offset_in_kernel!(copied_seq))
     }
 
     /// Unread bytes that stop the peer: what the receive buffer's window holds, or the HTTP/2
     /// window where that is smaller (a stalled HTTP/2 reader never fills a large buffer).
     #[inline(always)]
     pub(crate) fn capacity_bytes(self, policy: &Policy) -> Option<u32> {
-        let buffer = u64::from(read::<u32>(self.0, offsets().receive_buffer)?);
-        let ratio = if offsets().scaling_ratio == OFFSET_ABSENT {
+        let buffer = u64::from(read::<u32>(self.0, offset_in_kernel!(receive_buffer))?);
+        let ratio = if offset_in_kernel!(scaling_ratio) == OFFSET_ABSENT {
             // Before 6.6: tcp_adv_win_scale = 1, half of the buffer is window.
             128
         } else {
-            u64::from(read::<u8>(self.0, offsets().scaling_ratio)?)
+            u64::from(read::<u8>(self.0, offset_in_kernel!(scaling_ratio))?)
         };
         // `tcp_win_from_space` of include/net/tcp.h.
         let window = (buffer * ratio) >> 8;
@@ -128,9 +128,8 @@ impl Socket {
 /// `seq` and `end_seq` of an arriving segment; the caller has filled its control block.
 #[inline(always)]
 pub(crate) fn segment(skb: *const c_void) -> Option<(u32, u32)> {
-    let offsets = offsets();
     Some((
-        read(skb, offsets.segment_seq)?,
-        read(skb, offsets.segment_end_seq)?,
+        read(skb, offset_in_kernel!(segment_seq))?,
+        read(skb, offset_in_kernel!(segment_end_seq))?,
     ))
 }

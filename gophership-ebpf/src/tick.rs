@@ -7,7 +7,7 @@ use gophership_common::{
     WATCH_SLOTS, WORKERS_MAX, WatchSlot, Word, WorkerLine, greatest, judge,
 };
 
-use crate::{atomic, event, maps};
+use crate::{atomic, event, maps, sweep};
 
 /// Judges this period, unless another CPU has claimed it.
 #[inline(always)]
@@ -45,10 +45,16 @@ pub(crate) fn run(ctx: &PerfEventContext) {
     let word = event::word(verdict);
     let judgement = judge(policy, &reading, &previous.adopt(word), now_ns);
     // SAFETY: as above.
-    let after = unsafe { atomic::load(&raw const (*policies).generation) };
-    if after != generation {
+    let (after, due_ns) = unsafe {
+        (
+            atomic::load(&raw const (*policies).generation),
+            atomic::load(&raw const (*verdict).next_tick_ns),
+        )
+    };
+    if after != generation || due_ns != now_ns + policy.tick_ns {
         // A newer policy is in force, and the slot we read may be the next one written: this
-        // judgement may be of two policies. The next tick judges.
+        // judgement may be of two policies. Or the hypervisor held this CPU up and another one has
+        // claimed the next period: this reading is older than that one's. The next tick judges.
         return;
     }
     let next = judgement.word_after(word);
@@ -66,6 +72,7 @@ pub(crate) fn run(ctx: &PerfEventContext) {
         );
     }
     remember(verdict, &judgement.state, now_ns);
+    sweep::next_slot(signals, policy);
 }
 
 /// Whether this CPU is the one to judge now.

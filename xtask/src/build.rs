@@ -89,8 +89,9 @@ fn ebpf_cargo(workspace: &Workspace, command: &str) -> std::process::Command {
 }
 
 /// aya-ebpf asks for the architecture of the kernel that will run it. BTF is not asked for
-/// (`--btf`): the linker gives two instructions one line, and the verifier refuses that; the
-/// programs take their offsets from the running kernel's BTF, not from their own.
+/// (`--btf`): the empty `asm!` that keeps the judge without branches is a line of the source but no
+/// instruction, so that two lines begin at one, and the verifier refuses that. The programs take
+/// their offsets from the running kernel's BTF, not from their own.
 fn rustflags() -> [String; 1] {
     [format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH)]
 }

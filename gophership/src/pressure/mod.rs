@@ -295,6 +295,9 @@ fn start_kernel(
     let mut policy = *policy;
     if kernel.measures_queues {
         policy.measured |= available::RECEIVE_QUEUE;
+    } else {
+        // No port is ours to the probes that did attach: what isn't measured must not raise.
+        policy.port_count = 0;
     }
     pages.publish(&policy);
     let limit = FIRST_TICK_MIN.max(config.tick * 10);

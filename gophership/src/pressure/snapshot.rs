@@ -2,7 +2,10 @@
 
 use std::{
     mem::offset_of,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -73,19 +76,30 @@ pub struct Snapshot {
 }
 
 /// Who judges right now, and why not the kernel.
-pub(super) struct Judging(Mutex<Option<String>>);
+pub(super) struct Judging {
+    why_not_kernel: Mutex<Option<String>>,
+    /// When user space last judged; the tick keeps its own time, by which it is known to be alive.
+    judged_at_ns: AtomicU64,
+}
 
 impl Judging {
     pub(super) const fn new(why_not_kernel: Option<String>) -> Self {
-        Self(Mutex::new(why_not_kernel))
+        Self {
+            why_not_kernel: Mutex::new(why_not_kernel),
+            judged_at_ns: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn why_not_kernel(&self) -> Option<String> {
-        super::lock(&self.0).clone()
+        super::lock(&self.why_not_kernel).clone()
     }
 
     pub(super) fn set(&self, why_not_kernel: Option<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = why_not_kernel;
+        *super::lock(&self.why_not_kernel) = why_not_kernel;
+    }
+
+    pub(super) fn judged(&self, now_ns: u64) {
+        self.judged_at_ns.store(now_ns, Ordering::Release);
     }
 }
 
@@ -93,7 +107,9 @@ impl Snapshot {
     pub(super) fn of(pages: &Pages, judging: &Judging) -> Self {
         let (word, since_ns) = pages.word_and_since();
         let now_ns = monotonic_ns();
-        let judged_at_ns = pages.verdict_at(offset_of!(VerdictPage, judged_at_ns));
+        let judged_at_ns = pages
+            .verdict_at(offset_of!(VerdictPage, judged_at_ns))
+            .max(judging.judged_at_ns.load(Ordering::Acquire));
         let age = Duration::from_nanos(now_ns.saturating_sub(since_ns));
         let why_not_kernel = judging.why_not_kernel();
         Self {

@@ -165,13 +165,7 @@ impl<F: Fn(&Transition)> Watch<F> {
         if let Some(event) = stochastic::judge_once(&self.pressure.pages, &policy, now_ns) {
             (self.on_transition)(&event.into());
         }
-        if self.pressure.kernel.is_none() {
-            self.pressure
-                .pages
-                .verdict
-                .word(offset_of!(VerdictPage, judged_at_ns))
-                .store(now_ns, Ordering::Release);
-        }
+        self.pressure.source.judged(now_ns);
     }
 
     /// Compares the tick's age with the limit and switches, either way, loudly.

@@ -5,6 +5,7 @@
 //! since a depth that can only rise would be a lie.
 
 mod btf;
+mod capabilities;
 mod mmap;
 mod wake;
 
@@ -54,7 +55,10 @@ pub enum Error {
         /// Dotted path of the field.
         path: &'static str,
     },
-    /// The kernel refused the object: privileges (CAP_BPF, CAP_PERFMON), lockdown or the verifier.
+    /// The process may not load programs, or not attach them.
+    #[error("not privileged: lacks {0}")]
+    Privileges(String),
+    /// The kernel refused the object: lockdown, a container's seccomp profile or the verifier.
     #[error("loading the object: {}", Chain(.0))]
     Load(#[from] aya::EbpfError),
     /// A program that must run doesn't.
@@ -110,6 +114,9 @@ impl Kernel {
     /// See [`Error`].
     pub(super) fn load() -> Result<(Self, Pages, Events), Error> {
         let object = object()?;
+        if let Some(missing) = capabilities::missing() {
+            return Err(Error::Privileges(missing));
+        }
         let offsets = btf::offsets()?;
         // Before 5.11 maps are charged to this limit; failing to raise it shows at the load.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);

@@ -41,7 +41,9 @@ impl Wake {
                 revents: 0,
             })
             .collect();
-        let timeout = libc::c_int::try_from(timeout.as_millis().max(1)).unwrap_or(libc::c_int::MAX);
+        // Rounded up: a wait that ends a little early would be followed by a second one.
+        let timeout =
+            libc::c_int::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(libc::c_int::MAX);
         let count = polled.len() as libc::nfds_t;
         // SAFETY: `polled` holds `count` entries of descriptors that are open throughout. Errors
         // (EINTR) count as a wake-up: the caller looks at everything anyway.
