@@ -58,7 +58,10 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
     let vault = Vault::open(&config.vault, &names)?;
     let dead_letters = DeadLetters::open(&config.vault.dir).map_err(replay::Error::from)?;
     let kept = Override::load(&config.vault.dir)?;
-    let circuits = circuits(&names, &vault);
+    let circuits: Vec<_> = names
+        .iter()
+        .map(|name| Arc::new(Circuit::new(name)))
+        .collect();
 
     let scope = IngestScope {
         ports: vec![grpc.port()],
@@ -146,21 +149,6 @@ async fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, So
     let listener = TcpListener::bind(address).await.map_err(error)?;
     let bound = listener.local_addr().map_err(error)?;
     Ok((listener, bound))
-}
-
-/// The destinations' states; their ledgers start with what the vault still owes them.
-fn circuits(names: &[String], vault: &Vault) -> Vec<Arc<Circuit>> {
-    let owed = vault.stats().pending_by_destination;
-    let circuit = |name: &String| {
-        let circuit = Circuit::new(name);
-        let records = owed
-            .iter()
-            .find(|(owed_to, _)| owed_to == name)
-            .map_or(0, |(_, records)| *records);
-        circuit.counters.accepted.store(records, Relaxed);
-        Arc::new(circuit)
-    };
-    names.iter().map(circuit).collect()
 }
 
 type Workers = (Vec<Inbox>, Vec<JoinHandle<()>>);

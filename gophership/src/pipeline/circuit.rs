@@ -38,13 +38,11 @@ pub struct Counters {
     pub retries: AtomicU64,
     /// Records that it will never take.
     pub rejected_records: AtomicU64,
-    /// Ledger: records acknowledged to producers that this destination must have.
-    pub accepted: AtomicU64,
-    /// Ledger: of those, records it has.
+    /// Ledger: records of the vault that it has; counted before the vault settles them.
     pub delivered: AtomicU64,
-    /// Ledger: of those, records it refused for good in a partial success.
+    /// Ledger: records of the vault that it refused for good in a partial success.
     pub rejected: AtomicU64,
-    /// Ledger: of those, records put aside as dead letters.
+    /// Ledger: records of the vault put aside as dead letters.
     pub dead_lettered: AtomicU64,
 }
 
