@@ -198,17 +198,22 @@ impl<H> Pipeline<H> {
             state.ready.extend(state.open.take());
             inner.changed.notify_one();
         }
-        if state.open.is_none() {
-            let buffer = inner.pool.acquire().ok_or(NoRoom::Full)?;
-            let tickets = state.spare_lists.pop().unwrap_or_default();
+        // Whatever is missing, nothing is left half begun.
+        let buffer = match &state.open {
+            Some(_) => None,
+            None => Some(inner.pool.acquire().ok_or(NoRoom::Full)?),
+        };
+        let index = state.tickets.take().ok_or(NoRoom::Full)?;
+        if let Some(buffer) = buffer {
             state.open = Some(Open {
                 buffer,
-                tickets,
+                tickets: state.spare_lists.pop().unwrap_or_default(),
                 records: 0,
                 since: Instant::now(),
             });
+            // Later requests change neither the batch's deadline nor that it is there.
+            inner.changed.notify_one();
         }
-        let index = state.tickets.take().ok_or(NoRoom::Full)?;
         if let Some(open) = &mut state.open {
             for part in parts {
                 open.buffer.append(part.as_ref());
@@ -216,7 +221,6 @@ impl<H> Pipeline<H> {
             open.tickets.push(index);
             open.records += u64::from(records);
         }
-        inner.changed.notify_one();
         Ok(Ticket {
             pipeline: self.clone(),
             index: Some(index),
@@ -241,11 +245,7 @@ impl<H> Pipeline<H> {
 
     fn has_batch(&self) -> bool {
         let state = self.0.state.borrow();
-        state
-            .open
-            .as_ref()
-            .is_some_and(|open| !open.tickets.is_empty())
-            || !state.ready.is_empty()
+        state.open.is_some() || !state.ready.is_empty()
     }
 
     async fn next_batch(&self) -> Open {
@@ -259,7 +259,6 @@ impl<H> Pipeline<H> {
                 state
                     .open
                     .as_ref()
-                    .filter(|open| !open.tickets.is_empty())
                     .map(|open| open.since + self.0.linger)
             };
             let Some(deadline) = deadline else {
