@@ -188,6 +188,16 @@ impl Ledger {
         self.stored_records.clone_from(&self.owed_records);
     }
 
+    /// Whether anything is owed to one of the destinations.
+    #[must_use]
+    pub(super) fn is_owed_to_any(&self, mask: DestMask) -> bool {
+        // An entry without records is owed, too.
+        self.owed
+            .iter()
+            .enumerate()
+            .any(|(bit, bits)| mask & (1 << bit) != 0 && !bits.is_empty())
+    }
+
     /// Records ever owed to one destination.
     #[must_use]
     pub(super) fn stored_records(&self, bit: usize) -> u64 {
@@ -244,6 +254,10 @@ impl Bits {
         self.0
             .get(index / 64)
             .is_some_and(|word| word & (1 << (index % 64)) != 0)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(|&word| word == 0)
     }
 
     fn clear(&mut self, index: usize) {
