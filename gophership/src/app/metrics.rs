@@ -10,6 +10,7 @@ use crate::{
         http::Source,
         metrics::{Families, Samples},
     },
+    vault::SYNC_BOUNDS_US,
 };
 
 /// The pages of one daemon.
@@ -164,6 +165,18 @@ fn vault(daemon: &Daemon, families: &mut Families) {
     for (name, help, value) in gauges {
         families.gauge(name, help).add(&[], count(value));
     }
+    let bounds = SYNC_BOUNDS_US.map(|us| count(us) / 1e6);
+    families
+        .histogram(
+            "gophership_vault_sync_seconds",
+            "Time of one durable write.",
+        )
+        .add_buckets(
+            &[],
+            &bounds,
+            &stats.sync.buckets,
+            count(stats.sync.sum_nanos) / 1e9,
+        );
     let counters = [
         (
             "gophership_vault_blocks_total",
