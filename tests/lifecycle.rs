@@ -173,6 +173,61 @@ fn without_auto_the_vault_is_replayed_when_the_operator_says_so() {
     assert_eq!(again, 0);
 }
 
+#[test]
+fn a_paused_replay_sends_nothing_until_it_is_resumed() {
+    let home = Home::new();
+    let sink = Sink::up();
+    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    daemon.ctl(&["override", "--zone", "red"]);
+    daemon.await_zone("red");
+    let messages = Messages::new(59, SHAPE).take(20);
+    let producer = daemon.producer();
+    producer.export_all(&messages);
+    daemon.ctl(&["replay", "--pause"]);
+    daemon.ctl(&["override", "--clear"]);
+    daemon.await_zone("green");
+    let green = Messages::new(62, SHAPE).take(5);
+    producer.export_all(&green);
+    oracle::await_arrival(&green, &sink, PATIENCE);
+    assert_eq!(daemon.text("/replay/state"), "paused");
+    assert_eq!(oracle::arrivals(&messages, &sink.stored()), vec![0; 20]);
+
+    daemon.ctl(&["replay", "--resume"]);
+    oracle::await_arrival(&messages, &sink, PATIENCE);
+    daemon.await_empty_vault();
+}
+
+#[test]
+fn the_last_drain_order_counts_and_a_stop_is_not_taken_back() {
+    let home = Home::new();
+    let sink = Sink::up();
+    sink.answer(Answer::Hold);
+    let mut daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "300s")));
+    // Its export goes on, so the pipeline isn't empty.
+    let message = Messages::new(63, SHAPE).take(1);
+    daemon.producer().export_all(&message);
+    std::thread::scope(|scope| {
+        scope.spawn(|| home.ctl(&["drain", "--exit", "--timeout", "60s"]));
+        eventually("the drain has begun", PATIENCE, || {
+            code(&daemon, "/readyz") == 503
+        });
+        // In place of the first one: the daemon stays.
+        home.ctl(&["drain", "--timeout", "1s"]);
+    });
+    daemon.ctl(&["drain", "--cancel"]);
+    assert_eq!(code(&daemon, "/readyz"), 200);
+
+    daemon.signal(Signal::SIGTERM);
+    eventually("the daemon drains", PATIENCE, || {
+        code(&daemon, "/readyz") == 503
+    });
+    let cancelled = home.ctl(&["drain", "--cancel"]);
+    assert_eq!(cancelled.code, Some(1), "{cancelled}");
+    sink.answer(Answer::Accept);
+    assert_eq!(daemon.await_exit(DRAIN_WITHIN).code(), Some(0));
+    assert_eq!(oracle::arrivals(&message, &sink.stored()), vec![1]);
+}
+
 #[track_caller]
 fn code(daemon: &Daemon<'_>, path: &str) -> u16 {
     let (code, _) = telemetry::get(daemon.telemetry(), path).expect("telemetry answers");
@@ -208,6 +263,7 @@ fn health_and_metrics_are_served_under_their_promised_names() {
         "gophership_vault_bytes",
         "gophership_vault_entries_pending",
         "gophership_vault_records_pending",
+        "gophership_vault_sync_seconds",
         "gophership_export_requests_total",
         "gophership_export_records_total",
     ] {

@@ -19,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     Config, Error,
     daemon::Daemon,
-    drain::Phase,
+    drain::Drain,
     engine::Operated,
     metrics,
     stop::Running,
@@ -95,7 +95,7 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
         workers: statuses,
         budget: Arc::new(Semaphore::new(config.ingest.budget_bytes)),
         mode,
-        phase: Mutex::new(Phase::Serving),
+        drain: Mutex::new(Drain::serving()),
         overridden: Mutex::new(None),
         transitions: Mutex::default(),
         ready: AtomicBool::new(false),
