@@ -256,10 +256,7 @@ impl<H> Pipeline<H> {
                 if let Some(ready) = state.ready.pop_front() {
                     return ready;
                 }
-                state
-                    .open
-                    .as_ref()
-                    .map(|open| open.since + self.0.linger)
+                state.open.as_ref().map(|open| open.since + self.0.linger)
             };
             let Some(deadline) = deadline else {
                 changed.await;

@@ -270,9 +270,8 @@ impl OpenSegment {
         let ledger = self.segment.ledger();
         let first = header.first_entry.max(self.next_entry);
         (first..header.first_entry + u64::from(header.entries)).any(|index| {
-            usize::try_from(index).is_ok_and(|index| {
-                ledger.owed(index) & wanted != 0 && !ledger.is_held(index)
-            })
+            usize::try_from(index)
+                .is_ok_and(|index| ledger.owed(index) & wanted != 0 && !ledger.is_held(index))
         })
     }
 
