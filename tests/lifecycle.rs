@@ -134,15 +134,23 @@ fn a_drain_can_be_taken_back() {
     let home = Home::new();
     let sink = Sink::up();
     let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    daemon.ctl(&["override", "--zone", "red"]);
+    daemon.await_zone("red");
+    let messages = Messages::new(56, SHAPE).take(15);
+    daemon.producer().export_all(&messages[..5]);
     daemon.ctl(&["drain", "--timeout", "20s"]);
     assert_eq!(code(&daemon, "/readyz"), 503);
     daemon.ctl(&["drain", "--cancel"]);
     eventually("the daemon is ready again", PATIENCE, || {
         code(&daemon, "/readyz") == 200
     });
-    let messages = Messages::new(56, SHAPE).take(5);
-    daemon.producer().export_all(&messages);
+    // The vault has sealed its segment, and goes on in another one.
+    daemon.producer().export_all(&messages[5..10]);
+    daemon.ctl(&["override", "--clear"]);
+    daemon.await_zone("green");
+    daemon.producer().export_all(&messages[10..]);
     oracle::await_arrival(&messages, &sink, PATIENCE);
+    daemon.await_empty_vault();
 }
 
 #[test]

@@ -20,7 +20,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{sync::Notify, task::JoinSet};
 
-use crate::export::{Batch, Destination, Outcome};
+use crate::export::{Batch, Destination, Destinations, Outcome};
 
 pub mod circuit;
 mod pool;
@@ -72,6 +72,28 @@ pub struct Member {
     pub bit: DestMask,
     /// Its state, shared by all workers.
     pub circuit: Arc<Circuit>,
+}
+
+impl Member {
+    /// Connects the destinations for the current runtime, each with the circuit in its place and the
+    /// bit that `bit_of` its name gives.
+    ///
+    /// # Panics
+    /// A destination has no bit: what is owed to it would be owed to nobody.
+    #[must_use]
+    pub fn connect(
+        destinations: &Destinations,
+        circuits: &[Arc<Circuit>],
+        bit_of: impl Fn(&str) -> Option<DestMask>,
+    ) -> Vec<Self> {
+        let connected = destinations.connect().into_iter().zip(circuits);
+        let member = |(destination, circuit): (Destination, &Arc<Circuit>)| Self {
+            bit: bit_of(circuit.name()).expect("the vault was opened with every destination"),
+            circuit: Arc::clone(circuit),
+            destination: Rc::new(destination),
+        };
+        connected.map(member).collect()
+    }
 }
 
 #[derive(Debug)]

@@ -2,7 +2,6 @@
 
 use std::{
     ops::ControlFlow,
-    rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -66,10 +65,10 @@ pub fn spawn(parts: Parts) -> Result<(Handle, JoinHandle<()>), Error> {
                 .build();
             match runtime {
                 Ok(runtime) => {
-                    tokio::task::LocalSet::new().block_on(&runtime, Replay::start(parts, control))
+                    tokio::task::LocalSet::new().block_on(&runtime, Replay::start(parts, control));
                 }
                 Err(error) => {
-                    tracing::error!(%error, "replay: no runtime; the vault is not replayed")
+                    tracing::error!(%error, "replay: no runtime; the vault is not replayed");
                 }
             }
         })?;
@@ -93,7 +92,8 @@ struct Replay {
 
 impl Replay {
     async fn start(parts: Parts, control: Handle) {
-        let members = members(&parts);
+        let bit_of = |name: &str| parts.vault.mask_of(name);
+        let members = Member::connect(&parts.destinations, &parts.circuits, bit_of);
         let replay = Self {
             reader: parts.vault.reader(),
             config: parts.config,
@@ -301,7 +301,7 @@ impl Replay {
                     settled = true;
                 }
                 Outcome::Rejected { reason } => {
-                    settled |= self.dead_letter(&single.entries[0], member, &reason)
+                    settled |= self.dead_letter(&single.entries[0], member, &reason);
                 }
                 Outcome::Retry { after, reason } => {
                     member.circuit.failed(after, &reason);
@@ -336,18 +336,4 @@ impl Replay {
         self.vault.settle(entry.id, member.bit);
         true
     }
-}
-
-fn members(parts: &Parts) -> Vec<Member> {
-    let connected = parts
-        .destinations
-        .connect()
-        .into_iter()
-        .zip(&parts.circuits);
-    let member = |(destination, circuit): (_, &Arc<Circuit>)| Member {
-        bit: parts.vault.mask_of(circuit.name()).unwrap_or(0),
-        circuit: Arc::clone(circuit),
-        destination: Rc::new(destination),
-    };
-    connected.map(member).collect()
 }
