@@ -23,7 +23,7 @@ use super::{
     engine::Operated,
     metrics,
     stop::Running,
-    worker::{self, Own, Shared, Status},
+    worker::{self, Own, Shared},
 };
 use crate::{
     control,
@@ -49,59 +49,16 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
     let (telemetry, telemetry_address) = bind("telemetry.listen", config.telemetry.listen).await?;
     let control = control::bind(&config.control)?;
 
-    let destinations = Destinations::open(&config.destinations)?;
-    let names: Vec<String> = config
-        .destinations
-        .iter()
-        .map(|destination| destination.name.clone())
-        .collect();
-    let vault = Vault::open(&config.vault, &names)?;
-    let dead_letters = DeadLetters::open(&config.vault.dir).map_err(replay::Error::from)?;
+    let stores = Stores::open(&config)?;
     let kept = Override::load(&config.vault.dir)?;
-    let circuits: Vec<_> = names
-        .iter()
-        .map(|name| Arc::new(Circuit::new(name)))
-        .collect();
-
     let scope = IngestScope {
         ports: vec![grpc.port()],
         h2_window_bytes: STALLED_WINDOW_BYTES,
     };
-    let pressure = Arc::new(Pressure::start(
-        &config.pressure,
-        &scope,
-        config.ingest.workers,
-    )?);
-
-    let (replay, replay_thread) = replay::spawn(replay::Parts {
-        config: config.replay.clone(),
-        batch_max_bytes: config.pipeline.batch_max_bytes,
-        max_entry_bytes: config.ingest.max_request_bytes,
-        vault: vault.clone(),
-        verdict: pressure.verdict(),
-        destinations: destinations.clone(),
-        circuits: circuits.clone(),
-        dead_letters,
-    })?;
+    let pressure = Pressure::start(&config.pressure, &scope, config.ingest.workers)?;
+    let destinations = stores.destinations.clone();
     let (mode, mode_seen) = watch::channel(Mode::Serving);
-    let statuses: Vec<_> = (0..config.ingest.workers)
-        .map(|_| Arc::new(Status::default()))
-        .collect();
-    let daemon = Arc::new(Daemon {
-        vault,
-        pressure,
-        circuits,
-        replay,
-        workers: statuses,
-        budget: Arc::new(Semaphore::new(config.ingest.budget_bytes)),
-        mode,
-        drain: Mutex::new(Drain::serving()),
-        overridden: Mutex::new(None),
-        transitions: Mutex::default(),
-        ready: AtomicBool::new(false),
-        exit: Notify::new(),
-        config,
-    });
+    let (daemon, replay_thread) = daemon(config, stores, pressure, mode)?;
     daemon.apply_override(kept.as_ref());
     let watching = Arc::clone(&daemon);
     let watch = daemon
@@ -130,6 +87,69 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
         watch,
         control,
     })
+}
+
+/// What is open on disk, and where it goes.
+struct Stores {
+    destinations: Destinations,
+    vault: Vault,
+    dead_letters: DeadLetters,
+    circuits: Vec<Arc<Circuit>>,
+}
+
+impl Stores {
+    fn open(config: &Config) -> Result<Self, Error> {
+        let destinations = Destinations::open(&config.destinations)?;
+        let names: Vec<String> = config
+            .destinations
+            .iter()
+            .map(|destination| destination.name.clone())
+            .collect();
+        Ok(Self {
+            destinations,
+            vault: Vault::open(&config.vault, &names)?,
+            dead_letters: DeadLetters::open(&config.vault.dir).map_err(replay::Error::from)?,
+            circuits: names
+                .iter()
+                .map(|name| Arc::new(Circuit::new(name)))
+                .collect(),
+        })
+    }
+}
+
+/// Puts the daemon together around its replay thread, which it starts.
+fn daemon(
+    config: Config,
+    stores: Stores,
+    pressure: Pressure,
+    mode: watch::Sender<Mode>,
+) -> Result<(Arc<Daemon>, JoinHandle<()>), Error> {
+    let (replay, thread) = replay::spawn(replay::Parts {
+        config: config.replay.clone(),
+        batch_max_bytes: config.pipeline.batch_max_bytes,
+        max_entry_bytes: config.ingest.max_request_bytes,
+        vault: stores.vault.clone(),
+        verdict: pressure.verdict(),
+        destinations: stores.destinations,
+        circuits: stores.circuits.clone(),
+        dead_letters: stores.dead_letters,
+    })?;
+    let daemon = Daemon {
+        vault: stores.vault,
+        pressure: Arc::new(pressure),
+        circuits: stores.circuits,
+        replay,
+        workers: (0..config.ingest.workers).map(|_| Arc::default()).collect(),
+        budget: Arc::new(Semaphore::new(config.ingest.budget_bytes)),
+        mode,
+        drain: Mutex::new(Drain::serving()),
+        overridden: Mutex::new(None),
+        transitions: Mutex::default(),
+        ready: AtomicBool::new(false),
+        exit: Notify::new(),
+        config,
+    };
+    Ok((Arc::new(daemon), thread))
 }
 
 /// Completes when the daemon is past its drain.
