@@ -5,7 +5,7 @@ mod common;
 use common::{
     PATIENCE,
     daemon::{Daemon, Home},
-    eventually,
+    eventually, jsonl,
     messages::{Messages, Shape},
     oracle,
     producer::Call,
@@ -108,4 +108,65 @@ fn a_near_destination_is_waited_for_and_the_vault_stays_empty() {
     let arrivals = oracle::arrivals(&messages, &sink.stored());
     assert_eq!(arrivals, vec![1; 50]);
     assert_eq!(daemon.figure("/vault/entries_pending"), 0);
+}
+
+#[test]
+fn one_of_two_destinations_may_be_down() {
+    let home = Home::new();
+    let mut sink = Sink::down();
+    let path = home.path("logs.jsonl");
+    let mut settings = Settings::to(sink.destination("server", "10s"));
+    settings.destinations.push(format!(
+        "{{ name: local, file: {{ path: \"{}\" }} }}",
+        path.display()
+    ));
+    let daemon = Daemon::start(&home, &settings);
+    let messages = Messages::new(14, SHAPE).take(100);
+
+    daemon.producer().export_all(&messages);
+    eventually("everything is in the file", PATIENCE, || {
+        jsonl::records(&path).len() == 1000
+    });
+    await_pending(&daemon, 100);
+    eventually("the replay waits for the server", PATIENCE, || {
+        daemon.text("/replay/state") == "waiting"
+    });
+    assert_eq!(daemon.figure("/ledger/destinations/local/owed"), 0);
+    assert_eq!(daemon.figure("/ledger/destinations/server/owed"), 1000);
+    assert_eq!(daemon.status()["ledger"]["residue"], 0);
+
+    sink.come_up();
+    oracle::await_arrival(&messages, &sink, PATIENCE);
+    daemon.await_empty_vault();
+    assert_eq!(
+        jsonl::records(&path).len(),
+        1000,
+        "the file got nothing twice"
+    );
+    assert_eq!(daemon.status()["ledger"]["residue"], 0);
+}
+
+#[test]
+fn a_request_that_is_rejected_becomes_a_dead_letter_and_its_neighbours_arrive() {
+    let home = Home::new();
+    let sink = Sink::up();
+    sink.answer(Answer::RejectWith(b"record 15-7-"));
+    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    let producer = daemon.producer();
+    let mut messages = Messages::new(15, SHAPE).take(30);
+    let sent: Vec<_> = messages
+        .iter()
+        .map(|message| producer.start(Call::logs(message.clone())))
+        .collect();
+    for pending in sent {
+        pending.wait().expect("it is acknowledged");
+    }
+    messages.remove(7);
+    oracle::await_arrival(&messages, &sink, PATIENCE);
+    daemon.await_empty_vault();
+    assert_eq!(daemon.figure("/vault/dead_letters"), 1);
+    assert_eq!(daemon.figure("/ledger/destinations/main/dead_lettered"), 10);
+    assert_eq!(daemon.status()["ledger"]["residue"], 0);
+    let letters = std::fs::read_dir(home.vault().join("dead-letters"));
+    assert_eq!(letters.expect("the directory is there").count(), 2);
 }

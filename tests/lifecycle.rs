@@ -134,15 +134,23 @@ fn a_drain_can_be_taken_back() {
     let home = Home::new();
     let sink = Sink::up();
     let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    daemon.ctl(&["override", "--zone", "red"]);
+    daemon.await_zone("red");
+    let messages = Messages::new(56, SHAPE).take(15);
+    daemon.producer().export_all(&messages[..5]);
     daemon.ctl(&["drain", "--timeout", "20s"]);
     assert_eq!(code(&daemon, "/readyz"), 503);
     daemon.ctl(&["drain", "--cancel"]);
     eventually("the daemon is ready again", PATIENCE, || {
         code(&daemon, "/readyz") == 200
     });
-    let messages = Messages::new(56, SHAPE).take(5);
-    daemon.producer().export_all(&messages);
+    // The vault has sealed its segment, and goes on in another one.
+    daemon.producer().export_all(&messages[5..10]);
+    daemon.ctl(&["override", "--clear"]);
+    daemon.await_zone("green");
+    daemon.producer().export_all(&messages[10..]);
     oracle::await_arrival(&messages, &sink, PATIENCE);
+    daemon.await_empty_vault();
 }
 
 #[test]
@@ -171,6 +179,61 @@ fn without_auto_the_vault_is_replayed_when_the_operator_says_so() {
     let again = oracle::await_arrival(&messages, &sink, PATIENCE);
     daemon.await_empty_vault();
     assert_eq!(again, 0);
+}
+
+#[test]
+fn a_paused_replay_sends_nothing_until_it_is_resumed() {
+    let home = Home::new();
+    let sink = Sink::up();
+    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    daemon.ctl(&["override", "--zone", "red"]);
+    daemon.await_zone("red");
+    let messages = Messages::new(59, SHAPE).take(20);
+    let producer = daemon.producer();
+    producer.export_all(&messages);
+    daemon.ctl(&["replay", "--pause"]);
+    daemon.ctl(&["override", "--clear"]);
+    daemon.await_zone("green");
+    let green = Messages::new(62, SHAPE).take(5);
+    producer.export_all(&green);
+    oracle::await_arrival(&green, &sink, PATIENCE);
+    assert_eq!(daemon.text("/replay/state"), "paused");
+    assert_eq!(oracle::arrivals(&messages, &sink.stored()), vec![0; 20]);
+
+    daemon.ctl(&["replay", "--resume"]);
+    oracle::await_arrival(&messages, &sink, PATIENCE);
+    daemon.await_empty_vault();
+}
+
+#[test]
+fn the_last_drain_order_counts_and_a_stop_is_not_taken_back() {
+    let home = Home::new();
+    let sink = Sink::up();
+    sink.answer(Answer::Hold);
+    let mut daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "300s")));
+    // Its export goes on, so the pipeline isn't empty.
+    let message = Messages::new(63, SHAPE).take(1);
+    daemon.producer().export_all(&message);
+    std::thread::scope(|scope| {
+        scope.spawn(|| home.ctl(&["drain", "--exit", "--timeout", "60s"]));
+        eventually("the drain has begun", PATIENCE, || {
+            code(&daemon, "/readyz") == 503
+        });
+        // In place of the first one: the daemon stays.
+        home.ctl(&["drain", "--timeout", "1s"]);
+    });
+    daemon.ctl(&["drain", "--cancel"]);
+    assert_eq!(code(&daemon, "/readyz"), 200);
+
+    daemon.signal(Signal::SIGTERM);
+    eventually("the daemon drains", PATIENCE, || {
+        code(&daemon, "/readyz") == 503
+    });
+    let cancelled = home.ctl(&["drain", "--cancel"]);
+    assert_eq!(cancelled.code, Some(1), "{cancelled}");
+    sink.answer(Answer::Accept);
+    assert_eq!(daemon.await_exit(DRAIN_WITHIN).code(), Some(0));
+    assert_eq!(oracle::arrivals(&message, &sink.stored()), vec![1]);
 }
 
 #[track_caller]
@@ -208,6 +271,7 @@ fn health_and_metrics_are_served_under_their_promised_names() {
         "gophership_vault_bytes",
         "gophership_vault_entries_pending",
         "gophership_vault_records_pending",
+        "gophership_vault_sync_seconds",
         "gophership_export_requests_total",
         "gophership_export_records_total",
     ] {

@@ -85,6 +85,30 @@ fn pivots(kernel: &'static str) {
     daemon.await_empty_vault();
 }
 
+#[test]
+fn a_request_larger_than_a_batch_goes_by_way_of_the_vault() {
+    let home = Home::new();
+    let sink = Sink::up();
+    let settings = Settings {
+        batch_max_bytes: "128KiB",
+        ..Settings::to(sink.destination("main", "10s"))
+    };
+    let daemon = Daemon::start(&home, &settings);
+    let large = Shape {
+        records: 64,
+        body_bytes: 16_000,
+    };
+    let messages = Messages::new(21, large).take(3);
+    daemon.producer().export_all(&messages);
+    oracle::await_arrival(&messages, &sink, PATIENCE);
+    daemon.await_empty_vault();
+    let cause = [("cause", "oversize")];
+    assert_eq!(
+        daemon.metric("gophership_somatic_pivots_total", &cause),
+        3.0
+    );
+}
+
 /// Moves what is answered from `sent` to `acked`.
 fn collect(sent: &mut Vec<(bytes::Bytes, Pending)>, acked: &mut Vec<bytes::Bytes>) {
     sent.retain(|(message, pending)| match pending.poll() {

@@ -37,6 +37,8 @@ pub(crate) enum Answer {
     Accept,
     /// A gRPC error.
     Refuse(Code),
+    /// `INVALID_ARGUMENT` to requests that contain these bytes; it stores the others.
+    RejectWith(&'static [u8]),
     /// Nothing, until the answer is another one.
     Hold,
 }
@@ -282,7 +284,10 @@ async fn decide(state: &Arc<State>, message: Bytes) -> Code {
     loop {
         let answer = *answers.borrow_and_update();
         match answer {
-            Answer::Accept => {
+            Answer::RejectWith(mark) if message.windows(mark.len()).any(|w| w == mark) => {
+                return Code::InvalidArgument;
+            }
+            Answer::Accept | Answer::RejectWith(_) => {
                 let mut stored = state.stored.lock().expect("the sink didn't panic");
                 stored.push(message);
                 return Code::Ok;

@@ -288,9 +288,11 @@ fn answers_that_are_not_grpc_are_read_by_their_http_status() {
             retried(outcome_of(Script::Page(StatusCode::SERVICE_UNAVAILABLE)).await);
         assert_eq!(after, Some(Duration::from_secs(7)));
         assert!(reason.contains("HTTP 503"), "{reason}");
-        let refused = outcome_of(Script::Page(StatusCode::NOT_FOUND)).await;
+        let (_, reason) = retried(outcome_of(Script::Page(StatusCode::NOT_FOUND)).await);
+        assert!(reason.contains("HTTP 404"), "{reason}");
+        let refused = outcome_of(Script::Page(StatusCode::PAYLOAD_TOO_LARGE)).await;
         assert!(
-            matches!(&refused, Outcome::Rejected { reason } if reason.contains("HTTP 404")),
+            matches!(&refused, Outcome::Rejected { reason } if reason.contains("HTTP 413")),
             "{refused:?}"
         );
         let (_, reason) = retried(outcome_of(Script::Nothing).await);

@@ -92,7 +92,7 @@ pub(crate) fn read_all(vault: &Vault, max_bytes: usize) -> Vec<Entry> {
     let mut reader = vault.reader();
     let mut entries = Vec::new();
     loop {
-        let batch = reader.next(max_bytes).unwrap();
+        let batch = reader.next(max_bytes, u32::MAX).unwrap();
         if batch.is_empty() {
             return entries;
         }

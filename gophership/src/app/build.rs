@@ -20,11 +20,11 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     Config, Error,
     daemon::Daemon,
-    drain::Phase,
+    drain::Drain,
     engine::Operated,
     metrics,
     stop::Running,
-    worker::{self, Own, Shared, Status},
+    worker::{self, Own, Shared},
 };
 use crate::{
     control,
@@ -50,25 +50,31 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
     let (telemetry, telemetry_address) = bind("telemetry.listen", config.telemetry.listen).await?;
     let control = control::bind(&config.control)?;
 
+    let stores = Stores::open(&config)?;
+    let scope = IngestScope {
+        ports: vec![grpc.port()],
+        h2_window_bytes: STALLED_WINDOW_BYTES,
+    };
+    let pressure = Pressure::start(&config.pressure, &scope, config.ingest.workers)?;
+    let destinations = stores.destinations.clone();
     let (mode, mode_seen) = watch::channel(Mode::Serving);
-    let (daemon, destinations, replay) = engine(config, grpc.port(), mode)?;
+    let (daemon, replay_thread) = daemon(config, stores, pressure, mode)?;
     let watching = Arc::clone(&daemon);
     let watch = daemon
         .pressure
         .spawn_watch(move |transition| watching.transition(transition))
         .map_err(Error::system("the pressure thread"))?;
     restore_override(&daemon).await?;
-    let (inboxes, mut threads) = workers(&daemon, tls, mode_seen.clone(), &destinations)?;
-    threads.push(replay);
 
+    let (inboxes, mut threads) = workers(&daemon, tls, mode_seen.clone(), &destinations)?;
+    threads.push(replay_thread);
     tokio::task::spawn_local(acceptor::run(ingest, inboxes, mode_seen));
     let pages = Rc::new(metrics::Pages(Arc::clone(&daemon)));
-    let stop = stopping(&daemon);
-    tokio::task::spawn_local(telemetry::http::serve(telemetry, pages, stop));
-    let operated = Arc::new(Operated(Arc::clone(&daemon)));
+    tokio::task::spawn_local(telemetry::http::serve(telemetry, pages, stopping(&daemon)));
+    let engine = Arc::new(Operated(Arc::clone(&daemon)));
     let stop = stopping(&daemon);
     let control = tokio::task::spawn_local(async move {
-        if let Err(error) = control.serve(operated, stop).await {
+        if let Err(error) = control.serve(engine, stop).await {
             tracing::error!(%error, "control: the service has ended");
         }
     });
@@ -83,50 +89,67 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
     })
 }
 
-type Engine = (Arc<Daemon>, Destinations, JoinHandle<()>);
+/// What is open on disk, and where it goes.
+struct Stores {
+    destinations: Destinations,
+    vault: Vault,
+    dead_letters: DeadLetters,
+    circuits: Vec<Arc<Circuit>>,
+}
 
-/// Everything between the front door and the operators: destinations, vault, verdict, replay.
-fn engine(config: Config, ingest_port: u16, mode: watch::Sender<Mode>) -> Result<Engine, Error> {
-    let destinations = Destinations::open(&config.destinations)?;
-    let configured = config.destinations.iter();
-    let names: Vec<String> = configured
-        .map(|destination| destination.name.clone())
-        .collect();
-    let vault = Vault::open(&config.vault, &names)?;
-    let dead_letters = DeadLetters::open(&config.vault.dir).map_err(replay::Error::from)?;
-    let circuits = circuits(&names, &vault);
-    let scope = IngestScope {
-        ports: vec![ingest_port],
-        h2_window_bytes: STALLED_WINDOW_BYTES,
-    };
-    let workers = config.ingest.workers;
-    let pressure = Arc::new(Pressure::start(&config.pressure, &scope, workers)?);
-    let (replay, replay_thread) = replay::spawn(replay::Parts {
+impl Stores {
+    fn open(config: &Config) -> Result<Self, Error> {
+        let destinations = Destinations::open(&config.destinations)?;
+        let names: Vec<String> = config
+            .destinations
+            .iter()
+            .map(|destination| destination.name.clone())
+            .collect();
+        Ok(Self {
+            destinations,
+            vault: Vault::open(&config.vault, &names)?,
+            dead_letters: DeadLetters::open(&config.vault.dir).map_err(replay::Error::from)?,
+            circuits: names
+                .iter()
+                .map(|name| Arc::new(Circuit::new(name)))
+                .collect(),
+        })
+    }
+}
+
+/// Puts the daemon together around its replay thread, which it starts.
+fn daemon(
+    config: Config,
+    stores: Stores,
+    pressure: Pressure,
+    mode: watch::Sender<Mode>,
+) -> Result<(Arc<Daemon>, JoinHandle<()>), Error> {
+    let (replay, thread) = replay::spawn(replay::Parts {
         config: config.replay.clone(),
         batch_max_bytes: config.pipeline.batch_max_bytes,
         max_entry_bytes: config.ingest.max_request_bytes,
-        vault: vault.clone(),
+        vault: stores.vault.clone(),
         verdict: pressure.verdict(),
-        destinations: destinations.clone(),
-        circuits: circuits.clone(),
-        dead_letters,
+        destinations: stores.destinations,
+        circuits: stores.circuits.clone(),
+        dead_letters: stores.dead_letters,
     })?;
     let daemon = Daemon {
-        vault,
-        pressure,
-        circuits,
+        vault: stores.vault,
+        pressure: Arc::new(pressure),
+        circuits: stores.circuits,
         replay,
-        workers: (0..workers).map(|_| Arc::new(Status::default())).collect(),
+        workers: (0..config.ingest.workers).map(|_| Arc::default()).collect(),
         budget: Arc::new(Semaphore::new(config.ingest.budget_bytes)),
         mode,
-        phase: Mutex::new(Phase::Serving),
+        drain: Mutex::new(Drain::serving()),
         overridden: Mutex::new(None),
         transitions: Mutex::default(),
         ready: AtomicBool::new(false),
         exit: Notify::new(),
         config,
     };
-    Ok((Arc::new(daemon), destinations, replay_thread))
+    Ok((Arc::new(daemon), thread))
 }
 
 /// The judge takes an override in at its next tick.
@@ -143,9 +166,8 @@ async fn restore_override(daemon: &Daemon) -> Result<(), Error> {
     while verdict.load().zone() != kept.zone && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    let zone = kept.zone.as_str();
     tracing::warn!(
-        zone,
+        zone = kept.zone.as_str(),
         by = kept.by,
         reason = kept.reason,
         "override of the last run is in force"
@@ -170,21 +192,6 @@ async fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, So
     let listener = TcpListener::bind(address).await.map_err(error)?;
     let bound = listener.local_addr().map_err(error)?;
     Ok((listener, bound))
-}
-
-/// The destinations' states; their ledgers start with what the vault still owes them.
-fn circuits(names: &[String], vault: &Vault) -> Vec<Arc<Circuit>> {
-    let owed = vault.stats().pending_by_destination;
-    let circuit = |name: &String| {
-        let circuit = Circuit::new(name);
-        let records = owed
-            .iter()
-            .find(|(owed_to, _)| owed_to == name)
-            .map_or(0, |(_, records)| *records);
-        circuit.counters.accepted.store(records, Relaxed);
-        Arc::new(circuit)
-    };
-    names.iter().map(circuit).collect()
 }
 
 type Workers = (Vec<Inbox>, Vec<JoinHandle<()>>);

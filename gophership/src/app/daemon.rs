@@ -12,7 +12,11 @@ use gophership_common::{Cause, Zone};
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, Semaphore, watch};
 
-use super::{Config, drain::Phase, worker};
+use super::{
+    Config,
+    drain::{Drain, Phase},
+    worker,
+};
 use crate::{
     ingest::Mode,
     pipeline::circuit::Circuit,
@@ -36,7 +40,7 @@ pub(super) struct Daemon {
     pub(super) workers: Vec<Arc<worker::Status>>,
     pub(super) budget: Arc<Semaphore>,
     pub(super) mode: watch::Sender<Mode>,
-    pub(super) phase: Mutex<Phase>,
+    pub(super) drain: Mutex<Drain>,
     pub(super) overridden: Mutex<Option<Override>>,
     pub(super) transitions: Mutex<Transitions>,
     pub(super) ready: AtomicBool,
@@ -108,7 +112,7 @@ impl Daemon {
 
     /// Why the daemon isn't ready; `None` if it is.
     pub(super) fn not_ready(&self) -> Option<String> {
-        let phase = *lock(&self.phase);
+        let phase = lock(&self.drain).phase;
         if !self.ready.load(Relaxed) {
             return Some("starting".to_owned());
         }

@@ -75,12 +75,17 @@ impl Engine for Operated {
     fn drain(&self, spec: DrainSpec) -> Result<pb::DrainProgress, ControlError> {
         match spec {
             DrainSpec::Start { timeout, exit } => {
-                self.0.begin_drain();
+                let order = self
+                    .0
+                    .begin_drain()
+                    .ok_or_else(|| ControlError::NotNow("the daemon is stopping".to_owned()))?;
                 let daemon = Arc::clone(&self.0);
                 tokio::spawn(async move {
-                    let phase = daemon.drained_within(timeout).await;
+                    let Some(phase) = daemon.drained_within(order, timeout).await else {
+                        return;
+                    };
                     tracing::info!(phase = phase.as_str(), exit, "drain");
-                    if exit && phase != Phase::Serving {
+                    if exit {
                         daemon.exit.notify_one();
                     }
                 });
@@ -99,7 +104,7 @@ impl Engine for Operated {
     fn drain_progress(&self) -> pb::DrainProgress {
         let totals = self.0.totals();
         let [_, (_, pipeline_bytes, _), _] = self.0.memory();
-        let phase = match *lock(&self.0.phase) {
+        let phase = match lock(&self.0.drain).phase {
             Phase::Serving => pb::DrainPhase::Accepting,
             Phase::Draining if totals.connections > 0 => pb::DrainPhase::Closing,
             Phase::Draining => pb::DrainPhase::Emptying,

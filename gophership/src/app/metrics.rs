@@ -10,6 +10,7 @@ use crate::{
         http::Source,
         metrics::{Families, Samples},
     },
+    vault::{SYNC_BOUNDS_US, Stats},
 };
 
 /// The pages of one daemon.
@@ -164,6 +165,7 @@ fn vault(daemon: &Daemon, families: &mut Families) {
     for (name, help, value) in gauges {
         families.gauge(name, help).add(&[], count(value));
     }
+    sync_times(&stats, families);
     let counters = [
         (
             "gophership_vault_blocks_total",
@@ -195,6 +197,21 @@ fn vault(daemon: &Daemon, families: &mut Families) {
             "Log records that replay delivered.",
         )
         .add(&[], count(daemon.replay.progress().records));
+}
+
+fn sync_times(stats: &Stats, families: &mut Families) {
+    let bounds = SYNC_BOUNDS_US.map(|us| count(us) / 1e6);
+    families
+        .histogram(
+            "gophership_vault_sync_seconds",
+            "Time of one durable write.",
+        )
+        .add_buckets(
+            &[],
+            &bounds,
+            &stats.sync.buckets,
+            count(stats.sync.sum_nanos) / 1e9,
+        );
 }
 
 fn export(daemon: &Daemon, families: &mut Families) {

@@ -1,7 +1,7 @@
 //! The daemon → `StatusReply`.
 
 use std::{
-    sync::atomic::Ordering::Relaxed,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -10,7 +10,7 @@ use gophership_common::Zone;
 use super::daemon::Daemon;
 use crate::{
     control::pb, pipeline::circuit::Circuit, pressure::Source, replay::control::State,
-    somatic::overrides::Override, telemetry::counters::Fate,
+    somatic::overrides::Override, telemetry::counters::Fate, vault::DestinationStats,
 };
 
 impl Daemon {
@@ -115,42 +115,47 @@ impl Daemon {
         }
     }
 
-    /// One ledger a destination. `owed` is read first and `accepted` last: a record that is
-    /// acknowledged between the readings shows as in flight, not as lost.
+    /// One ledger a destination.
     pub(super) fn ledgers(&self) -> Vec<pb::Ledger> {
+        // In this order: what left the vault's books is then counted as delivered already.
         let stats = self.vault.stats();
-        let ledger = |circuit: &Circuit| {
-            let counters = &circuit.counters;
+        let direct = self.totals().delivered_records;
+        let ledger = |circuit: &Arc<Circuit>| {
             let name = circuit.name();
-            let owed = stats
-                .pending_by_destination
+            let of_vault = stats
+                .by_destination
                 .iter()
-                .find(|(owed_to, _)| owed_to == name);
-            let owed = owed.map_or(0, |(_, records)| *records);
-            let (delivered, rejected) = (
-                counters.delivered.load(Relaxed),
-                counters.rejected.load(Relaxed),
-            );
-            let dead_lettered = counters.dead_lettered.load(Relaxed);
-            let accepted = counters.accepted.load(Relaxed);
-            let explained = delivered + owed + rejected + dead_lettered;
-            pb::Ledger {
-                destination: name.to_owned(),
-                accepted,
-                delivered,
-                owed,
-                in_flight: 0,
-                quarantined: 0,
-                dead_lettered,
-                rejected,
-                dropped: 0,
-                residue: accepted.cast_signed() - explained.cast_signed(),
-            }
+                .find(|destination| destination.name == name)
+                .cloned()
+                .unwrap_or_default();
+            let bit = self.vault.mask_of(name).map_or(0, u32::trailing_zeros) as usize;
+            ledger(circuit, &of_vault, direct[bit])
         };
-        self.circuits
-            .iter()
-            .map(|circuit| ledger(circuit))
-            .collect()
+        self.circuits.iter().map(ledger).collect()
+    }
+}
+
+/// The books of one destination: `direct` records never were in the vault, all others are its.
+/// What is delivered, but which the vault doesn't know yet, shows as owed, not as delivered.
+fn ledger(circuit: &Circuit, vault: &DestinationStats, direct: u64) -> pb::Ledger {
+    let counters = &circuit.counters;
+    let rejected = counters.rejected.load(Relaxed);
+    let dead_lettered = counters.dead_lettered.load(Relaxed);
+    let delivered = counters.delivered.load(Relaxed);
+    let settled = vault.stored_records - vault.owed_records - vault.lost_records;
+    let delivered = delivered.min(settled.saturating_sub(rejected + dead_lettered));
+    let explained = delivered + rejected + dead_lettered;
+    pb::Ledger {
+        destination: circuit.name().to_owned(),
+        accepted: direct + vault.stored_records,
+        delivered: direct + delivered,
+        owed: vault.owed_records,
+        in_flight: 0,
+        quarantined: vault.lost_records,
+        dead_lettered,
+        rejected,
+        dropped: 0,
+        residue: settled.cast_signed() - explained.cast_signed(),
     }
 }
 

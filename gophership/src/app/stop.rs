@@ -51,8 +51,9 @@ impl Running {
             watch,
             control,
         } = self;
-        daemon.begin_drain();
-        if daemon.drained_within(DRAIN_TIMEOUT).await != Phase::Drained {
+        let order = daemon.begin_last_drain();
+        let ended = daemon.drained_within(order, DRAIN_TIMEOUT).await;
+        if ended != Some(Phase::Drained) {
             tracing::warn!(
                 seconds = DRAIN_TIMEOUT.as_secs(),
                 "stopping with requests unanswered: their producers will retry"

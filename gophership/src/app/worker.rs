@@ -127,7 +127,8 @@ struct Worker {
 impl Worker {
     fn build(shared: Shared, own: Own) -> Result<Self, Error> {
         let lane = shared.vault.lane(own.index)?;
-        let members = members(&shared);
+        let bit_of = |name: &str| shared.vault.mask_of(name);
+        let members = Member::connect(&shared.destinations, &shared.circuits, bit_of);
         let on_held_settled = {
             let (vault, members) = (shared.vault.clone(), members.clone());
             Box::new(move |held, settled| somatic::settle_held(&vault, &members, held, settled))
@@ -214,7 +215,7 @@ impl Worker {
         ));
     }
 
-    /// Waits until every request has its answer, and says so.
+    /// Waits until every request has its answer and the lane's segment its seal, and says so.
     async fn drain(&mut self, mode: &mut watch::Receiver<Mode>) {
         let Self {
             own,
@@ -273,19 +274,4 @@ impl Worker {
             }
         }
     }
-}
-
-/// The destinations as this thread connects to them, with their bits and states.
-fn members(shared: &Shared) -> Vec<Member> {
-    let connected = shared
-        .destinations
-        .connect()
-        .into_iter()
-        .zip(&shared.circuits);
-    let member = |(destination, circuit): (_, &Arc<Circuit>)| Member {
-        bit: shared.vault.mask_of(circuit.name()).unwrap_or(0),
-        circuit: Arc::clone(circuit),
-        destination: Rc::new(destination),
-    };
-    connected.map(member).collect()
 }

@@ -9,6 +9,8 @@ use super::{
 
 /// A drain waits this long for the pipeline unless the caller says otherwise.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// Far from where clocks and calendars overflow.
+const DURATION_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 /// Reasons are for people to read.
 const REASON_BYTES_MAX: usize = 1024;
 
@@ -81,8 +83,8 @@ pub(super) fn drain_spec(asked: pb::DrainRequest) -> Result<DrainSpec, ControlEr
 fn positive(duration: prost_types::Duration) -> Result<Duration, ControlError> {
     Duration::try_from(duration)
         .ok()
-        .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| invalid("durations must be longer than 0"))
+        .filter(|duration| !duration.is_zero() && *duration <= DURATION_MAX)
+        .ok_or_else(|| invalid("durations must be longer than 0 and at most 100 years"))
 }
 
 fn invalid(message: &str) -> ControlError {

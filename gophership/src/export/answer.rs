@@ -154,14 +154,13 @@ impl Answer {
                 after: None,
                 reason: format!("{endpoint}: the answer ended without a gRPC status"),
             },
-            StatusCode::TOO_MANY_REQUESTS
-            | StatusCode::BAD_GATEWAY
-            | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT => Outcome::Retry {
-                after: self.retry_after,
+            // The only two that can be the batch's fault.
+            StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => Outcome::Rejected {
                 reason: format!("{endpoint}: HTTP {} instead of gRPC", self.http),
             },
-            other => Outcome::Rejected {
+            // A route, a token or a server that is missing for now must not make dead letters.
+            other => Outcome::Retry {
+                after: self.retry_after,
                 reason: format!("{endpoint}: HTTP {other} instead of gRPC"),
             },
         }

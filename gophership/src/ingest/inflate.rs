@@ -30,7 +30,7 @@ pub struct Inflater {
     buffer: RefCell<Vec<u8>>,
 }
 
-/// A buffer that grew beyond this is given back after use.
+/// A buffer that grew beyond this is given back by the next use.
 const KEEP_BYTES: usize = 4 * 1024 * 1024;
 
 impl Inflater {

@@ -1,5 +1,6 @@
 //! The state of one destination as all workers and the replay share it: whether to try it, and
-//! what it has been given. Written once a batch, not once a request.
+//! what it has been given. Written once a batch, or once an entry of the vault, never once a request
+//! that a destination acknowledges.
 
 use std::{
     sync::{
@@ -11,6 +12,8 @@ use std::{
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// What a destination may ask for at most: a bogus delay must not shut it out for good.
+const WAIT_MAX: Duration = Duration::from_secs(300);
 
 /// Whether one destination is worth a try, and its counters.
 #[derive(Debug)]
@@ -38,13 +41,11 @@ pub struct Counters {
     pub retries: AtomicU64,
     /// Records that it will never take.
     pub rejected_records: AtomicU64,
-    /// Ledger: records acknowledged to producers that this destination must have.
-    pub accepted: AtomicU64,
-    /// Ledger: of those, records it has.
+    /// Ledger: records of the vault that it has; counted before the vault settles them.
     pub delivered: AtomicU64,
-    /// Ledger: of those, records it refused for good in a partial success.
+    /// Ledger: records of the vault that it refused for good in a partial success.
     pub rejected: AtomicU64,
-    /// Ledger: of those, records put aside as dead letters.
+    /// Ledger: records of the vault put aside as dead letters.
     pub dead_lettered: AtomicU64,
 }
 
@@ -113,17 +114,22 @@ impl Circuit {
     }
 
     /// An attempt failed; the next one waits for `after`, else for an exponential backoff of
-    /// 100 ms doubling up to 10 s.
+    /// 100 ms doubling up to 10 s. Attempts that fail while it waits change nothing.
     pub fn failed(&self, after: Option<Duration>, reason: &str) {
         self.counters.failures.fetch_add(1, Relaxed);
         if !self.is_closed() {
             self.counters.retries.fetch_add(1, Relaxed);
         }
+        if !self.allows() {
+            // Sent before the circuit opened, as others that failed with it: one outage, one step.
+            return;
+        }
         let failures = self.failures_in_row.fetch_add(1, Relaxed);
         let backoff = BACKOFF_MIN
             .saturating_mul(1 << failures.min(16))
             .min(BACKOFF_MAX);
-        let wait_ms = u64::try_from(after.unwrap_or(backoff).as_millis()).unwrap_or(u64::MAX);
+        let wait = after.unwrap_or(backoff).min(WAIT_MAX);
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         self.open_until_ms
             .store(self.now_ms().saturating_add(wait_ms).max(1), Relaxed);
         if failures == 0 {
@@ -160,6 +166,25 @@ mod tests {
         assert!(circuit.allows() && circuit.is_closed());
         assert_eq!(circuit.last_error(), None);
         assert_eq!(circuit.counters.records.load(Relaxed), 9);
+    }
+
+    #[test]
+    fn what_fails_together_is_one_step_of_the_backoff() {
+        let circuit = Circuit::new("main");
+        for _ in 0..20 {
+            circuit.failed(None, "reset");
+        }
+        let counters = &circuit.counters;
+        assert_eq!(counters.failures.load(Relaxed), 20);
+        assert_eq!(circuit.failures_in_row.load(Relaxed), 1);
+    }
+
+    #[test]
+    fn a_bogus_delay_is_cut() {
+        let circuit = Circuit::new("main");
+        circuit.failed(Some(Duration::MAX), "busy");
+        let until = circuit.open_until_ms.load(Relaxed);
+        assert!(until <= circuit.now_ms() + 300_000, "{until}");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{sync::Notify, task::JoinSet};
 
-use crate::export::{Batch, Destination, Outcome};
+use crate::export::{Batch, Destination, Destinations, Outcome};
 
 pub mod circuit;
 mod pool;
@@ -72,6 +72,28 @@ pub struct Member {
     pub bit: DestMask,
     /// Its state, shared by all workers.
     pub circuit: Arc<Circuit>,
+}
+
+impl Member {
+    /// Connects the destinations for the current runtime, each with the circuit in its place and the
+    /// bit that `bit_of` its name gives.
+    ///
+    /// # Panics
+    /// A destination has no bit: what is owed to it would be owed to nobody.
+    #[must_use]
+    pub fn connect(
+        destinations: &Destinations,
+        circuits: &[Arc<Circuit>],
+        bit_of: impl Fn(&str) -> Option<DestMask>,
+    ) -> Vec<Self> {
+        let connected = destinations.connect().into_iter().zip(circuits);
+        let member = |(destination, circuit): (Destination, &Arc<Circuit>)| Self {
+            bit: bit_of(circuit.name()).expect("the vault was opened with every destination"),
+            circuit: Arc::clone(circuit),
+            destination: Rc::new(destination),
+        };
+        connected.map(member).collect()
+    }
 }
 
 #[derive(Debug)]
@@ -198,17 +220,22 @@ impl<H> Pipeline<H> {
             state.ready.extend(state.open.take());
             inner.changed.notify_one();
         }
-        if state.open.is_none() {
-            let buffer = inner.pool.acquire().ok_or(NoRoom::Full)?;
-            let tickets = state.spare_lists.pop().unwrap_or_default();
+        // Whatever is missing, nothing is left half begun.
+        let buffer = match &state.open {
+            Some(_) => None,
+            None => Some(inner.pool.acquire().ok_or(NoRoom::Full)?),
+        };
+        let index = state.tickets.take().ok_or(NoRoom::Full)?;
+        if let Some(buffer) = buffer {
             state.open = Some(Open {
                 buffer,
-                tickets,
+                tickets: state.spare_lists.pop().unwrap_or_default(),
                 records: 0,
                 since: Instant::now(),
             });
+            // Later requests change neither the batch's deadline nor that it is there.
+            inner.changed.notify_one();
         }
-        let index = state.tickets.take().ok_or(NoRoom::Full)?;
         if let Some(open) = &mut state.open {
             for part in parts {
                 open.buffer.append(part.as_ref());
@@ -216,7 +243,6 @@ impl<H> Pipeline<H> {
             open.tickets.push(index);
             open.records += u64::from(records);
         }
-        inner.changed.notify_one();
         Ok(Ticket {
             pipeline: self.clone(),
             index: Some(index),
@@ -241,11 +267,7 @@ impl<H> Pipeline<H> {
 
     fn has_batch(&self) -> bool {
         let state = self.0.state.borrow();
-        state
-            .open
-            .as_ref()
-            .is_some_and(|open| !open.tickets.is_empty())
-            || !state.ready.is_empty()
+        state.open.is_some() || !state.ready.is_empty()
     }
 
     async fn next_batch(&self) -> Open {
@@ -256,11 +278,7 @@ impl<H> Pipeline<H> {
                 if let Some(ready) = state.ready.pop_front() {
                     return ready;
                 }
-                state
-                    .open
-                    .as_ref()
-                    .filter(|open| !open.tickets.is_empty())
-                    .map(|open| open.since + self.0.linger)
+                state.open.as_ref().map(|open| open.since + self.0.linger)
             };
             let Some(deadline) = deadline else {
                 changed.await;

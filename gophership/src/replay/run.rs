@@ -2,7 +2,6 @@
 
 use std::{
     ops::ControlFlow,
-    rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -21,7 +20,7 @@ use crate::{
     export::{Destinations, Outcome},
     pipeline::{Member, circuit::Circuit},
     pressure::Verdict,
-    vault::{Entry, Reader, Vault},
+    vault::{DestMask, Entry, Reader, Vault},
 };
 
 /// How often the zone and the vault are looked at while nothing is sent.
@@ -93,7 +92,8 @@ struct Replay {
 
 impl Replay {
     async fn start(parts: Parts, control: Handle) {
-        let members = members(&parts);
+        let bit_of = |name: &str| parts.vault.mask_of(name);
+        let members = Member::connect(&parts.destinations, &parts.circuits, bit_of);
         let replay = Self {
             reader: parts.vault.reader(),
             config: parts.config,
@@ -161,12 +161,8 @@ impl Replay {
                 .order(|orders| (orders.now, orders.rate) = (false, None));
             return false;
         }
-        if !self.members.iter().any(|member| member.circuit.allows()) {
-            self.control.set_state(State::Waiting);
-            return false;
-        }
-        self.control.set_state(State::Running);
-        let entries = match self.reader.next(self.batch_max_bytes) {
+        let wanted = self.worth_a_try();
+        let entries = match self.reader.next(self.batch_max_bytes, wanted) {
             Ok(entries) => entries,
             Err(error) => {
                 tracing::error!(%error, "replay: the vault can't be read");
@@ -175,19 +171,30 @@ impl Replay {
             }
         };
         if entries.is_empty() {
+            // Held, or owed to destinations that are down.
+            self.control.set_state(State::Waiting);
             self.reader.rewind();
             return false;
         }
+        self.control.set_state(State::Running);
         self.send(entries, rate).await
+    }
+
+    /// The destinations whose circuits allow an attempt: what only others are owed isn't even read.
+    fn worth_a_try(&self) -> DestMask {
+        let allowed = self.members.iter().filter(|member| member.circuit.allows());
+        allowed.fold(0, |mask, member| mask | member.bit)
     }
 
     async fn send(&mut self, entries: Vec<Entry>, rate: u64) -> bool {
         let mut settled = false;
-        for mut group in self.groups(entries) {
+        let mut entries = entries.into_iter();
+        let mut next = None;
+        while let Some(mut group) = self.next_group(&mut entries, &mut next) {
             let bytes = group.stored_bytes();
             settled |= self.deliver(&mut group).await;
-            let next = self.limiter.sent(bytes, rate, Instant::now());
-            if self.wait_until(next).await.is_break() {
+            let resume_at = self.limiter.sent(bytes, rate, Instant::now());
+            if self.wait_until(resume_at).await.is_break() {
                 // The zone or the orders have changed: what is left is read again.
                 self.reader.rewind();
                 return true;
@@ -210,21 +217,34 @@ impl Replay {
         }
     }
 
-    fn groups(&mut self, entries: Vec<Entry>) -> Vec<Group> {
-        let mut groups: Vec<Group> = Vec::new();
+    /// Puts the next group together; `next` is what didn't fit into it. One at a time: decompressed,
+    /// a portion of entries could be a thousand times as large.
+    fn next_group(
+        &mut self,
+        entries: &mut impl Iterator<Item = Entry>,
+        next: &mut Option<Group>,
+    ) -> Option<Group> {
+        let mut group = next.take();
         for entry in entries {
-            match Group::of(entry, self.max_entry_bytes) {
-                Ok(group) => {
-                    let left = match groups.last_mut() {
-                        Some(last) => last.join(group, self.batch_max_bytes),
-                        None => Some(group),
-                    };
-                    groups.extend(left);
+            let single = match Group::of(entry, self.max_entry_bytes) {
+                Ok(single) => single,
+                Err(unreadable) => {
+                    self.bury(&unreadable);
+                    continue;
                 }
-                Err(unreadable) => self.bury(&unreadable),
+            };
+            *next = match &mut group {
+                Some(group) => group.join(single, self.batch_max_bytes),
+                None => {
+                    group = Some(single);
+                    None
+                }
+            };
+            if next.is_some() {
+                break;
             }
         }
-        groups
+        group
     }
 
     /// One attempt of one group at each destination it is owed to.
@@ -316,18 +336,4 @@ impl Replay {
         self.vault.settle(entry.id, member.bit);
         true
     }
-}
-
-fn members(parts: &Parts) -> Vec<Member> {
-    let connected = parts
-        .destinations
-        .connect()
-        .into_iter()
-        .zip(&parts.circuits);
-    let member = |(destination, circuit): (_, &Arc<Circuit>)| Member {
-        bit: parts.vault.mask_of(circuit.name()).unwrap_or(0),
-        circuit: Arc::clone(circuit),
-        destination: Rc::new(destination),
-    };
-    connected.map(member).collect()
 }

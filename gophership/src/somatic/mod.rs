@@ -49,8 +49,6 @@ pub struct Held {
     pub id: EntryId,
     /// Log records in it.
     pub records: u32,
-    /// Destinations that it was stored for.
-    pub owed: DestMask,
 }
 
 /// One whole request, checked and counted.
@@ -185,16 +183,12 @@ impl Reflex {
             return self.settled(settled, request, stored).await;
         }
         let owed = self.pipeline.all();
-        match self
-            .append(Pivot::AckTimeout, request, stored, owed, true)
-            .await
-        {
+        let appended = self.append(Pivot::AckTimeout, request, stored, owed, true);
+        match appended.await {
             Ok(id) => {
-                self.count_acknowledged(owed, request.records);
                 ticket.hold(Held {
                     id,
                     records: request.records,
-                    owed,
                 });
                 Answer::Vaulted
             }
@@ -217,13 +211,11 @@ impl Reflex {
                 .vault(Pivot::DestinationFailed, request, stored, settled.failed)
                 .await;
             if answer == Answer::Vaulted {
-                self.count_acknowledged(settled.accepted, request.records);
-                count_delivered(self.pipeline.members(), settled.accepted, request.records);
+                self.count_delivered(settled, request);
             }
             return answer;
         }
-        self.count_acknowledged(settled.accepted, request.records);
-        count_delivered(self.pipeline.members(), settled.accepted, request.records);
+        self.count_delivered(settled, request);
         Answer::Delivered
     }
 
@@ -235,10 +227,7 @@ impl Reflex {
         owed: DestMask,
     ) -> Answer {
         match self.append(pivot, request, stored, owed, false).await {
-            Ok(_) => {
-                self.count_acknowledged(owed, request.records);
-                Answer::Vaulted
-            }
+            Ok(_) => Answer::Vaulted,
             Err(error) => refusal(&error),
         }
     }
@@ -263,41 +252,24 @@ impl Reflex {
         self.lane.append(meta, stored).await
     }
 
-    fn count_acknowledged(&self, destinations: DestMask, records: u32) {
-        for member in self
-            .pipeline
-            .members()
-            .iter()
-            .filter(|member| member.bit & destinations != 0)
-        {
-            member
-                .circuit
-                .counters
-                .accepted
-                .fetch_add(u64::from(records), Relaxed);
-        }
-    }
-}
-
-/// Ledger: `destinations` have these acknowledged records.
-pub fn count_delivered(members: &[Member], destinations: DestMask, records: u32) {
-    for member in members
-        .iter()
-        .filter(|member| member.bit & destinations != 0)
-    {
-        member
-            .circuit
-            .counters
-            .delivered
-            .fetch_add(u64::from(records), Relaxed);
+    /// Ledger: an acknowledged request that some destinations have. What the vault holds of it, the
+    /// vault counts itself, so that a request that goes away meanwhile is counted, too.
+    fn count_delivered(&self, settled: Settled, request: Request) {
+        self.counters
+            .delivered(settled.accepted, u64::from(request.records));
     }
 }
 
 /// Tells the vault how the export of a held entry ended.
 pub fn settle_held(vault: &Vault, members: &[Member], held: Held, settled: Settled) {
     if settled.accepted != 0 {
+        for member in members {
+            if member.bit & settled.accepted != 0 {
+                let delivered = &member.circuit.counters.delivered;
+                delivered.fetch_add(u64::from(held.records), Relaxed);
+            }
+        }
         vault.settle(held.id, settled.accepted);
-        count_delivered(members, settled.accepted, held.records);
     }
     if settled.failed != 0 {
         vault.release(held.id);

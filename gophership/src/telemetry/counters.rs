@@ -75,6 +75,9 @@ pub struct HistogramTotal {
 /// Most causes of a pivot that are told apart.
 pub const PIVOT_CAUSES_MAX: usize = 32;
 
+/// Most destinations: an entry's bitmask of those that are owed it has this many bits.
+pub const DESTINATIONS_MAX: usize = 32;
+
 /// Counters that one worker writes.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -83,6 +86,7 @@ pub struct WorkerCounters {
     records: [AtomicU64; Fate::ALL.len()],
     bytes: [AtomicU64; Fate::ALL.len()],
     pivots: [AtomicU64; PIVOT_CAUSES_MAX],
+    delivered_records: [AtomicU64; DESTINATIONS_MAX],
     delivered_ack: Histogram,
     vaulted_ack: Histogram,
     /// Connections open now.
@@ -104,6 +108,17 @@ impl WorkerCounters {
         }
     }
 
+    /// Counts `records` acknowledged records that the destinations of the bitmask have accepted
+    /// without the vault.
+    pub fn delivered(&self, destinations: u32, records: u64) {
+        let mut left = destinations;
+        while left != 0 {
+            let bit = left.trailing_zeros() as usize;
+            self.delivered_records[bit].fetch_add(records, Relaxed);
+            left &= left - 1;
+        }
+    }
+
     /// Counts one request that went to the vault instead of the pipeline.
     pub fn pivoted(&self, cause_index: usize) {
         self.pivots[cause_index].fetch_add(1, Relaxed);
@@ -121,6 +136,8 @@ pub struct Totals {
     pub bytes: [u64; Fate::ALL.len()],
     /// Pivots by cause.
     pub pivots: [u64; PIVOT_CAUSES_MAX],
+    /// Records that a destination accepted without the vault, by its bit.
+    pub delivered_records: [u64; DESTINATIONS_MAX],
     /// Acknowledgement times of the delivered.
     pub delivered_ack: HistogramTotal,
     /// Acknowledgement times of the vaulted.
@@ -138,6 +155,7 @@ impl Totals {
             add(&mut total.records, &worker.records);
             add(&mut total.bytes, &worker.bytes);
             add(&mut total.pivots, &worker.pivots);
+            add(&mut total.delivered_records, &worker.delivered_records);
             worker.delivered_ack.add_to(&mut total.delivered_ack);
             worker.vaulted_ack.add_to(&mut total.vaulted_ack);
             total.connections += worker.connections.load(Relaxed);
@@ -171,10 +189,13 @@ mod tests {
         workers[1].finished(Fate::Vaulted, 5, 500, 300);
         workers[1].finished(Fate::Refused, 7, 700, 300);
         workers[1].pivoted(3);
+        workers[0].delivered(0b101, 10);
+        workers[1].delivered(0b100, 5);
         let totals = Totals::of(&workers);
         assert_eq!(totals.acknowledged(), (2, 15, 1500));
         assert_eq!(totals.requests, [1, 1, 1, 0]);
         assert_eq!(totals.pivots[3], 1);
+        assert_eq!(totals.delivered_records[..3], [10, 0, 15]);
         assert_eq!(totals.delivered_ack.buckets[0], 1);
         assert_eq!(totals.vaulted_ack.buckets[2], 1);
         assert_eq!(totals.vaulted_ack.sum_us, 300);

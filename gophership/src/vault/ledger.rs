@@ -15,7 +15,10 @@ pub(super) struct Ledger {
     /// By destination: bit set where the entry is still owed to it.
     owed: Vec<Bits>,
     held: Bits,
+    /// Records by destination: ever owed, still owed, owed but lost.
+    stored_records: Vec<u64>,
     owed_records: Vec<u64>,
+    lost_owed_records: Vec<u64>,
     pending_entries: u64,
     pending_records: u64,
     lost_entries: u64,
@@ -37,7 +40,9 @@ impl Ledger {
     pub(super) fn new(destinations: usize) -> Self {
         Self {
             owed: vec![Bits::default(); destinations],
+            stored_records: vec![0; destinations],
             owed_records: vec![0; destinations],
+            lost_owed_records: vec![0; destinations],
             ..Self::default()
         }
     }
@@ -69,6 +74,7 @@ impl Ledger {
             let is_owed = owed & (1 << bit) != 0;
             bits.push(index, is_owed);
             if is_owed {
+                self.stored_records[bit] += u64::from(records);
                 self.owed_records[bit] += u64::from(records);
                 any = true;
             }
@@ -121,7 +127,11 @@ impl Ledger {
             let owed = self.owed(index as usize);
             if owed != 0 {
                 lost.entries += 1;
-                lost.records += u64::from(self.records[index as usize]);
+                let records = u64::from(self.records[index as usize]);
+                lost.records += records;
+                for (bit, sum) in self.lost_owed_records.iter_mut().enumerate() {
+                    *sum += if owed & (1 << bit) == 0 { 0 } else { records };
+                }
                 self.settle(index, owed);
             }
             self.release(index);
@@ -173,10 +183,37 @@ impl Ledger {
         }
     }
 
+    /// Leaves what is settled out of what was stored: an earlier run has accounted for it.
+    pub(super) fn forget_settled(&mut self) {
+        self.stored_records.clone_from(&self.owed_records);
+    }
+
+    /// Whether anything is owed to one of the destinations.
+    #[must_use]
+    pub(super) fn is_owed_to_any(&self, mask: DestMask) -> bool {
+        // An entry without records is owed, too.
+        self.owed
+            .iter()
+            .enumerate()
+            .any(|(bit, bits)| mask & (1 << bit) != 0 && !bits.is_empty())
+    }
+
+    /// Records ever owed to one destination.
+    #[must_use]
+    pub(super) fn stored_records(&self, bit: usize) -> u64 {
+        self.stored_records.get(bit).copied().unwrap_or(0)
+    }
+
     /// Records owed to one destination.
     #[must_use]
     pub(super) fn owed_records(&self, bit: usize) -> u64 {
         self.owed_records.get(bit).copied().unwrap_or(0)
+    }
+
+    /// Records that were owed to one destination when damage made them unreadable.
+    #[must_use]
+    pub(super) fn lost_records(&self, bit: usize) -> u64 {
+        self.lost_owed_records.get(bit).copied().unwrap_or(0)
     }
 
     /// Destinations it keeps bits of.
@@ -217,6 +254,10 @@ impl Bits {
         self.0
             .get(index / 64)
             .is_some_and(|word| word & (1 << (index % 64)) != 0)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(|&word| word == 0)
     }
 
     fn clear(&mut self, index: usize) {
@@ -273,6 +314,7 @@ mod tests {
             }
         );
         assert_eq!(ledger.pending(), Pending::default());
+        assert_eq!((ledger.stored_records(1), ledger.lost_records(1)), (15, 5));
         assert_eq!(
             ledger.lost(),
             Pending {

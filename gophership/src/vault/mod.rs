@@ -53,7 +53,7 @@ pub use self::{
     error::{AppendError, Error},
     lane::Lane,
     reader::Reader,
-    stats::{SYNC_BOUNDS_US, Stats, SyncLatency},
+    stats::{DestinationStats, SYNC_BOUNDS_US, Stats, SyncLatency},
 };
 
 /// How blocks get to the disk; other ways will be other values.
@@ -142,8 +142,10 @@ impl Vault {
                 "vault.sync is never: entries are acknowledged before they are on stable storage"
             );
         }
+        let destinations = Destinations::open(dir, destinations, !found.is_empty())?;
         let shared = Arc::new(Shared {
-            destinations: Destinations::open(dir, destinations, !found.is_empty())?,
+            retired_records: Mutex::new(vec![0; destinations.len()]),
+            destinations,
             config: config.clone(),
             catalog: Catalog::default(),
             ports: (0..config.lanes).map(|_| Port::default()).collect(),

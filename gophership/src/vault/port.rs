@@ -260,7 +260,7 @@ pub(super) fn discard(shared: &Shared, segment: &Segment) {
             return;
         }
     }
-    shared.catalog.remove(segment.number);
+    shared.retire(segment);
     shared
         .committed_bytes
         .fetch_sub(segment.file_bytes(), Ordering::Relaxed);

@@ -3,7 +3,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use super::{
-    entry::{Entry, EntryId, Part, Piece, Pieces},
+    entry::{DestMask, Entry, EntryId, Part, Piece, Pieces},
     error::{Error, io_error},
     format::{BlockHeader, BlockKind},
     segment::{ReadOrder, Segment},
@@ -46,6 +46,8 @@ enum Stop {
 struct Batch {
     entries: Vec<Entry>,
     left: usize,
+    /// Entries that none of these is owed are passed over.
+    wanted: DestMask,
 }
 
 /// A large entry whose pieces are being joined.
@@ -65,21 +67,22 @@ impl Reader {
         }
     }
 
-    /// The next entries somebody is owed, oldest segment first, skipping held ones: up to `max_bytes`
-    /// of content, but one entry at least. Empty at the end; what comes to a segment after it was
+    /// The next entries that one of the destinations `wanted` is owed, oldest segment first, skipping
+    /// held ones: up to `max_bytes` of content, but one entry at least. Empty at the end; what comes to a segment after it was
     /// passed is found after [`Reader::rewind`].
     ///
     /// # Errors
     /// A segment can't be opened. The next call goes on behind it, and a rewind comes back to it.
-    pub fn next(&mut self, max_bytes: usize) -> Result<Vec<Entry>, Error> {
+    pub fn next(&mut self, max_bytes: usize, wanted: DestMask) -> Result<Vec<Entry>, Error> {
         let mut batch = Batch {
             entries: Vec::new(),
             left: max_bytes,
+            wanted: wanted & self.shared.destinations.configured(),
         };
         loop {
             if self.open.is_none() {
                 let before = self.last;
-                match self.open_next() {
+                match self.open_next(batch.wanted) {
                     Ok(true) => {}
                     Ok(false) => return Ok(batch.entries),
                     Err(error) if batch.entries.is_empty() => return Err(error),
@@ -120,7 +123,7 @@ impl Reader {
         self.shared.catalog.next_after(self.last).is_none()
     }
 
-    fn open_next(&mut self) -> Result<bool, Error> {
+    fn open_next(&mut self, wanted: DestMask) -> Result<bool, Error> {
         loop {
             let recovering = self.shared.recovering.load(Ordering::Acquire);
             let Some((order, segment)) = self.shared.catalog.next_after(self.last) else {
@@ -131,7 +134,7 @@ impl Reader {
                 return Ok(false);
             }
             self.last = Some(order);
-            if segment.is_closed() && segment.ledger().pending().entries == 0 {
+            if segment.is_closed() && !segment.ledger().is_owed_to_any(wanted) {
                 continue;
             }
             let source = match BlockSource::open(&segment.path) {
@@ -173,7 +176,7 @@ impl OpenSegment {
                     if header.kind == BlockKind::Data
                         && (chain.is_open()
                             || header.entries == 0
-                            || self.is_any_wanted(shared, &header))
+                            || self.is_any_wanted(&header, batch.wanted))
                         && let Some(stop) =
                             self.take(shared, &header, decoded, batch, (&mut chain, &mut large))
                     {
@@ -230,7 +233,7 @@ impl OpenSegment {
             if number < self.next_entry {
                 continue;
             }
-            let wanted = wanted_entry(shared, &self.segment, number, &piece);
+            let wanted = wanted_entry(&self.segment, number, &piece, batch.wanted);
             let len = piece.header.total as usize;
             match piece.header.part {
                 Part::Whole | Part::First if wanted.is_some() && !batch.has_room(len) => {
@@ -263,13 +266,12 @@ impl OpenSegment {
         None
     }
 
-    fn is_any_wanted(&self, shared: &Shared, header: &BlockHeader) -> bool {
+    fn is_any_wanted(&self, header: &BlockHeader, wanted: DestMask) -> bool {
         let ledger = self.segment.ledger();
         let first = header.first_entry.max(self.next_entry);
         (first..header.first_entry + u64::from(header.entries)).any(|index| {
-            usize::try_from(index).is_ok_and(|index| {
-                ledger.owed(index) & shared.destinations.configured() != 0 && !ledger.is_held(index)
-            })
+            usize::try_from(index)
+                .is_ok_and(|index| ledger.owed(index) & wanted != 0 && !ledger.is_held(index))
         })
     }
 
@@ -332,16 +334,16 @@ impl Batch {
     }
 }
 
-/// The entry a piece belongs to, without its bytes, if somebody is owed it and nobody holds it.
+/// The entry a piece belongs to, without its bytes, if one of `wanted` is owed it and nobody holds it.
 fn wanted_entry(
-    shared: &Shared,
     segment: &Segment,
     number: u64,
     piece: &Piece<'_>,
+    wanted: DestMask,
 ) -> Option<Entry> {
     let index = u32::try_from(number).ok()?;
     let ledger = segment.ledger();
-    let owed = ledger.owed(index as usize) & shared.destinations.configured();
+    let owed = ledger.owed(index as usize) & wanted;
     if owed == 0 || ledger.is_held(index as usize) {
         return None;
     }

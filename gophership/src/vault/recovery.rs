@@ -198,6 +198,7 @@ fn finish(mut walk: Walk<'_>, ended: Ended, cursors: &Cursors) -> Result<(), Err
     {
         let mut ledger = segment.ledger();
         cursors.apply(segment.number, segment.tag, &mut ledger);
+        ledger.forget_settled();
         ledger.shrink();
     }
     segment.close();

@@ -36,6 +36,8 @@ pub(super) struct Shared {
     pub(super) next_segment: AtomicU64,
     /// Bytes of all segment files.
     pub(super) committed_bytes: AtomicU64,
+    /// Records by destination that removed segments had stored.
+    pub(super) retired_records: Mutex<Vec<u64>>,
     /// Blocks whose checksum didn't match.
     pub(super) checksum_errors: AtomicU64,
     /// Segments found at open are still being read.
@@ -98,6 +100,24 @@ impl Shared {
         if let Some(segment) = self.catalog.get(id.segment) {
             segment.ledger().release(id.index);
         }
+    }
+
+    /// Takes a segment out of the catalog; what it had stored stays in the sums.
+    pub(super) fn retire(&self, segment: &Segment) {
+        let mut retired = self.retired_records();
+        let ledger = segment.ledger();
+        for (bit, sum) in retired.iter_mut().enumerate() {
+            *sum += ledger.stored_records(bit);
+        }
+        drop(ledger);
+        self.catalog.remove(segment.number);
+    }
+
+    /// Records by destination of removed segments; while it is held, no segment is removed.
+    pub(super) fn retired_records(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.retired_records
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives up the right to the directory.

@@ -71,6 +71,19 @@ impl SyncLatency {
     }
 }
 
+/// Records that the vault holds or held for one destination.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DestinationStats {
+    /// Its name.
+    pub name: String,
+    /// Records stored for it since the start, those that an earlier run left owed included.
+    pub stored_records: u64,
+    /// Of those, records still owed.
+    pub owed_records: u64,
+    /// Of those, records that damage made unreadable before they were delivered.
+    pub lost_records: u64,
+}
+
 /// A reading of the vault.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -106,8 +119,8 @@ pub struct Stats {
     pub write_errors_total: u64,
     /// How blocks get to the disk.
     pub rung: &'static str,
-    /// Records owed, by destination ever known.
-    pub pending_by_destination: Vec<(String, u64)>,
+    /// Of every destination ever known.
+    pub by_destination: Vec<DestinationStats>,
     /// Segments of an earlier run are still being read; the figures above grow until this is false.
     pub recovering: bool,
     /// Latency of durable writes.

@@ -3,8 +3,13 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use super::{
-    cursors::CursorWriter, error::Error, format::PAGE, port::discard, segment::Segment,
-    shared::Shared, stats::Stats,
+    cursors::CursorWriter,
+    error::Error,
+    format::PAGE,
+    port::discard,
+    segment::Segment,
+    shared::Shared,
+    stats::{DestinationStats, Stats},
 };
 
 /// Writes cursors every `cursor_interval` if something changed, removes segments nobody needs any
@@ -73,7 +78,17 @@ pub(super) fn stats(shared: &Shared, rung: &'static str) -> Stats {
         stats.write_errors_total += lane.write_errors.load(Ordering::Relaxed);
         stats.sync.add(lane);
     }
-    let mut owed = vec![0; shared.destinations.len()];
+    let retired = shared.retired_records();
+    let mut by_destination: Vec<_> = shared
+        .destinations
+        .names()
+        .zip(&*retired)
+        .map(|(name, &stored_records)| DestinationStats {
+            name: name.to_owned(),
+            stored_records,
+            ..DestinationStats::default()
+        })
+        .collect();
     shared.catalog.for_each(|segment| {
         if segment.read_order().is_none() {
             return;
@@ -86,16 +101,14 @@ pub(super) fn stats(shared: &Shared, rung: &'static str) -> Stats {
         stats.quarantined_segments += u64::from(segment.is_quarantined());
         stats.quarantined_entries += lost.entries;
         stats.quarantined_records += lost.records;
-        for (bit, sum) in owed.iter_mut().enumerate() {
-            *sum += ledger.owed_records(bit);
+        for (bit, sums) in by_destination.iter_mut().enumerate() {
+            sums.stored_records += ledger.stored_records(bit);
+            sums.owed_records += ledger.owed_records(bit);
+            sums.lost_records += ledger.lost_records(bit);
         }
     });
-    stats.pending_by_destination = shared
-        .destinations
-        .names()
-        .map(str::to_owned)
-        .zip(owed)
-        .collect();
+    drop(retired);
+    stats.by_destination = by_destination;
     stats
 }
 

@@ -161,6 +161,24 @@ impl Lane {
         }
     }
 
+    /// Writes the open block, waits for all writes, and seals the segment; the next append begins
+    /// another one. A lane that the disk refuses stays as it is.
+    pub async fn seal(&self) {
+        let _turn = self.inner.turn.lock().await;
+        self.write_seal().await;
+    }
+
+    /// Whether a seal was written.
+    async fn write_seal(&self) -> bool {
+        self.settle().await;
+        if self.inner.core.borrow().health != Health::Good {
+            return false;
+        }
+        self.inner.core.borrow_mut().write_seal();
+        self.settle().await;
+        true
+    }
+
     /// Writes the open block, waits for all writes, and seals the segment. Appends that come later are
     /// refused as closed.
     ///
@@ -168,13 +186,7 @@ impl Lane {
     /// The disk refused; the appends concerned were told so themselves.
     pub async fn shutdown(&self) -> Result<(), AppendError> {
         let _turn = self.inner.turn.lock().await;
-        self.settle().await;
-        let mut sealed = false;
-        if self.inner.core.borrow().health == Health::Good {
-            self.inner.core.borrow_mut().write_seal();
-            self.settle().await;
-            sealed = true;
-        }
+        let sealed = self.write_seal().await;
         let mut core = self.inner.core.borrow_mut();
         let result = match &core.health {
             Health::Good | Health::Closed => Ok(()),
@@ -190,17 +202,6 @@ impl Lane {
         core.health = Health::Closed;
         self.inner.port().driver.notify_one();
         result
-    }
-
-    /// Writes the open block, waits for all writes, and seals the segment. The next append begins
-    /// another.
-    pub async fn seal(&self) {
-        let _turn = self.inner.turn.lock().await;
-        self.settle().await;
-        if self.inner.core.borrow().health == Health::Good {
-            self.inner.core.borrow_mut().write_seal();
-            self.settle().await;
-        }
     }
 
     /// Waits until everything appended is acknowledged or refused.

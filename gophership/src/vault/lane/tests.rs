@@ -120,7 +120,7 @@ fn read(vault: &Vault) -> Vec<(u64, EntryId)> {
     let mut reader = vault.reader();
     let mut read = Vec::new();
     loop {
-        let batch = reader.next(1 << 20).unwrap();
+        let batch = reader.next(1 << 20, u32::MAX).unwrap();
         if batch.is_empty() {
             return read;
         }
