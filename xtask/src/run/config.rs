@@ -10,7 +10,7 @@ pub(super) fn yaml(files: &DevFiles, own_uid: u32) -> String {
     format!(
         "\
 # Made by `cargo xtask run`, which keeps what you change here. Keys that are not set have their
-# defaults: see `gophership config default`.
+# defaults, which README.md lists.
 ingest:
   grpc: {{ listen: \"{GRPC_ADDRESS}\" }}
   tls:
