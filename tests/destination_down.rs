@@ -167,6 +167,8 @@ fn a_request_that_is_rejected_becomes_a_dead_letter_and_its_neighbours_arrive() 
     assert_eq!(daemon.figure("/vault/dead_letters"), 1);
     assert_eq!(daemon.figure("/ledger/destinations/main/dead_lettered"), 10);
     assert_eq!(daemon.status()["ledger"]["residue"], 0);
+    let rejected = daemon.metric("gophership_export_rejected_records_total", &[]);
+    assert_eq!(rejected, 10.0);
     let letters = std::fs::read_dir(home.vault().join("dead-letters"));
     assert_eq!(letters.expect("the directory is there").count(), 2);
 }

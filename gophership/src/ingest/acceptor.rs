@@ -80,14 +80,17 @@ async fn hand_over(stream: TcpStream, peer: SocketAddr, workers: &[Inbox]) -> bo
             return true;
         }
     };
-    let Some(least) = workers
-        .iter()
-        .min_by_key(|worker| worker.counters.connections.load(Relaxed))
-    else {
+    let load = |worker: &&Inbox| worker.counters.connections.load(Relaxed);
+    // A worker that is stuck must not keep connections from the others.
+    let free = workers.iter().filter(|worker| worker.sender.capacity() > 0);
+    let Some(least) = free.min_by_key(load).or(workers.iter().min_by_key(load)) else {
         return false;
     };
     // Counted here, so that a burst of connections spreads before a worker has looked.
     least.counters.connections.fetch_add(1, Relaxed);
     let sent = least.sender.send(Accepted { stream, peer }).await;
+    if sent.is_err() {
+        tracing::error!("ingest: a worker has ended; no more connections are accepted");
+    }
     sent.is_ok()
 }

@@ -6,7 +6,7 @@ use http::{HeaderMap, Request};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::SemaphorePermit;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::{
     connection::Context,
@@ -38,7 +38,9 @@ pub(super) async fn export(context: &Context, request: Request<Incoming>) -> Res
     let received = match receive(context, &head.headers, body).await {
         Ok(received) => received,
         Err(status) => {
-            context.counters.finished(Fate::Invalid, 0, 0, 0);
+            if let Some(fate) = fate_of(&status) {
+                context.counters.finished(fate, 0, 0, 0);
+            }
             return Err(status);
         }
     };
@@ -78,6 +80,15 @@ pub(super) async fn export(context: &Context, request: Request<Incoming>) -> Res
     }
 }
 
+/// What a request that never became whole counts as; `None` if nobody hears the answer.
+fn fate_of(status: &Status) -> Option<Fate> {
+    match status.code() {
+        Code::Cancelled => None,
+        Code::DeadlineExceeded | Code::Unavailable => Some(Fate::Refused),
+        _ => Some(Fate::Invalid),
+    }
+}
+
 /// Reads the body: the length is reserved before any of it is kept.
 async fn receive<'a>(
     context: &'a Context,
@@ -99,7 +110,8 @@ async fn receive<'a>(
                 u32::try_from(len).map_err(|_| too_large(len, context.max_request_bytes))?;
             let permit = context.budget.acquire_many(permits).await;
             admitted = Some((
-                permit.map_err(|_| Status::unavailable("the daemon is stopping"))?,
+                permit
+                    .map_err(|_| unavailable("the daemon is stopping", Duration::from_secs(1)))?,
                 len,
                 encoding,
             ));

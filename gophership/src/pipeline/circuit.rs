@@ -101,6 +101,12 @@ impl Circuit {
         self.close();
     }
 
+    /// The destination will never take `records` records, and said so.
+    pub fn rejected(&self, records: u64) {
+        self.counters.rejected_records.fetch_add(records, Relaxed);
+        self.close();
+    }
+
     /// The destination answered, so it is worth further tries, whatever it said.
     pub fn close(&self) {
         if self.open_until_ms.swap(0, Relaxed) != 0 {

@@ -287,6 +287,7 @@ impl Replay {
     /// Each entry by itself, to find the one that the destination will never take.
     async fn rejected(&mut self, group: &Group, member: &Member, reason: &str) -> bool {
         if let [entry] = &group.entries[..] {
+            member.circuit.rejected(u64::from(entry.records));
             return self.dead_letter(entry, member, reason);
         }
         let mut settled = false;
@@ -301,6 +302,7 @@ impl Replay {
                     settled = true;
                 }
                 Outcome::Rejected { reason } => {
+                    member.circuit.rejected(single.records());
                     settled |= self.dead_letter(&single.entries[0], member, &reason);
                 }
                 Outcome::Retry { after, reason } => {
