@@ -167,6 +167,14 @@ impl Control {
         }
     }
 
+    /// The vault is replayed: what was ordered until then is over. Wakes nobody, since the replay
+    /// itself says so, each time it looks.
+    pub(super) fn nothing_is_owed(&self) {
+        self.set_state(State::Idle);
+        let mut orders = lock(&self.orders);
+        (orders.now, orders.rate) = (false, None);
+    }
+
     pub(super) fn set_rate(&self, rate: u64) {
         self.rate.store(rate, Relaxed);
     }

@@ -122,8 +122,11 @@ impl Replay {
                 }
                 Pace::Wait => {
                     let owed = self.vault.stats().entries_pending > 0;
-                    self.control
-                        .set_state(if owed { State::Waiting } else { State::Idle });
+                    if owed {
+                        self.control.set_state(State::Waiting);
+                    } else {
+                        self.control.nothing_is_owed();
+                    }
                     false
                 }
                 Pace::Send(rate) => self.pass(rate).await,
@@ -156,9 +159,7 @@ impl Replay {
     async fn pass(&mut self, rate: u64) -> bool {
         self.control.set_rate(rate);
         if self.vault.stats().entries_pending == 0 {
-            self.control.set_state(State::Idle);
-            self.control
-                .order(|orders| (orders.now, orders.rate) = (false, None));
+            self.control.nothing_is_owed();
             return false;
         }
         let wanted = self.worth_a_try();
