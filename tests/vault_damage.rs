@@ -475,3 +475,48 @@ fn an_acknowledged_block_of_the_next_segment_vouches_for_this_one() {
         );
     }
 }
+
+#[test]
+fn what_could_not_be_read_once_is_read_after_a_restart() {
+    let dir = real_disk();
+    let config = small(dir.path());
+    let contents = contents(12, 8);
+    let vault = open(&config);
+    let path = on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        for (number, content) in contents.iter().enumerate() {
+            let stored = meta(1, number as u64);
+            let id = lane.append(stored, &[content]).await.unwrap();
+            if number == 0 {
+                vault.settle(id, 1);
+            }
+        }
+        let path = only_segment(dir.path());
+        // A header, a payload, and the last header, behind which nothing can be found.
+        let blocks = data_blocks(&path);
+        for at in [blocks[2].0 + 8, blocks[5].0 + 200, blocks[7].0] {
+            flip(&path, at);
+        }
+        assert_eq!(read_all(&vault, 10_000).len(), 4);
+        assert_eq!(vault.stats().quarantined_entries, 2);
+        // More is appended, so that the last one's end is known.
+        let more = lane.append(meta(1, 8), &[&contents[0]]).await.unwrap();
+        assert_eq!(read_all(&vault, 10_000).len(), 5);
+        assert_eq!(vault.stats().quarantined_entries, 3);
+        vault.settle(more, 1);
+        lane.shutdown().await.unwrap();
+        for at in [blocks[2].0 + 8, blocks[5].0 + 200, blocks[7].0] {
+            flip(&path, at);
+        }
+        path
+    });
+    vault.close().unwrap();
+    assert!(path.exists());
+    let (entries, stats) = reopen(&config);
+    same(&entries, &contents[1..]);
+    assert_eq!(
+        (stats.quarantined_entries, stats.entries_pending),
+        (0, 7),
+        "a reader that fails settles nothing"
+    );
+}

@@ -180,7 +180,7 @@ fn encode_segment(segment: &Segment, bytes: &mut Vec<u8>) {
         bytes.resize(start + 1 + entries.div_ceil(8) as usize, 0);
         let mut settled = 0;
         for index in 0..entries as usize {
-            if !ledger.is_owed_to(bit, index) {
+            if !ledger.is_unsettled_for(bit, index) {
                 settled += 1;
                 bytes[start + 1 + index / 8] |= 1 << (index % 8);
             }

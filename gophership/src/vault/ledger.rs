@@ -15,6 +15,9 @@ pub(super) struct Ledger {
     /// By destination: bit set where the entry is still owed to it.
     owed: Vec<Bits>,
     held: Bits,
+    /// Entries a reader couldn't read. They count as lost and not as owed, but their `owed` bits
+    /// stay, and so they stay in the cursors: the next start may be able to read them.
+    unread: Bits,
     owed_records: Vec<u64>,
     pending_entries: u64,
     pending_records: u64,
@@ -94,16 +97,26 @@ impl Ledger {
         let Some(&records) = self.records.get(index) else {
             return false;
         };
-        let before = self.owed(index);
+        let before = self.unsettled(index);
+        let is_unread = self.unread.get(index);
         for (bit, bits) in self.owed.iter_mut().enumerate() {
             if mask & before & (1 << bit) != 0 {
                 bits.clear(index);
-                self.owed_records[bit] -= u64::from(records);
+                if !is_unread {
+                    self.owed_records[bit] -= u64::from(records);
+                }
             }
         }
         if before != 0 && before & !mask == 0 {
-            self.pending_entries -= 1;
-            self.pending_records -= u64::from(records);
+            if is_unread {
+                // Delivered from memory after all.
+                self.unread.clear(index);
+                self.lost_entries -= 1;
+                self.lost_records -= u64::from(records);
+            } else {
+                self.pending_entries -= 1;
+                self.pending_records -= u64::from(records);
+            }
         }
         before & mask != 0
     }
@@ -113,27 +126,44 @@ impl Ledger {
         self.held.clear(index as usize);
     }
 
-    /// Takes the entries of a block that can't be read any more out of what is owed; returns how
-    /// many entries and records were owed and are lost now.
+    /// Takes the entries of a block that can't be read out of what is owed, until the next start tries
+    /// again; returns how many entries and records were owed and are lost now.
     pub(super) fn lose(&mut self, range: Range<u32>) -> Pending {
         let mut lost = Pending::default();
-        for index in range {
-            let owed = self.owed(index as usize);
-            if owed != 0 {
-                lost.entries += 1;
-                lost.records += u64::from(self.records[index as usize]);
-                self.settle(index, owed);
+        for index in range.map(|index| index as usize) {
+            let owed = self.owed(index);
+            if owed == 0 {
+                continue;
             }
-            self.release(index);
+            let records = u64::from(self.records[index]);
+            for (bit, sum) in self.owed_records.iter_mut().enumerate() {
+                if owed & (1 << bit) != 0 {
+                    *sum -= records;
+                }
+            }
+            self.unread.set(index);
+            lost.entries += 1;
+            lost.records += records;
         }
+        self.pending_entries -= lost.entries;
+        self.pending_records -= lost.records;
         self.lost_entries += lost.entries;
         self.lost_records += lost.records;
         lost
     }
 
-    /// Destinations an entry is still owed to, 0 for one that isn't known.
+    /// Destinations an entry is still owed to, 0 for one that isn't known or can't be read.
     #[must_use]
     pub(super) fn owed(&self, index: usize) -> DestMask {
+        if self.unread.get(index) {
+            0
+        } else {
+            self.unsettled(index)
+        }
+    }
+
+    /// Destinations that haven't accepted an entry, whether or not it can be read.
+    fn unsettled(&self, index: usize) -> DestMask {
         let mut mask = 0;
         for (bit, bits) in self.owed.iter().enumerate() {
             if bits.get(index) {
@@ -185,9 +215,9 @@ impl Ledger {
         self.owed.len()
     }
 
-    /// Whether `index` is still owed to the destination at `bit`.
+    /// Whether the destination at `bit` hasn't accepted `index`, whether or not it can be read.
     #[must_use]
-    pub(super) fn is_owed_to(&self, bit: usize, index: usize) -> bool {
+    pub(super) fn is_unsettled_for(&self, bit: usize, index: usize) -> bool {
         self.owed.get(bit).is_some_and(|bits| bits.get(index))
     }
 }
@@ -211,6 +241,13 @@ impl Bits {
         if value {
             self.0[index / 64] |= 1 << (index % 64);
         }
+    }
+
+    fn set(&mut self, index: usize) {
+        if index / 64 >= self.0.len() {
+            self.0.resize(index / 64 + 1, 0);
+        }
+        self.0[index / 64] |= 1 << (index % 64);
     }
 
     fn get(&self, index: usize) -> bool {
@@ -280,5 +317,21 @@ mod tests {
                 records: 5
             }
         );
+    }
+
+    #[test]
+    fn an_unreadable_entry_stays_unsettled_until_its_export_ends() {
+        let mut ledger = Ledger::new(2);
+        ledger.push(0b11, 10, true);
+        ledger.lose(0..1);
+        assert_eq!((ledger.owed(0), ledger.pending().records), (0, 0));
+        assert!(ledger.is_unsettled_for(0, 0), "the next start tries again");
+        assert_eq!(ledger.lose(0..1), Pending::default(), "counted once");
+        assert!(ledger.settle(0, 0b01));
+        assert_eq!(ledger.lost().records, 10);
+        assert!(ledger.settle(0, 0b10));
+        assert_eq!(ledger.lost(), Pending::default(), "delivered after all");
+        assert_eq!(ledger.pending(), Pending::default());
+        assert_eq!((ledger.owed_records(0), ledger.owed_records(1)), (0, 0));
     }
 }

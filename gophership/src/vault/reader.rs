@@ -161,6 +161,8 @@ impl OpenSegment {
         let mut chain = Chain::default();
         let mut large: Option<Large> = None;
         loop {
+            // In this order: the limit of a closed segment is its last.
+            let is_closed = self.segment.is_closed();
             let limit = self.segment.readable_bytes();
             match self.source.look(identity, self.position, limit) {
                 Look::End => {
@@ -184,7 +186,7 @@ impl OpenSegment {
                 bad => {
                     chain.break_off();
                     large = None;
-                    if let Some(stop) = self.skip(shared, bad, identity, limit) {
+                    if let Some(stop) = self.skip(shared, bad, identity, (limit, is_closed)) {
                         return stop;
                     }
                 }
@@ -279,7 +281,7 @@ impl OpenSegment {
         shared: &Shared,
         look: Look,
         identity: Identity,
-        limit: u64,
+        (limit, is_closed): (u64, bool),
     ) -> Option<Stop> {
         let position = self.position;
         if let Look::BadPayload(header) = look {
@@ -295,6 +297,11 @@ impl OpenSegment {
             return None;
         }
         let next = self.source.look_ahead(identity, position, limit).next;
+        if next.is_none() && !is_closed {
+            // What is lost is known when a block follows; entries are being added meanwhile.
+            self.report_gap(shared);
+            return Some(Stop::SegmentEnd);
+        }
         let following = next.as_ref().map(|(_, header)| header);
         lose(
             shared,
@@ -316,6 +323,23 @@ impl OpenSegment {
         };
         self.next_entry = header.first_entry;
         None
+    }
+
+    /// Keeps the segment and says so, once.
+    fn report_gap(&self, shared: &Shared) {
+        if self.segment.is_quarantined() {
+            return;
+        }
+        let damage = Damage {
+            offset: self.position.offset,
+            block: self.position.index,
+            first_entry: self.position.entry,
+            entries: 0,
+            first_record: self.position.record,
+            records: 0,
+            reason: "block header damaged or unreadable, and nothing follows yet",
+        };
+        shared.quarantine(&self.segment, &damage);
     }
 }
 
