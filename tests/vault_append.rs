@@ -196,6 +196,41 @@ fn a_full_vault_refuses_and_keeps_what_it_acknowledged() {
 #[test]
 fn an_entry_above_the_limit_is_refused_for_good() {
     let dir = real_disk();
+#[test]
+fn a_vault_of_one_segment_takes_entries_again_once_all_is_delivered() {
+    let dir = real_disk();
+    let config = Config {
+        max_bytes: 512 << 10,
+        segment_bytes: 512 << 10,
+        max_entry_bytes: 200_000,
+        compression: Compression::None,
+        ..small(dir.path())
+    };
+    let vault = open(&config);
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        // Entries that use up the segment, and large ones that leave room in it.
+        for len in [10_000, 200_000, 10_000, 200_000] {
+            let content = vec![3; len];
+            let mut stored = Vec::new();
+            let full = loop {
+                match lane.append(meta(1, 0), &[&content]).await {
+                    Ok(id) => stored.push(id),
+                    // Before the first one, the room of the last round is being made free.
+                    Err(AppendError::Full { .. }) if stored.is_empty() => {
+                        tokio::task::yield_now().await;
+                    }
+                    Err(error) => break error,
+                }
+            };
+            assert!(matches!(full, AppendError::Full { .. }), "{full}");
+            for id in stored {
+                vault.settle(id, 1);
+            }
+        }
+    });
+}
+
     let config = small(dir.path());
     let vault = open(&config);
     let content = vec![0; config.max_entry_bytes + 1];

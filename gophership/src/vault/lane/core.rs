@@ -289,10 +289,28 @@ impl Core {
                 self.begin_segment(ready);
                 self.is_writable()
             }
-            Next::Full => Err(AppendError::Full {
-                retry_after: REFUSE_FOR,
-            }),
+            Next::Full => {
+                self.seal_if_used_up();
+                Err(AppendError::Full {
+                    retry_after: REFUSE_FOR,
+                })
+            }
             Next::Failed(reason) => Err(AppendError::Failed { reason }),
+        }
+    }
+
+    /// Ends a segment that would keep a full vault full: only a closed one is removed once all of it is
+    /// settled.
+    fn seal_if_used_up(&mut self) {
+        let block = self.geometry.block_bytes as u64;
+        let limit = self.shared.config.segment_bytes;
+        let used_up = self.current.as_ref().is_some_and(|current| {
+            current.offset + block + TAIL_BYTES > limit
+                || current.entries >= u64::from(ENTRIES_MAX)
+                || (self.ops.is_empty() && self.open.is_none() && current.owes_nothing())
+        });
+        if used_up {
+            self.write_seal();
         }
     }
 
@@ -386,6 +404,9 @@ impl Core {
                     op.segment.close();
                     op.segment.want_trim(end);
                     self.shared.segments_wanted.raise();
+                    if op.segment.is_spent() {
+                        self.shared.cursors_wanted.raise();
+                    }
                 }
             }
         }
