@@ -65,6 +65,7 @@ pub(super) fn recover(shared: &Shared, cursors: &Cursors, found: Vec<Found>) {
     }
     shared.recovering.store(false, Ordering::Release);
     shared.cursors_wanted.raise();
+    shared.segments_wanted.raise();
 }
 
 fn read_headers(found: &[Found]) -> Successors {
@@ -193,6 +194,10 @@ fn finish(mut walk: Walk<'_>, ended: Ended, cursors: &Cursors) -> Result<(), Err
         position,
         ..
     } = walk;
+    if ended == Ended::Sealed && !segment.is_quarantined() {
+        // The run that sealed it may have ended before its file was cut.
+        segment.want_trim(position.offset + PAGE as u64);
+    }
     // The seal isn't read again: everything before it is.
     segment.set_durable(end.min(position.offset), position.index);
     {
@@ -378,10 +383,9 @@ impl Walk<'_> {
                 file.sync_all()
             })
             .map_err(io_error("sealing", path))?;
-        let before = self.segment.set_file_bytes(end);
         self.shared
             .committed_bytes
-            .fetch_sub(before.saturating_sub(end), Ordering::Relaxed);
+            .fetch_sub(self.segment.note_cut(end), Ordering::Relaxed);
         tracing::info!(path = %path.display(), offset, entries = entry, "sealed a vault segment at its torn tail");
         Ok(end)
     }
