@@ -520,3 +520,44 @@ fn what_could_not_be_read_once_is_read_after_a_restart() {
         "a reader that fails settles nothing"
     );
 }
+
+#[test]
+fn a_block_of_a_newer_version_is_kept() {
+    let dir = real_disk();
+    let config = small(dir.path());
+    let contents = contents(13, 4);
+    write(&config, &contents, false);
+    let path = only_segment(dir.path());
+    let pristine = fs::read(&path).unwrap();
+    let mut newer = pristine.clone();
+    for (offset, _) in blocks(&path).into_iter().skip(2) {
+        let header = &mut newer[usize::try_from(offset).unwrap()..][..128];
+        header[4] = 2;
+        let crc = crc32fast::hash(&header[..124]);
+        header[124..].copy_from_slice(&crc.to_le_bytes());
+    }
+    fs::write(&path, &newer).unwrap();
+    let (entries, stats) = reopen(&config);
+    same(&entries, &contents[..2]);
+    assert_eq!(stats.quarantined_segments, 1);
+    assert!(fs::read(&path).unwrap() == newer, "not a byte is changed");
+}
+
+#[test]
+fn a_file_without_any_header_is_removed_only_if_it_is_all_zeros() {
+    for stray in [None, Some(700_001)] {
+        let dir = real_disk();
+        let config = small(dir.path());
+        write(&config, &contents(14, 1), true);
+        let path = dir.path().join("lane-00/00000000000000aa.gsv");
+        let mut bytes = vec![0; 1 << 20];
+        if let Some(at) = stray {
+            bytes[at] = 1;
+        }
+        fs::write(&path, &bytes).unwrap();
+        let (entries, stats) = reopen(&config);
+        assert_eq!(entries.len(), 1);
+        assert_eq!(path.exists(), stray.is_some());
+        assert_eq!(stats.quarantined_segments, u64::from(stray.is_some()));
+    }
+}

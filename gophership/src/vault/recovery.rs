@@ -35,12 +35,21 @@ pub(super) enum Verdict {
 pub(super) fn judge(look: Look, index: u32, durable: u32) -> Option<Verdict> {
     match look {
         Look::Block(_) => None,
-        // Never cut off what another attempt may read.
-        Look::Unreadable => Some(Verdict::Damaged),
-        Look::BadPayload(_) | Look::NoBlock(_) | Look::Foreign | Look::End if durable > index => {
+        // Never cut off what another attempt, or another version, may read: a torn header has no
+        // matching checksum.
+        Look::Unreadable | Look::NoBlock(FormatError::Version(_) | FormatError::Field) => {
             Some(Verdict::Damaged)
         }
-        Look::BadPayload(_) | Look::NoBlock(_) | Look::Foreign | Look::End => Some(Verdict::Torn),
+        Look::BadPayload(_)
+        | Look::NoBlock(
+            FormatError::Short | FormatError::Blank | FormatError::Magic | FormatError::Checksum,
+        )
+        | Look::Foreign
+        | Look::End => Some(if durable > index {
+            Verdict::Damaged
+        } else {
+            Verdict::Torn
+        }),
     }
 }
 
@@ -134,7 +143,7 @@ fn recover_segment(
                 identity.tag = Some(block.tag);
                 created = block.wall_unix_ns;
             }
-            None if header == Err(FormatError::Blank) => return remove_unused(shared, file),
+            None if source.is_blank(file.bytes) => return remove_unused(shared, file),
             None => {}
         }
     }
@@ -280,7 +289,7 @@ impl Walk<'_> {
             return None;
         }
         let Some((offset, next)) = ahead.next else {
-            self.report("acknowledged blocks are missing at the end", 0, 0);
+            self.report(reason(look), 0, 0);
             return Some(Ended::Damaged);
         };
         let entries = u32::try_from(next.first_entry - self.position.entry).unwrap_or(u32::MAX);
@@ -407,6 +416,7 @@ fn has_durable_block(file: &Found, header: &SegmentHeader) -> bool {
 fn reason(look: Look) -> &'static str {
     match look {
         Look::NoBlock(FormatError::Blank) => "block is blank",
+        Look::NoBlock(FormatError::Version(_)) => "block has an unknown format version",
         Look::NoBlock(_) => "block header damaged",
         Look::Foreign => "another block is in its place",
         Look::Unreadable => "the disk can't read it",
@@ -434,4 +444,29 @@ fn remove_unused(shared: &Shared, file: &Found) -> Result<(), Error> {
         .committed_bytes
         .fetch_sub(file.bytes, Ordering::Relaxed);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_nobody_was_promised_and_nobody_can_read_is_torn() {
+        use Verdict::{Damaged, Torn};
+        let looks = [
+            (Look::NoBlock(FormatError::Blank), Torn),
+            (Look::NoBlock(FormatError::Short), Torn),
+            (Look::NoBlock(FormatError::Magic), Torn),
+            (Look::NoBlock(FormatError::Checksum), Torn),
+            (Look::Foreign, Torn),
+            (Look::End, Torn),
+            (Look::NoBlock(FormatError::Version(2)), Damaged),
+            (Look::NoBlock(FormatError::Field), Damaged),
+            (Look::Unreadable, Damaged),
+        ];
+        for (look, unpromised) in looks {
+            assert_eq!(judge(look, 5, 5), Some(unpromised), "{look:?}");
+            assert_eq!(judge(look, 5, 6), Some(Damaged), "{look:?}, durable");
+        }
+    }
 }
