@@ -177,14 +177,12 @@ fn encode_segment(segment: &Segment, bytes: &mut Vec<u8>) {
     for bit in 0..destinations as usize {
         let start = bytes.len();
         bytes.push(2);
-        bytes.resize(start + 1 + entries.div_ceil(8) as usize, 0);
         let mut settled = 0;
-        for index in 0..entries as usize {
-            if !ledger.is_unsettled_for(bit, index) {
-                settled += 1;
-                bytes[start + 1 + index / 8] |= 1 << (index % 8);
-            }
+        for word in ledger.settled(bit) {
+            settled += word.count_ones();
+            bytes.extend_from_slice(&word.to_le_bytes());
         }
+        bytes.truncate(start + 1 + entries.div_ceil(8) as usize);
         if settled == 0 || settled == entries {
             bytes[start] = u8::from(settled != 0);
             bytes.truncate(start + 1);

@@ -82,10 +82,17 @@ impl Ledger {
         }
     }
 
-    /// Adds `entries` that are lost, with `records` in all.
+    /// Adds `entries` that can't be read, with `records` in all. Who is owed them isn't known: everybody
+    /// who hasn't settled them.
     pub(super) fn push_lost(&mut self, entries: u32, records: u64) {
         for _ in 0..entries {
-            self.push(0, 0, false);
+            let index = self.records.len();
+            self.records.push(0);
+            self.held.push(index, false);
+            for bits in &mut self.owed {
+                bits.push(index, true);
+            }
+            self.unread.set(index);
         }
         self.lost_entries += u64::from(entries);
         self.lost_records += records;
@@ -215,10 +222,34 @@ impl Ledger {
         self.owed.len()
     }
 
-    /// Whether the destination at `bit` hasn't accepted `index`, whether or not it can be read.
+    /// Entries the destination at `bit` needn't get any more, a bit each, 64 at a time. What can't be
+    /// read isn't among them.
+    pub(super) fn settled(&self, bit: usize) -> impl Iterator<Item = u64> + '_ {
+        let entries = self.records.len();
+        (0..entries.div_ceil(64)).map(move |word| {
+            let known = u64::MAX >> (64 - (entries - word * 64).min(64));
+            self.owed.get(bit).map_or(0, |bits| !bits.word(word)) & known
+        })
+    }
+
+    /// Whether some entry is owed to one of `mask` and nobody holds it.
     #[must_use]
-    pub(super) fn is_unsettled_for(&self, bit: usize, index: usize) -> bool {
-        self.owed.get(bit).is_some_and(|bits| bits.get(index))
+    pub(super) fn is_any_wanted(&self, mask: DestMask) -> bool {
+        (0..self.records.len().div_ceil(64)).any(|word| {
+            let owed = self
+                .owed
+                .iter()
+                .enumerate()
+                .filter(|(bit, _)| mask & (1 << bit) != 0)
+                .fold(0, |owed, (_, bits)| owed | bits.word(word));
+            owed & !self.held.word(word) & !self.unread.word(word) != 0
+        })
+    }
+
+    /// Whether every destination has all of `range`.
+    #[must_use]
+    pub(super) fn is_settled(&self, mut range: Range<u64>) -> bool {
+        range.all(|index| usize::try_from(index).is_ok_and(|index| self.unsettled(index) == 0))
     }
 }
 
@@ -256,6 +287,10 @@ impl Bits {
             .is_some_and(|word| word & (1 << (index % 64)) != 0)
     }
 
+    fn word(&self, word: usize) -> u64 {
+        self.0.get(word).copied().unwrap_or(0)
+    }
+
     fn clear(&mut self, index: usize) {
         if let Some(word) = self.0.get_mut(index / 64) {
             *word &= !(1 << (index % 64));
@@ -290,9 +325,12 @@ mod tests {
             ),
             (0b10, 0, 15)
         );
-        assert!(ledger.is_held(0));
+        assert!(ledger.is_held(0) && !ledger.is_any_wanted(0b01));
+        assert!(ledger.is_any_wanted(0b10), "entry 1");
         ledger.release(0);
         assert!(!ledger.is_held(0));
+        assert!(ledger.settled(0).eq([0b111]) && ledger.settled(1).eq([0b100]));
+        assert!(ledger.is_settled(2..3) && !ledger.is_settled(0..3));
         assert!(ledger.settle(0, 0b11));
         assert_eq!(
             ledger.pending(),
@@ -325,7 +363,11 @@ mod tests {
         ledger.push(0b11, 10, true);
         ledger.lose(0..1);
         assert_eq!((ledger.owed(0), ledger.pending().records), (0, 0));
-        assert!(ledger.is_unsettled_for(0, 0), "the next start tries again");
+        assert!(
+            ledger.settled(0).eq([0]),
+            "for the cursors it is owed: the next start tries again"
+        );
+        assert!(!ledger.is_settled(0..1));
         assert_eq!(ledger.lose(0..1), Pending::default(), "counted once");
         assert!(ledger.settle(0, 0b01));
         assert_eq!(ledger.lost().records, 10);

@@ -28,6 +28,8 @@ struct OpenSegment {
     position: Position,
     /// First entry of the block at `position` that wasn't returned yet.
     next_entry: u64,
+    /// Everything passed so far is settled for good.
+    all_settled: bool,
     /// Damage that nothing follows was met; what comes later here is found by the next start.
     exhausted: bool,
 }
@@ -131,7 +133,9 @@ impl Reader {
                 return Ok(false);
             }
             self.last = Some(order);
-            if segment.is_closed() && segment.ledger().pending().entries == 0 {
+            // Nothing here, or all of it in flight or for destinations of another configuration.
+            let configured = self.shared.destinations.configured();
+            if !segment.ledger().is_any_wanted(configured) {
                 continue;
             }
             let source = match BlockSource::open(&segment.path) {
@@ -140,11 +144,13 @@ impl Reader {
                 Err(gone) if gone.kind() == std::io::ErrorKind::NotFound => continue,
                 Err(source) => return Err(io_error("opening", &segment.path)(source)),
             };
+            let position = segment.settled_to();
             self.open = Some(OpenSegment {
                 segment,
                 source,
-                position: Position::START,
-                next_entry: 0,
+                position,
+                next_entry: position.entry,
+                all_settled: true,
                 exhausted: false,
             });
             return Ok(true);
@@ -182,8 +188,12 @@ impl OpenSegment {
                         return stop;
                     }
                     self.pass(&header);
+                    if !chain.is_open() {
+                        self.note_settled(&header);
+                    }
                 }
                 bad => {
+                    self.all_settled = false;
                     chain.break_off();
                     large = None;
                     if let Some(stop) = self.skip(shared, bad, identity, (limit, is_closed)) {
@@ -197,6 +207,18 @@ impl OpenSegment {
     fn pass(&mut self, header: &BlockHeader) {
         self.position = Position::after(self.position.offset, header);
         self.next_entry = self.position.entry;
+    }
+
+    /// Lets the next reading begin behind the block just passed, if all up to it is settled.
+    fn note_settled(&mut self, header: &BlockHeader) {
+        self.all_settled = self.all_settled
+            && self
+                .segment
+                .ledger()
+                .is_settled(header.first_entry..self.position.entry);
+        if self.all_settled {
+            self.segment.set_settled_to(self.position);
+        }
     }
 
     /// Takes the wanted entries of a block; `Some` when the batch is full, with the position such

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use super::{format::PAGE, ledger::Ledger};
+use super::{format::PAGE, ledger::Ledger, walk::Position};
 
 /// One segment file.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub(super) struct Segment {
     /// Length the file should be cut to, 0 if it needn't.
     trim_to: AtomicU64,
     quarantined: AtomicBool,
+    /// Where the first block with something unsettled may be; all before it needn't be read again.
+    settled_to: Mutex<Position>,
     ledger: Mutex<Ledger>,
 }
 
@@ -60,6 +62,7 @@ impl Segment {
             closed: AtomicBool::new(false),
             trim_to: AtomicU64::new(0),
             quarantined: AtomicBool::new(false),
+            settled_to: Mutex::new(Position::START),
             ledger: Mutex::new(ledger),
         }
     }
