@@ -561,3 +561,28 @@ fn a_file_without_any_header_is_removed_only_if_it_is_all_zeros() {
         assert_eq!(stats.quarantined_segments, u64::from(stray.is_some()));
     }
 }
+
+#[test]
+fn what_was_delivered_before_the_damage_is_not_lost() {
+    let dir = real_disk();
+    let config = small(dir.path());
+    let contents = contents(15, 6);
+    let ids = write(&config, &contents, true);
+    let vault = open(&config);
+    assert_eq!(read_all(&vault, 1 << 20).len(), 6);
+    vault.settle(ids[1], 1);
+    vault.settle(ids[4], 1);
+    vault.close().unwrap();
+    let path = only_segment(dir.path());
+    let blocks = data_blocks(&path);
+    flip(&path, blocks[1].0 + 200);
+    flip(&path, blocks[3].0 + 200);
+    flip(&path, blocks[4].0 + 8);
+    let (entries, stats) = reopen(&config);
+    assert_eq!(entries.len(), 3);
+    assert_eq!(
+        (stats.quarantined_entries, stats.quarantined_records),
+        (1, 1),
+        "two of the three damaged blocks held nothing that is owed"
+    );
+}

@@ -19,6 +19,7 @@
 use std::{
     collections::HashMap,
     fs, io,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -79,6 +80,15 @@ impl Cursors {
         Ok(newest)
     }
 
+    /// How many of `entries` some destination may still want.
+    #[must_use]
+    pub(super) fn unsettled(&self, number: u64, tag: u64, entries: Range<u64>) -> u64 {
+        let settled = self.segments.get(&(number, tag));
+        entries
+            .filter(|&entry| !settled.is_some_and(|settled| settled.has(entry)))
+            .count() as u64
+    }
+
     /// Takes what is settled of a recovered segment out of its ledger.
     pub(super) fn apply(&self, number: u64, tag: u64, ledger: &mut Ledger) {
         let Some(settled) = self.segments.get(&(number, tag)) else {
@@ -97,6 +107,18 @@ impl Cursors {
                 }
             }
         }
+    }
+}
+
+impl Settled {
+    fn has(&self, entry: u64) -> bool {
+        let at = usize::try_from(entry).unwrap_or(usize::MAX);
+        entry < u64::from(self.entries)
+            && self.bitmaps.iter().all(|bitmap| {
+                bitmap
+                    .as_ref()
+                    .is_some_and(|bitmap| bitmap[at / 8] & (1 << (at % 8)) != 0)
+            })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fs::{self, OpenOptions},
+    ops::Range,
     os::unix::fs::{FileExt, OpenOptionsExt},
     sync::{Arc, atomic::Ordering},
 };
@@ -13,7 +14,7 @@ use super::{
     entry::Pieces,
     error::{Error, io_error},
     format::{BlockHeader, BlockKind, Codec, FormatError, PAGE, SegmentHeader},
-    ledger::Ledger,
+    ledger::{Ledger, Pending},
     segment::Segment,
     shared::{Damage, Shared, unix_nanos},
     walk::{Ahead, BlockSource, Chain, Identity, Joined, Look, Position, is_consistent},
@@ -92,6 +93,7 @@ fn read_headers(found: &[Found]) -> Successors {
 /// A segment while it is read.
 struct Walk<'a> {
     shared: &'a Shared,
+    cursors: &'a Cursors,
     segment: Segment,
     identity: Identity,
     limit: u64,
@@ -152,6 +154,7 @@ fn recover_segment(
     segment.begin(created);
     let mut walk = Walk {
         shared,
+        cursors,
         segment,
         identity,
         limit: file.bytes,
@@ -162,14 +165,15 @@ fn recover_segment(
         crc: crc32fast::Hasher::new(),
     };
     if ours.is_none() {
-        walk.report("segment header damaged", 0, 0);
+        walk.report("segment header damaged", Pending::default());
     }
     let ended = if identity.tag.is_some() {
         walk.run(successors)
     } else {
         Ended::Damaged
     };
-    finish(walk, ended, cursors)
+    finish(walk, ended);
+    Ok(())
 }
 
 fn first_block(
@@ -191,24 +195,33 @@ fn first_block(
     }
 }
 
-fn finish(mut walk: Walk<'_>, ended: Ended, cursors: &Cursors) -> Result<(), Error> {
-    let end = match ended {
-        Ended::Stopped => return Ok(()),
-        Ended::Torn if !walk.segment.is_quarantined() => walk.seal()?,
-        Ended::Torn | Ended::Sealed | Ended::Damaged => walk.position.offset,
-    };
+/// Seals what ends at a torn tail and adds the segment to the catalog, with what is settled.
+fn finish(mut walk: Walk<'_>, ended: Ended) {
+    let is_whole = !walk.segment.is_quarantined();
+    match ended {
+        Ended::Stopped => return,
+        Ended::Torn if is_whole => {
+            if let Err(error) = walk.seal() {
+                // The next start tries again; what was read can be delivered meanwhile.
+                tracing::error!(error = %error, "a vault segment stays unsealed");
+            }
+        }
+        // The run that sealed it may have ended before its file was cut.
+        Ended::Sealed if is_whole => {
+            let end = walk.position.offset + PAGE as u64;
+            walk.segment.want_trim(end);
+        }
+        Ended::Torn | Ended::Sealed | Ended::Damaged => {}
+    }
     let Walk {
         shared,
+        cursors,
         segment,
         position,
         ..
     } = walk;
-    if ended == Ended::Sealed && !segment.is_quarantined() {
-        // The run that sealed it may have ended before its file was cut.
-        segment.want_trim(position.offset + PAGE as u64);
-    }
     // The seal isn't read again: everything before it is.
-    segment.set_durable(end.min(position.offset), position.index);
+    segment.set_durable(position.offset, position.index);
     {
         let mut ledger = segment.ledger();
         cursors.apply(segment.number, segment.tag, &mut ledger);
@@ -216,7 +229,6 @@ fn finish(mut walk: Walk<'_>, ended: Ended, cursors: &Cursors) -> Result<(), Err
     }
     segment.close();
     shared.catalog.insert(Arc::new(segment));
-    Ok(())
 }
 
 impl Walk<'_> {
@@ -251,7 +263,7 @@ impl Walk<'_> {
             self.position = Position::after(offset, header);
             return;
         };
-        let mut orphan = None;
+        let mut orphans = Vec::new();
         {
             let mut ledger = self.segment.ledger();
             for piece in Pieces::new(payload).flatten() {
@@ -259,15 +271,19 @@ impl Walk<'_> {
                 match self.chain.join(&piece.header) {
                     Joined::Complete => ledger.push(piece.header.owed, piece.header.records, false),
                     Joined::Orphan if ends => {
-                        orphan = Some(piece.header.records);
-                        ledger.push_lost(1, u64::from(piece.header.records));
+                        let entry = ledger.len() as u64;
+                        let records = u64::from(piece.header.records);
+                        let lost =
+                            lost_with(self.cursors, &self.segment, entry..entry + 1, records);
+                        ledger.push_lost(1, lost.records);
+                        orphans.push(lost);
                     }
                     Joined::Orphan | Joined::Partial => {}
                 }
             }
         }
-        if let Some(records) = orphan {
-            self.report("an entry's earlier pieces are lost", 1, u64::from(records));
+        for lost in orphans {
+            self.report("an entry's earlier pieces are lost", lost);
         }
         self.position = Position::after(offset, header);
     }
@@ -289,13 +305,19 @@ impl Walk<'_> {
             return None;
         }
         let Some((offset, next)) = ahead.next else {
-            self.report(reason(look), 0, 0);
+            self.report(reason(look), Pending::default());
             return Some(Ended::Damaged);
         };
         let entries = u32::try_from(next.first_entry - self.position.entry).unwrap_or(u32::MAX);
         let records = next.first_record.saturating_sub(self.position.record);
-        self.segment.ledger().push_lost(entries, records);
-        self.report(reason(look), u64::from(entries), records);
+        let lost = lost_with(
+            self.cursors,
+            &self.segment,
+            self.position.entry..next.first_entry,
+            records,
+        );
+        self.segment.ledger().push_lost(entries, lost.records);
+        self.report(reason(look), lost);
         self.chain.break_off();
         self.position = Position {
             offset,
@@ -321,21 +343,28 @@ impl Walk<'_> {
     }
 
     fn lose(&mut self, header: &BlockHeader, why: &str) {
+        let entries = header.first_entry..header.first_entry + u64::from(header.entries);
+        let lost = lost_with(
+            self.cursors,
+            &self.segment,
+            entries,
+            u64::from(header.records),
+        );
         self.segment
             .ledger()
-            .push_lost(header.entries, u64::from(header.records));
-        self.report(why, u64::from(header.entries), u64::from(header.records));
+            .push_lost(header.entries, lost.records);
+        self.report(why, lost);
         self.chain.break_off();
     }
 
-    fn report(&self, reason: &str, entries: u64, records: u64) {
+    fn report(&self, reason: &str, lost: Pending) {
         let damage = Damage {
             offset: self.position.offset,
             block: self.position.index,
             first_entry: self.position.entry,
-            entries,
+            entries: lost.entries,
             first_record: self.position.record,
-            records,
+            records: lost.records,
             reason,
         };
         self.shared.quarantine(&self.segment, &damage);
@@ -347,8 +376,8 @@ impl Walk<'_> {
         self.crc.update(&header.crc_fields(crc));
     }
 
-    /// Ends a whole segment at its torn tail; returns where the seal ends.
-    fn seal(&mut self) -> Result<u64, Error> {
+    /// Ends a whole segment at its torn tail.
+    fn seal(&mut self) -> Result<(), Error> {
         let path = &self.segment.path;
         let Position {
             offset,
@@ -396,7 +425,17 @@ impl Walk<'_> {
             .committed_bytes
             .fetch_sub(self.segment.note_cut(end), Ordering::Relaxed);
         tracing::info!(path = %path.display(), offset, entries = entry, "sealed a vault segment at its torn tail");
-        Ok(end)
+        Ok(())
+    }
+}
+
+/// What is lost with `entries`, which have `records` in all: those delivered before aren't. If some are,
+/// nobody knows how many of the records are theirs, and all count as lost.
+fn lost_with(cursors: &Cursors, segment: &Segment, entries: Range<u64>, records: u64) -> Pending {
+    let entries = cursors.unsettled(segment.number, segment.tag, entries);
+    Pending {
+        entries,
+        records: if entries == 0 { 0 } else { records },
     }
 }
 
