@@ -1,113 +1,50 @@
-//! Reading the segments of earlier runs at start: torn tails are cut off, damage is kept and counted.
+//! Walking one segment of an earlier run from its start to its end, through damage.
 
 use std::{
     collections::HashMap,
-    fs::{self, OpenOptions},
+    fs::OpenOptions,
     ops::Range,
     os::unix::fs::{FileExt, OpenOptionsExt},
-    sync::{Arc, atomic::Ordering},
+    sync::atomic::Ordering,
 };
 
-use super::{
-    cursors::Cursors,
-    directory::Found,
-    entry::Pieces,
-    error::{Error, io_error},
-    format::{BlockHeader, BlockKind, Codec, FormatError, PAGE, SegmentHeader},
-    ledger::{Ledger, Pending},
-    segment::Segment,
-    shared::{Damage, Shared, unix_nanos},
-    walk::{Ahead, BlockSource, Chain, Identity, Joined, Look, Position, is_consistent},
+use super::verdict::{Verdict, judge};
+use crate::{
+    uring::AlignedBytes,
+    vault::{
+        cursors::Cursors,
+        directory::Found,
+        entry::Pieces,
+        error::{Error, io_error},
+        format::{BLOCK_HEADER, BlockHeader, BlockKind, Codec, FormatError, PAGE, SegmentHeader},
+        ledger::Pending,
+        segment::Segment,
+        shared::{Damage, Shared, unix_nanos},
+        walk::{Ahead, BlockSource, Chain, Identity, Joined, Look, Position, is_consistent},
+    },
 };
-use crate::uring::AlignedBytes;
-
-/// What a place without the block that belongs there means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// Nobody was promised what is from here on.
-    Torn,
-    /// Acknowledged bytes are lost.
-    Damaged,
-}
-
-/// Tells a torn tail from damage. `index` is the missing block's, `durable` the most blocks known to
-/// have been durable, from all that was found.
-#[must_use]
-pub(super) fn judge(look: Look, index: u32, durable: u32) -> Option<Verdict> {
-    match look {
-        Look::Block(_) => None,
-        // Never cut off what another attempt, or another version, may read: a torn header has no
-        // matching checksum.
-        Look::Unreadable | Look::NoBlock(FormatError::Version(_) | FormatError::Field) => {
-            Some(Verdict::Damaged)
-        }
-        Look::BadPayload(_)
-        | Look::NoBlock(
-            FormatError::Short | FormatError::Blank | FormatError::Magic | FormatError::Checksum,
-        )
-        | Look::Foreign
-        | Look::End => Some(if durable > index {
-            Verdict::Damaged
-        } else {
-            Verdict::Torn
-        }),
-    }
-}
 
 /// Headers of the lanes' segments by the segment before.
-type Successors = HashMap<u64, (SegmentHeader, Found)>;
-
-/// Reads `found` in order and adds what is there to the catalog, until the vault stops.
-pub(super) fn recover(shared: &Shared, cursors: &Cursors, found: Vec<Found>) {
-    let successors = read_headers(&found);
-    for file in found {
-        if shared.is_stopping() {
-            return;
-        }
-        if let Err(error) = recover_segment(shared, cursors, &file, &successors) {
-            tracing::error!(path = %file.path.display(), error = %error, "can't recover a vault segment; it is kept");
-            let segment = new_segment(&file, 0, Ledger::new(shared.destinations.len()));
-            segment.begin(1);
-            segment.quarantine();
-            segment.close();
-            shared.catalog.insert(Arc::new(segment));
-        }
-    }
-    shared.recovering.store(false, Ordering::Release);
-    shared.cursors_wanted.raise();
-    shared.segments_wanted.raise();
-}
-
-fn read_headers(found: &[Found]) -> Successors {
-    let mut successors = HashMap::new();
-    for file in found {
-        let header = BlockSource::open(&file.path)
-            .and_then(|mut source| source.bytes(0, PAGE, u64::MAX).map(SegmentHeader::decode));
-        if let Ok(Ok(header)) = header {
-            successors.insert(header.previous, (header, file.clone()));
-        }
-    }
-    successors
-}
+pub(super) type Successors = HashMap<u64, (SegmentHeader, Found)>;
 
 /// A segment while it is read.
-struct Walk<'a> {
-    shared: &'a Shared,
-    cursors: &'a Cursors,
-    segment: Segment,
-    identity: Identity,
-    limit: u64,
-    source: BlockSource,
-    position: Position,
-    chain: Chain,
-    decoded: Vec<u8>,
+pub(super) struct Walk<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) cursors: &'a Cursors,
+    pub(super) segment: Segment,
+    pub(super) identity: Identity,
+    pub(super) limit: u64,
+    pub(super) source: BlockSource,
+    pub(super) position: Position,
+    pub(super) chain: Chain,
+    pub(super) decoded: Vec<u8>,
     /// CRC fields of the blocks so far.
-    crc: crc32fast::Hasher,
+    pub(super) crc: crc32fast::Hasher,
 }
 
 /// How a walk ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ended {
+pub(super) enum Ended {
     Sealed,
     Torn,
     /// Behind damage that nothing follows.
@@ -115,124 +52,8 @@ enum Ended {
     Stopped,
 }
 
-fn recover_segment(
-    shared: &Shared,
-    cursors: &Cursors,
-    file: &Found,
-    successors: &Successors,
-) -> Result<(), Error> {
-    let mut source = BlockSource::open(&file.path).map_err(io_error("opening", &file.path))?;
-    let page = source
-        .bytes(0, PAGE, file.bytes)
-        .map_err(io_error("reading", &file.path))?;
-    let header = SegmentHeader::decode(page);
-    let ours = header
-        .ok()
-        .filter(|header| header.segment == file.number && header.lane == file.lane);
-    let mut identity = Identity {
-        segment: file.number,
-        tag: ours.map(|header| header.tag),
-    };
-    let mut created = ours.map_or(1, |header| header.created_unix_ns);
-    if ours.is_none() {
-        let before_first = Position {
-            offset: 0,
-            ..Position::START
-        };
-        let first = first_block(&mut source, identity, before_first, file.bytes);
-        match first {
-            Some(block) => {
-                identity.tag = Some(block.tag);
-                created = block.wall_unix_ns;
-            }
-            None if source.is_blank(file.bytes) => return remove_unused(shared, file),
-            None => {}
-        }
-    }
-    let ledger = Ledger::new(shared.destinations.len());
-    let segment = new_segment(file, identity.tag.unwrap_or(0), ledger);
-    segment.begin(created);
-    let mut walk = Walk {
-        shared,
-        cursors,
-        segment,
-        identity,
-        limit: file.bytes,
-        source,
-        position: Position::START,
-        chain: Chain::default(),
-        decoded: Vec::new(),
-        crc: crc32fast::Hasher::new(),
-    };
-    if ours.is_none() {
-        walk.report("segment header damaged", Pending::default());
-    }
-    let ended = if identity.tag.is_some() {
-        walk.run(successors)
-    } else {
-        Ended::Damaged
-    };
-    finish(walk, ended);
-    Ok(())
-}
-
-fn first_block(
-    source: &mut BlockSource,
-    identity: Identity,
-    from: Position,
-    limit: u64,
-) -> Option<BlockHeader> {
-    let start = source
-        .bytes(PAGE as u64, PAGE, limit)
-        .ok()
-        .map(BlockHeader::decode);
-    match start {
-        Some(Ok(header)) if header.segment == identity.segment => Some(header),
-        _ => source
-            .look_ahead(identity, from, limit)
-            .next
-            .map(|(_, header)| header),
-    }
-}
-
-/// Seals what ends at a torn tail and adds the segment to the catalog, with what is settled.
-fn finish(mut walk: Walk<'_>, ended: Ended) {
-    let is_whole = !walk.segment.is_quarantined();
-    match ended {
-        Ended::Stopped => return,
-        Ended::Torn if is_whole => {
-            if let Err(error) = walk.seal() {
-                // The next start tries again; what was read can be delivered meanwhile.
-                tracing::error!(error = %error, "a vault segment stays unsealed");
-            }
-        }
-        // The run that sealed it may have ended before its file was cut.
-        Ended::Sealed if is_whole => {
-            let end = walk.position.offset + PAGE as u64;
-            walk.segment.want_trim(end);
-        }
-        Ended::Torn | Ended::Sealed | Ended::Damaged => {}
-    }
-    let Walk {
-        shared,
-        cursors,
-        segment,
-        position,
-        ..
-    } = walk;
-    // The seal isn't read again: everything before it is.
-    segment.set_durable(position.offset, position.index);
-    {
-        let mut ledger = segment.ledger();
-        cursors.apply(segment.number, segment.tag, &mut ledger);
-        ledger.shrink();
-    }
-    segment.close();
-    shared.catalog.insert(Arc::new(segment));
-}
-
 impl Walk<'_> {
-    fn run(&mut self, successors: &Successors) -> Ended {
+    pub(super) fn run(&mut self, successors: &Successors) -> Ended {
         loop {
             if self.shared.is_stopping() {
                 return Ended::Stopped;
@@ -357,7 +178,7 @@ impl Walk<'_> {
         self.chain.break_off();
     }
 
-    fn report(&self, reason: &str, lost: Pending) {
+    pub(super) fn report(&self, reason: &str, lost: Pending) {
         let damage = Damage {
             offset: self.position.offset,
             block: self.position.index,
@@ -371,13 +192,13 @@ impl Walk<'_> {
     }
 
     fn note_crc(&mut self, header: &BlockHeader) {
-        let mut encoded = [0; super::format::BLOCK_HEADER];
+        let mut encoded = [0; BLOCK_HEADER];
         let crc = header.encode(&mut encoded);
         self.crc.update(&header.crc_fields(crc));
     }
 
     /// Ends a whole segment at its torn tail.
-    fn seal(&mut self) -> Result<(), Error> {
+    pub(super) fn seal(&mut self) -> Result<(), Error> {
         let path = &self.segment.path;
         let Position {
             offset,
@@ -462,50 +283,5 @@ fn reason(look: Look) -> &'static str {
         Look::End => "the file ends early",
         Look::BadPayload(_) => "checksum of the payload doesn't match",
         Look::Block(_) => "whole",
-    }
-}
-
-fn new_segment(file: &Found, tag: u64, ledger: Ledger) -> Segment {
-    Segment::new(
-        file.number,
-        file.lane,
-        tag,
-        file.path.clone(),
-        file.bytes,
-        ledger,
-    )
-}
-
-/// Removes a segment that was made ahead and never begun: it is all zeros.
-fn remove_unused(shared: &Shared, file: &Found) -> Result<(), Error> {
-    fs::remove_file(&file.path).map_err(io_error("removing", &file.path))?;
-    shared
-        .committed_bytes
-        .fetch_sub(file.bytes, Ordering::Relaxed);
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_nobody_was_promised_and_nobody_can_read_is_torn() {
-        use Verdict::{Damaged, Torn};
-        let looks = [
-            (Look::NoBlock(FormatError::Blank), Torn),
-            (Look::NoBlock(FormatError::Short), Torn),
-            (Look::NoBlock(FormatError::Magic), Torn),
-            (Look::NoBlock(FormatError::Checksum), Torn),
-            (Look::Foreign, Torn),
-            (Look::End, Torn),
-            (Look::NoBlock(FormatError::Version(2)), Damaged),
-            (Look::NoBlock(FormatError::Field), Damaged),
-            (Look::Unreadable, Damaged),
-        ];
-        for (look, unpromised) in looks {
-            assert_eq!(judge(look, 5, 5), Some(unpromised), "{look:?}");
-            assert_eq!(judge(look, 5, 6), Some(Damaged), "{look:?}, durable");
-        }
     }
 }
