@@ -2,7 +2,10 @@
 
 mod vault_support;
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use gophership::vault::{
     AppendError, Compression, Config, ContentEncoding, EntryMeta, Error, Vault,
@@ -196,6 +199,41 @@ fn a_full_vault_refuses_and_keeps_what_it_acknowledged() {
             .map(|entry| &entry.bytes)
             .eq(stored.iter().map(|(_, content)| content))
     );
+}
+
+#[test]
+fn a_vault_of_one_segment_takes_entries_again_once_all_is_delivered() {
+    let dir = real_disk();
+    let config = Config {
+        max_bytes: 512 << 10,
+        segment_bytes: 512 << 10,
+        max_entry_bytes: 200_000,
+        compression: Compression::None,
+        ..small(dir.path())
+    };
+    let vault = open(&config);
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        // Entries that use up the segment, and large ones that leave room in it.
+        for len in [10_000, 200_000, 10_000, 200_000] {
+            let content = vec![3; len];
+            let mut stored = Vec::new();
+            let full = loop {
+                match lane.append(meta(1, 0), &[&content]).await {
+                    Ok(id) => stored.push(id),
+                    // Before the first one, the room of the last round is being made free.
+                    Err(AppendError::Full { .. }) if stored.is_empty() => {
+                        tokio::task::yield_now().await;
+                    }
+                    Err(error) => break error,
+                }
+            };
+            assert!(matches!(full, AppendError::Full { .. }), "{full}");
+            for id in stored {
+                vault.settle(id, 1);
+            }
+        }
+    });
 }
 
 #[test]
@@ -395,6 +433,129 @@ fn a_cancelled_append_leaves_whole_entries_only() {
         (0, read.len() as u64),
         "nothing stays held"
     );
+}
+
+/// The kernel's directory of the disk that holds `dir`, if it has one.
+fn disk_of(dir: &Path) -> Option<PathBuf> {
+    use std::os::unix::fs::MetadataExt;
+    let device = std::fs::metadata(dir).ok()?.dev();
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    let disk = std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).ok()?;
+    if disk.join("partition").exists() {
+        return disk.parent().map(Path::to_path_buf);
+    }
+    Some(disk)
+}
+
+fn number_in(disk: &Path, file: &str, column: usize) -> Option<u64> {
+    let text = std::fs::read_to_string(disk.join(file)).ok()?;
+    text.split_whitespace().nth(column)?.parse().ok()
+}
+
+#[test]
+fn each_acknowledgement_waits_for_a_flush_of_a_disk_that_caches() {
+    const FLUSHES: usize = 15;
+    let dir = real_disk();
+    let disk = disk_of(dir.path()).filter(|disk| {
+        let cache = std::fs::read_to_string(disk.join("queue/write_cache"));
+        // With FUA there is no flush to count; without a cache there is nothing to flush.
+        cache.is_ok_and(|cache| cache.trim() == "write back")
+            && number_in(disk, "queue/fua", 0) == Some(0)
+    });
+    let Some(disk) = disk else {
+        eprintln!("skipped: this disk's flushes can't be counted");
+        return;
+    };
+    let vault = open(&small(dir.path()));
+    let (before, after) = on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        lane.append(meta(1, 0), &[b"first"]).await.unwrap();
+        let before = number_in(&disk, "stat", FLUSHES).unwrap();
+        for number in 0..200 {
+            lane.append(meta(1, number), &[b"next"]).await.unwrap();
+        }
+        (before, number_in(&disk, "stat", FLUSHES).unwrap())
+    });
+    // They came one after the other, so no two of them share a flush; others may flush too.
+    assert!(
+        after - before >= 200,
+        "{} flushes for 200 synced appends",
+        after - before
+    );
+}
+
+#[test]
+fn reading_what_is_held_or_settled_costs_the_disk_nothing() {
+    let dir = real_disk();
+    let config = Config {
+        compression: Compression::None,
+        ..small(dir.path())
+    };
+    let vault = open(&config);
+    let contents = vec![vec![9; 60_000]; 25];
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        let mut ids = Vec::new();
+        for content in &contents {
+            let held = EntryMeta {
+                held: true,
+                ..meta(1, 0)
+            };
+            ids.push(lane.append(held, &[content]).await.unwrap());
+        }
+        let disk_bytes = || -> u64 {
+            let io = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+            let line = io
+                .lines()
+                .find_map(|line| line.strip_prefix("read_bytes: "));
+            line.unwrap().parse().unwrap()
+        };
+        let cost = |vault: &Vault| {
+            let before = disk_bytes();
+            let read = vault.reader().next(usize::MAX, u32::MAX).unwrap().len();
+            (read, disk_bytes() - before)
+        };
+        assert_eq!(cost(&vault), (0, 0), "all is in flight");
+        let (last, settled) = ids.split_last().unwrap();
+        vault.release(*last);
+        let (read, all) = cost(&vault);
+        assert_eq!(read, 1);
+        for id in settled {
+            vault.settle(*id, 1);
+        }
+        assert_eq!(cost(&vault).0, 1, "this reading learns what is settled");
+        let (read, rest) = cost(&vault);
+        assert_eq!(read, 1);
+        assert!(rest * 4 < all, "{rest} of {all} bytes read again");
+    });
+}
+
+#[test]
+fn a_sealed_segment_takes_no_more_room_than_its_blocks() {
+    let dir = real_disk();
+    let config = small(dir.path());
+    let vault = open(&config);
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        lane.append(meta(1, 0), &[b"little"]).await.unwrap();
+        lane.shutdown().await.unwrap();
+    });
+    vault.close().unwrap();
+    let files = segment_files(dir.path());
+    let [file] = files.as_slice() else {
+        panic!("one segment, not {files:?}")
+    };
+    let length = || std::fs::metadata(file).unwrap().len();
+    assert!(length() <= 4 * 4096, "header, block, a mark maybe, seal");
+    // As if the last run had been killed before it could cut the file.
+    let grown = std::fs::OpenOptions::new().write(true).open(file).unwrap();
+    grown.set_len(config.segment_bytes).unwrap();
+    let vault = open(&config);
+    wait_until("the file is cut", || length() < config.segment_bytes);
+    wait_until("its bytes are given back", || {
+        vault.stats().bytes < 2 * config.segment_bytes
+    });
+    assert_eq!(read_all(&vault, usize::MAX).len(), 1);
 }
 
 #[test]

@@ -475,3 +475,114 @@ fn an_acknowledged_block_of_the_next_segment_vouches_for_this_one() {
         );
     }
 }
+
+#[test]
+fn what_could_not_be_read_once_is_read_after_a_restart() {
+    let dir = real_disk();
+    let config = small(dir.path());
+    let contents = contents(12, 8);
+    let vault = open(&config);
+    let path = on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        for (number, content) in contents.iter().enumerate() {
+            let stored = meta(1, number as u64);
+            let id = lane.append(stored, &[content]).await.unwrap();
+            if number == 0 {
+                vault.settle(id, 1);
+            }
+        }
+        let path = only_segment(dir.path());
+        // A header, a payload, and the last header, behind which nothing can be found.
+        let blocks = data_blocks(&path);
+        for at in [blocks[2].0 + 8, blocks[5].0 + 200, blocks[7].0] {
+            flip(&path, at);
+        }
+        assert_eq!(read_all(&vault, 10_000).len(), 4);
+        assert_eq!(vault.stats().quarantined_entries, 2);
+        // More is appended, so that the last one's end is known.
+        let more = lane.append(meta(1, 8), &[&contents[0]]).await.unwrap();
+        assert_eq!(read_all(&vault, 10_000).len(), 5);
+        assert_eq!(vault.stats().quarantined_entries, 3);
+        vault.settle(more, 1);
+        lane.shutdown().await.unwrap();
+        for at in [blocks[2].0 + 8, blocks[5].0 + 200, blocks[7].0] {
+            flip(&path, at);
+        }
+        path
+    });
+    vault.close().unwrap();
+    assert!(path.exists());
+    let (entries, stats) = reopen(&config);
+    same(&entries, &contents[1..]);
+    assert_eq!(
+        (stats.quarantined_entries, stats.entries_pending),
+        (0, 7),
+        "a reader that fails settles nothing"
+    );
+}
+
+#[test]
+fn a_block_of_a_newer_version_is_kept() {
+    let dir = real_disk();
+    let config = small(dir.path());
+    let contents = contents(13, 4);
+    write(&config, &contents, false);
+    let path = only_segment(dir.path());
+    let pristine = fs::read(&path).unwrap();
+    let mut newer = pristine.clone();
+    for (offset, _) in blocks(&path).into_iter().skip(2) {
+        let header = &mut newer[usize::try_from(offset).unwrap()..][..128];
+        header[4] = 2;
+        let crc = crc32fast::hash(&header[..124]);
+        header[124..].copy_from_slice(&crc.to_le_bytes());
+    }
+    fs::write(&path, &newer).unwrap();
+    let (entries, stats) = reopen(&config);
+    same(&entries, &contents[..2]);
+    assert_eq!(stats.quarantined_segments, 1);
+    assert!(fs::read(&path).unwrap() == newer, "not a byte is changed");
+}
+
+#[test]
+fn a_file_without_any_header_is_removed_only_if_it_is_all_zeros() {
+    for stray in [None, Some(700_001)] {
+        let dir = real_disk();
+        let config = small(dir.path());
+        write(&config, &contents(14, 1), true);
+        let path = dir.path().join("lane-00/00000000000000aa.gsv");
+        let mut bytes = vec![0; 1 << 20];
+        if let Some(at) = stray {
+            bytes[at] = 1;
+        }
+        fs::write(&path, &bytes).unwrap();
+        let (entries, stats) = reopen(&config);
+        assert_eq!(entries.len(), 1);
+        assert_eq!(path.exists(), stray.is_some());
+        assert_eq!(stats.quarantined_segments, u64::from(stray.is_some()));
+    }
+}
+
+#[test]
+fn what_was_delivered_before_the_damage_is_not_lost() {
+    let dir = real_disk();
+    let config = small(dir.path());
+    let contents = contents(15, 6);
+    let ids = write(&config, &contents, true);
+    let vault = open(&config);
+    assert_eq!(read_all(&vault, 1 << 20).len(), 6);
+    vault.settle(ids[1], 1);
+    vault.settle(ids[4], 1);
+    vault.close().unwrap();
+    let path = only_segment(dir.path());
+    let blocks = data_blocks(&path);
+    flip(&path, blocks[1].0 + 200);
+    flip(&path, blocks[3].0 + 200);
+    flip(&path, blocks[4].0 + 8);
+    let (entries, stats) = reopen(&config);
+    assert_eq!(entries.len(), 3);
+    assert_eq!(
+        (stats.quarantined_entries, stats.quarantined_records),
+        (1, 1),
+        "two of the three damaged blocks held nothing that is owed"
+    );
+}

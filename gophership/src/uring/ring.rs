@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use io_uring::{IoUring, opcode, types};
+use io_uring::{IoUring, opcode, squeue, types};
 use tokio::io::unix::AsyncFd;
 
 use super::{ALIGNMENT, Buffer, BufferPool, Error};
@@ -185,17 +185,9 @@ impl Ring {
             return Err(Error::Enter(io::ErrorKind::BrokenPipe.into()));
         }
         let slot = self.free.pop().ok_or(Error::QueueFull)?;
-        let flags = if durable { libc::RWF_DSYNC } else { 0 };
-        let entry = opcode::WriteFixed::new(
-            types::Fd(file.as_raw_fd()),
-            buffer.address().as_ptr(),
-            length,
-            index,
-        )
-        .offset(offset)
-        .rw_flags(flags)
-        .build()
-        .user_data(slot as u64);
+        let start = buffer.address().as_ptr();
+        let operation = opcode::WriteFixed::new(types::Fd(file.as_raw_fd()), start, length, index);
+        let entry = finished(operation.offset(offset), durable, slot as u64);
         self.in_flight[slot] = Some(InFlight {
             buffer,
             len,
@@ -270,6 +262,12 @@ impl Ring {
         self.broken = true;
         Err(Error::Enter(io::ErrorKind::WouldBlock.into()))
     }
+}
+
+/// The one place that decides how durable a write is when it completes.
+fn finished(write: opcode::WriteFixed, durable: bool, user_data: u64) -> squeue::Entry {
+    let flags = if durable { libc::RWF_DSYNC } else { 0 };
+    write.rw_flags(flags).build().user_data(user_data)
 }
 
 fn is_transient(error: &io::Error) -> bool {
@@ -367,6 +365,20 @@ mod tests {
         assert_eq!(pool.available(), 0);
         drop(ring);
         assert_eq!(pool.available(), 4);
+    }
+
+    #[test]
+    fn a_durable_write_carries_rwf_dsync_to_the_kernel() {
+        // `rw_flags` of `struct io_uring_sqe`, linux/io_uring.h.
+        const RW_FLAGS_AT: usize = 28;
+        for (durable, flags) in [(true, libc::RWF_DSYNC), (false, 0)] {
+            let write = opcode::WriteFixed::new(types::Fd(0), std::ptr::null(), 4096, 0);
+            let entry = finished(write, durable, 7);
+            // SAFETY: `Entry` is the kernel's 64-byte entry, plain numbers, any of whose bytes may be read.
+            let bytes: [u8; 64] = unsafe { std::mem::transmute_copy(&entry) };
+            let field = bytes[RW_FLAGS_AT..RW_FLAGS_AT + 4].try_into().unwrap();
+            assert_eq!(i32::from_ne_bytes(field), flags);
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@
 use std::{
     collections::HashMap,
     fs, io,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -79,6 +80,15 @@ impl Cursors {
         Ok(newest)
     }
 
+    /// How many of `entries` some destination may still want.
+    #[must_use]
+    pub(super) fn unsettled(&self, number: u64, tag: u64, entries: Range<u64>) -> u64 {
+        let settled = self.segments.get(&(number, tag));
+        entries
+            .filter(|&entry| !settled.is_some_and(|settled| settled.has(entry)))
+            .count() as u64
+    }
+
     /// Takes what is settled of a recovered segment out of its ledger.
     pub(super) fn apply(&self, number: u64, tag: u64, ledger: &mut Ledger) {
         let Some(settled) = self.segments.get(&(number, tag)) else {
@@ -97,6 +107,18 @@ impl Cursors {
                 }
             }
         }
+    }
+}
+
+impl Settled {
+    fn has(&self, entry: u64) -> bool {
+        let at = usize::try_from(entry).unwrap_or(usize::MAX);
+        entry < u64::from(self.entries)
+            && self.bitmaps.iter().all(|bitmap| {
+                bitmap
+                    .as_ref()
+                    .is_some_and(|bitmap| bitmap[at / 8] & (1 << (at % 8)) != 0)
+            })
     }
 }
 
@@ -177,14 +199,12 @@ fn encode_segment(segment: &Segment, bytes: &mut Vec<u8>) {
     for bit in 0..destinations as usize {
         let start = bytes.len();
         bytes.push(2);
-        bytes.resize(start + 1 + entries.div_ceil(8) as usize, 0);
         let mut settled = 0;
-        for index in 0..entries as usize {
-            if !ledger.is_owed_to(bit, index) {
-                settled += 1;
-                bytes[start + 1 + index / 8] |= 1 << (index % 8);
-            }
+        for word in ledger.settled(bit) {
+            settled += word.count_ones();
+            bytes.extend_from_slice(&word.to_le_bytes());
         }
+        bytes.truncate(start + 1 + entries.div_ceil(8) as usize);
         if settled == 0 || settled == entries {
             bytes[start] = u8::from(settled != 0);
             bytes.truncate(start + 1);

@@ -63,16 +63,26 @@ impl Lock {
     }
 }
 
-/// Makes a directory that only the owner can look into, and its parents, where they are missing.
+/// Makes a directory that only the owner can look into, and its parents, where they are missing;
+/// durably, since what is acknowledged must be found under them.
 ///
 /// # Errors
 /// It can't be made.
 pub(super) fn make_dir(path: &Path) -> Result<(), Error> {
+    let missing: Vec<_> = path
+        .ancestors()
+        .take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists())
+        .collect();
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(io_error("creating", path))
+        .map_err(io_error("creating", path))?;
+    for parent in missing.into_iter().filter_map(Path::parent) {
+        let is_here = parent.as_os_str().is_empty();
+        sync_dir(if is_here { Path::new(".") } else { parent })?;
+    }
+    Ok(())
 }
 
 /// Directory of a lane.

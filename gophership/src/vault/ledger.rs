@@ -15,6 +15,9 @@ pub(super) struct Ledger {
     /// By destination: bit set where the entry is still owed to it.
     owed: Vec<Bits>,
     held: Bits,
+    /// Entries a reader couldn't read. They count as lost and not as owed, but their `owed` bits
+    /// stay, and so they stay in the cursors: the next start may be able to read them.
+    unread: Bits,
     /// Records by destination: ever owed, still owed, owed but lost.
     stored_records: Vec<u64>,
     owed_records: Vec<u64>,
@@ -85,10 +88,17 @@ impl Ledger {
         }
     }
 
-    /// Adds `entries` that are lost, with `records` in all.
+    /// Adds `entries` that can't be read, with `records` in all. Who is owed them isn't known: everybody
+    /// who hasn't settled them.
     pub(super) fn push_lost(&mut self, entries: u32, records: u64) {
         for _ in 0..entries {
-            self.push(0, 0, false);
+            let index = self.records.len();
+            self.records.push(0);
+            self.held.push(index, false);
+            for bits in &mut self.owed {
+                bits.push(index, true);
+            }
+            self.unread.set(index);
         }
         self.lost_entries += u64::from(entries);
         self.lost_records += records;
@@ -100,16 +110,29 @@ impl Ledger {
         let Some(&records) = self.records.get(index) else {
             return false;
         };
-        let before = self.owed(index);
+        let before = self.unsettled(index);
+        let is_unread = self.unread.get(index);
         for (bit, bits) in self.owed.iter_mut().enumerate() {
             if mask & before & (1 << bit) != 0 {
                 bits.clear(index);
-                self.owed_records[bit] -= u64::from(records);
+                let sums = if is_unread {
+                    &mut self.lost_owed_records
+                } else {
+                    &mut self.owed_records
+                };
+                sums[bit] -= u64::from(records);
             }
         }
         if before != 0 && before & !mask == 0 {
-            self.pending_entries -= 1;
-            self.pending_records -= u64::from(records);
+            if is_unread {
+                // Delivered from memory after all.
+                self.unread.clear(index);
+                self.lost_entries -= 1;
+                self.lost_records -= u64::from(records);
+            } else {
+                self.pending_entries -= 1;
+                self.pending_records -= u64::from(records);
+            }
         }
         before & mask != 0
     }
@@ -119,31 +142,45 @@ impl Ledger {
         self.held.clear(index as usize);
     }
 
-    /// Takes the entries of a block that can't be read any more out of what is owed; returns how
-    /// many entries and records were owed and are lost now.
+    /// Takes the entries of a block that can't be read out of what is owed, until the next start tries
+    /// again; returns how many entries and records were owed and are lost now.
     pub(super) fn lose(&mut self, range: Range<u32>) -> Pending {
         let mut lost = Pending::default();
-        for index in range {
-            let owed = self.owed(index as usize);
-            if owed != 0 {
-                lost.entries += 1;
-                let records = u64::from(self.records[index as usize]);
-                lost.records += records;
-                for (bit, sum) in self.lost_owed_records.iter_mut().enumerate() {
-                    *sum += if owed & (1 << bit) == 0 { 0 } else { records };
-                }
-                self.settle(index, owed);
+        for index in range.map(|index| index as usize) {
+            let owed = self.owed(index);
+            if owed == 0 {
+                continue;
             }
-            self.release(index);
+            let records = u64::from(self.records[index]);
+            for bit in 0..self.owed.len() {
+                if owed & (1 << bit) != 0 {
+                    self.owed_records[bit] -= records;
+                    self.lost_owed_records[bit] += records;
+                }
+            }
+            self.unread.set(index);
+            lost.entries += 1;
+            lost.records += records;
         }
+        self.pending_entries -= lost.entries;
+        self.pending_records -= lost.records;
         self.lost_entries += lost.entries;
         self.lost_records += lost.records;
         lost
     }
 
-    /// Destinations an entry is still owed to, 0 for one that isn't known.
+    /// Destinations an entry is still owed to, 0 for one that isn't known or can't be read.
     #[must_use]
     pub(super) fn owed(&self, index: usize) -> DestMask {
+        if self.unread.get(index) {
+            0
+        } else {
+            self.unsettled(index)
+        }
+    }
+
+    /// Destinations that haven't accepted an entry, whether or not it can be read.
+    fn unsettled(&self, index: usize) -> DestMask {
         let mut mask = 0;
         for (bit, bits) in self.owed.iter().enumerate() {
             if bits.get(index) {
@@ -188,26 +225,10 @@ impl Ledger {
         self.stored_records.clone_from(&self.owed_records);
     }
 
-    /// Whether anything is owed to one of the destinations.
-    #[must_use]
-    pub(super) fn is_owed_to_any(&self, mask: DestMask) -> bool {
-        // An entry without records is owed, too.
-        self.owed
-            .iter()
-            .enumerate()
-            .any(|(bit, bits)| mask & (1 << bit) != 0 && !bits.is_empty())
-    }
-
     /// Records ever owed to one destination.
     #[must_use]
     pub(super) fn stored_records(&self, bit: usize) -> u64 {
         self.stored_records.get(bit).copied().unwrap_or(0)
-    }
-
-    /// Records owed to one destination.
-    #[must_use]
-    pub(super) fn owed_records(&self, bit: usize) -> u64 {
-        self.owed_records.get(bit).copied().unwrap_or(0)
     }
 
     /// Records that were owed to one destination when damage made them unreadable.
@@ -216,16 +237,46 @@ impl Ledger {
         self.lost_owed_records.get(bit).copied().unwrap_or(0)
     }
 
+    /// Records owed to one destination.
+    #[must_use]
+    pub(super) fn owed_records(&self, bit: usize) -> u64 {
+        self.owed_records.get(bit).copied().unwrap_or(0)
+    }
+
     /// Destinations it keeps bits of.
     #[must_use]
     pub(super) fn destinations(&self) -> usize {
         self.owed.len()
     }
 
-    /// Whether `index` is still owed to the destination at `bit`.
+    /// Entries the destination at `bit` needn't get any more, a bit each, 64 at a time. What can't be
+    /// read isn't among them.
+    pub(super) fn settled(&self, bit: usize) -> impl Iterator<Item = u64> + '_ {
+        let entries = self.records.len();
+        (0..entries.div_ceil(64)).map(move |word| {
+            let known = u64::MAX >> (64 - (entries - word * 64).min(64));
+            self.owed.get(bit).map_or(0, |bits| !bits.word(word)) & known
+        })
+    }
+
+    /// Whether some entry is owed to one of `mask` and nobody holds it.
     #[must_use]
-    pub(super) fn is_owed_to(&self, bit: usize, index: usize) -> bool {
-        self.owed.get(bit).is_some_and(|bits| bits.get(index))
+    pub(super) fn is_any_wanted(&self, mask: DestMask) -> bool {
+        (0..self.records.len().div_ceil(64)).any(|word| {
+            let owed = self
+                .owed
+                .iter()
+                .enumerate()
+                .filter(|(bit, _)| mask & (1 << bit) != 0)
+                .fold(0, |owed, (_, bits)| owed | bits.word(word));
+            owed & !self.held.word(word) & !self.unread.word(word) != 0
+        })
+    }
+
+    /// Whether every destination has all of `range`.
+    #[must_use]
+    pub(super) fn is_settled(&self, mut range: Range<u64>) -> bool {
+        range.all(|index| usize::try_from(index).is_ok_and(|index| self.unsettled(index) == 0))
     }
 }
 
@@ -250,14 +301,21 @@ impl Bits {
         }
     }
 
+    fn set(&mut self, index: usize) {
+        if index / 64 >= self.0.len() {
+            self.0.resize(index / 64 + 1, 0);
+        }
+        self.0[index / 64] |= 1 << (index % 64);
+    }
+
     fn get(&self, index: usize) -> bool {
         self.0
             .get(index / 64)
             .is_some_and(|word| word & (1 << (index % 64)) != 0)
     }
 
-    fn is_empty(&self) -> bool {
-        self.0.iter().all(|&word| word == 0)
+    fn word(&self, word: usize) -> u64 {
+        self.0.get(word).copied().unwrap_or(0)
     }
 
     fn clear(&mut self, index: usize) {
@@ -294,9 +352,12 @@ mod tests {
             ),
             (0b10, 0, 15)
         );
-        assert!(ledger.is_held(0));
+        assert!(ledger.is_held(0) && !ledger.is_any_wanted(0b01));
+        assert!(ledger.is_any_wanted(0b10), "entry 1");
         ledger.release(0);
         assert!(!ledger.is_held(0));
+        assert!(ledger.settled(0).eq([0b111]) && ledger.settled(1).eq([0b100]));
+        assert!(ledger.is_settled(2..3) && !ledger.is_settled(0..3));
         assert!(ledger.settle(0, 0b11));
         assert_eq!(
             ledger.pending(),
@@ -322,5 +383,26 @@ mod tests {
                 records: 5
             }
         );
+    }
+
+    #[test]
+    fn an_unreadable_entry_stays_unsettled_until_its_export_ends() {
+        let mut ledger = Ledger::new(2);
+        ledger.push(0b11, 10, true);
+        ledger.lose(0..1);
+        assert_eq!((ledger.owed(0), ledger.pending().records), (0, 0));
+        assert!(
+            ledger.settled(0).eq([0]),
+            "for the cursors it is owed: the next start tries again"
+        );
+        assert!(!ledger.is_settled(0..1));
+        assert_eq!(ledger.lose(0..1), Pending::default(), "counted once");
+        assert!(ledger.settle(0, 0b01));
+        assert_eq!(ledger.lost().records, 10);
+        assert!(ledger.settle(0, 0b10));
+        assert_eq!(ledger.lost(), Pending::default(), "delivered after all");
+        assert_eq!((ledger.stored_records(0), ledger.lost_records(0)), (10, 0));
+        assert_eq!(ledger.pending(), Pending::default());
+        assert_eq!((ledger.owed_records(0), ledger.owed_records(1)), (0, 0));
     }
 }

@@ -4,7 +4,9 @@
 //! synced, before the lane sees it: from then on a durable write changes no metadata.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, OpenOptions},
+    io::ErrorKind,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
     sync::{
@@ -135,11 +137,19 @@ pub(super) fn make_segments(shared: &Shared) {
         trim_sealed(shared);
         shared.segments_wanted.wait(RETRY_EVERY);
     }
-    for port in &shared.ports {
-        if let Next::Ready(unused) = std::mem::replace(&mut *port.lock(), Next::Wanted) {
-            discard(shared, &unused.segment);
-        }
-    }
+    // What the lanes sealed last would count with its zeros against the next run's `max_bytes`.
+    trim_sealed(shared);
+    let unused: Vec<_> = shared
+        .ports
+        .iter()
+        .filter_map(
+            |port| match std::mem::replace(&mut *port.lock(), Next::Wanted) {
+                Next::Ready(unused) => Some(unused.segment),
+                Next::Wanted | Next::Full | Next::Failed(_) => None,
+            },
+        )
+        .collect();
+    discard(shared, &unused);
 }
 
 fn make_next(shared: &Shared, lane: u16, zeros: &[u8]) -> Next {
@@ -165,13 +175,19 @@ fn make(shared: &Shared, lane: u16, zeros: &[u8]) -> Result<Option<Ready>, Error
     let number = shared.next_segment.fetch_add(1, Ordering::Relaxed);
     let path = segment_path(shared.dir(), lane, number);
     let staged = path.with_extension(format!("gsv.{UNFINISHED}"));
-    let Some(file) = fill(shared, &staged, zeros)? else {
+    let made = fill(shared, &staged, zeros).and_then(|filled| {
+        let Some(file) = filled else { return Ok(None) };
+        let tag = random_tag().map_err(io_error("reading", "/dev/urandom"))?;
+        fs::rename(&staged, &path).map_err(io_error("renaming", &staged))?;
+        sync_dir(&lane_dir(shared.dir(), lane))?;
+        Ok(Some((tag, file)))
+    });
+    let Ok(Some((tag, file))) = made else {
+        // Only zeros are in it. The next attempt has another number, so what is left here would add up.
         remove(&staged);
-        return Ok(None);
+        remove(&path);
+        return made.map(|_| None);
     };
-    let tag = random_tag().map_err(io_error("reading", "/dev/urandom"))?;
-    fs::rename(&staged, &path).map_err(io_error("renaming", &staged))?;
-    sync_dir(&lane_dir(shared.dir(), lane))?;
     let ledger = Ledger::preallocated(shared.destinations.len());
     let segment = Segment::new(number, lane, tag, path, shared.config.segment_bytes, ledger);
     Ok(Some(Ready {
@@ -190,21 +206,13 @@ fn fill(shared: &Shared, path: &Path, zeros: &[u8]) -> Result<Option<File>, Erro
         .custom_flags(libc::O_DIRECT)
         .open(path)
         .map_err(io_error("creating (with O_DIRECT)", path))?;
-    let filled = fill_with(shared, &file, zeros);
-    match filled {
-        Ok(true) => Ok(Some(file)),
-        Ok(false) => Ok(None),
-        Err(source) => {
-            // Nothing but zeros is in it, and the disk may need the room.
-            remove(path);
-            Err(io_error("filling", path)(source))
-        }
-    }
+    let is_filled = fill_with(shared, &file, zeros).map_err(io_error("filling", path))?;
+    Ok(is_filled.then_some(file))
 }
 
 fn fill_with(shared: &Shared, file: &File, zeros: &[u8]) -> std::io::Result<bool> {
     let bytes = shared.config.segment_bytes;
-    let length = i64::try_from(bytes).map_err(|_| std::io::ErrorKind::FileTooLarge)?;
+    let length = i64::try_from(bytes).map_err(|_| ErrorKind::FileTooLarge)?;
     // One contiguous reservation, and an early ENOSPC.
     nix::fcntl::posix_fallocate(file, 0, length)?;
     let mut at = 0;
@@ -237,11 +245,12 @@ fn trim_sealed(shared: &Shared) {
             .and_then(|file| file.set_len(length).and_then(|()| file.sync_all()));
         match cut {
             Ok(()) => {
-                let before = segment.set_file_bytes(length);
                 shared
                     .committed_bytes
-                    .fetch_sub(before.saturating_sub(length), Ordering::Relaxed);
+                    .fetch_sub(segment.note_cut(length), Ordering::Relaxed);
             }
+            // Settled and removed meanwhile.
+            Err(gone) if gone.kind() == ErrorKind::NotFound => {}
             // The zeros behind the seal only take room.
             Err(error) => {
                 tracing::warn!(path = %segment.path.display(), error = %error, "can't shorten a sealed segment");
@@ -250,24 +259,36 @@ fn trim_sealed(shared: &Shared) {
     }
 }
 
-/// Removes a segment's file and forgets it.
-pub(super) fn discard(shared: &Shared, segment: &Segment) {
-    match fs::remove_file(&segment.path) {
-        Ok(()) => {}
-        Err(missing) if missing.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => {
-            tracing::error!(path = %segment.path.display(), error = %error, "can't remove a vault segment");
-            return;
+/// Removes segments' files, and then forgets the segments.
+pub(super) fn discard(shared: &Shared, segments: &[Arc<Segment>]) {
+    let gone: Vec<_> = segments
+        .iter()
+        .filter(|segment| remove(&segment.path))
+        .collect();
+    // Durably, before the next cursors leave them out: after a power loss a file that came back
+    // would be delivered again as a whole.
+    let dirs: BTreeSet<_> = gone.iter().filter_map(|gone| gone.path.parent()).collect();
+    for dir in dirs {
+        if let Err(error) = sync_dir(dir) {
+            tracing::error!(error = %error, "the removal of vault segments may not be durable");
         }
     }
-    shared.retire(segment);
-    shared
-        .committed_bytes
-        .fetch_sub(segment.file_bytes(), Ordering::Relaxed);
+    for segment in gone {
+        shared.retire(segment);
+        shared
+            .committed_bytes
+            .fetch_sub(segment.note_removed(), Ordering::Relaxed);
+    }
 }
 
-fn remove(path: &Path) {
-    if let Err(error) = fs::remove_file(path) {
-        tracing::warn!(path = %path.display(), error = %error, "can't remove an unfinished segment; the next start will");
+/// Removes a file; true if it is gone.
+fn remove(path: &Path) -> bool {
+    match fs::remove_file(path) {
+        Ok(()) => true,
+        Err(missing) if missing.kind() == ErrorKind::NotFound => true,
+        Err(error) => {
+            tracing::error!(path = %path.display(), error = %error, "can't remove a vault segment");
+            false
+        }
     }
 }

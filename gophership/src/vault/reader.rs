@@ -28,6 +28,8 @@ struct OpenSegment {
     position: Position,
     /// First entry of the block at `position` that wasn't returned yet.
     next_entry: u64,
+    /// Everything passed so far is settled for good.
+    all_settled: bool,
     /// Damage that nothing follows was met; what comes later here is found by the next start.
     exhausted: bool,
 }
@@ -134,7 +136,8 @@ impl Reader {
                 return Ok(false);
             }
             self.last = Some(order);
-            if segment.is_closed() && !segment.ledger().is_owed_to_any(wanted) {
+            // Nothing here, or all of it in flight or for others.
+            if !segment.ledger().is_any_wanted(wanted) {
                 continue;
             }
             let source = match BlockSource::open(&segment.path) {
@@ -143,11 +146,13 @@ impl Reader {
                 Err(gone) if gone.kind() == std::io::ErrorKind::NotFound => continue,
                 Err(source) => return Err(io_error("opening", &segment.path)(source)),
             };
+            let position = segment.settled_to();
             self.open = Some(OpenSegment {
                 segment,
                 source,
-                position: Position::START,
-                next_entry: 0,
+                position,
+                next_entry: position.entry,
+                all_settled: true,
                 exhausted: false,
             });
             return Ok(true);
@@ -164,6 +169,8 @@ impl OpenSegment {
         let mut chain = Chain::default();
         let mut large: Option<Large> = None;
         loop {
+            // In this order: the limit of a closed segment is its last.
+            let is_closed = self.segment.is_closed();
             let limit = self.segment.readable_bytes();
             match self.source.look(identity, self.position, limit) {
                 Look::End => {
@@ -183,11 +190,15 @@ impl OpenSegment {
                         return stop;
                     }
                     self.pass(&header);
+                    if !chain.is_open() {
+                        self.note_settled(&header);
+                    }
                 }
                 bad => {
+                    self.all_settled = false;
                     chain.break_off();
                     large = None;
-                    if let Some(stop) = self.skip(shared, bad, identity, limit) {
+                    if let Some(stop) = self.skip(shared, bad, identity, (limit, is_closed)) {
                         return stop;
                     }
                 }
@@ -198,6 +209,18 @@ impl OpenSegment {
     fn pass(&mut self, header: &BlockHeader) {
         self.position = Position::after(self.position.offset, header);
         self.next_entry = self.position.entry;
+    }
+
+    /// Lets the next reading begin behind the block just passed, if all up to it is settled.
+    fn note_settled(&mut self, header: &BlockHeader) {
+        self.all_settled = self.all_settled
+            && self
+                .segment
+                .ledger()
+                .is_settled(header.first_entry..self.position.entry);
+        if self.all_settled {
+            self.segment.set_settled_to(self.position);
+        }
     }
 
     /// Takes the wanted entries of a block; `Some` when the batch is full, with the position such
@@ -281,7 +304,7 @@ impl OpenSegment {
         shared: &Shared,
         look: Look,
         identity: Identity,
-        limit: u64,
+        (limit, is_closed): (u64, bool),
     ) -> Option<Stop> {
         let position = self.position;
         if let Look::BadPayload(header) = look {
@@ -297,6 +320,11 @@ impl OpenSegment {
             return None;
         }
         let next = self.source.look_ahead(identity, position, limit).next;
+        if next.is_none() && !is_closed {
+            // What is lost is known when a block follows; entries are being added meanwhile.
+            self.report_gap(shared);
+            return Some(Stop::SegmentEnd);
+        }
         let following = next.as_ref().map(|(_, header)| header);
         lose(
             shared,
@@ -318,6 +346,23 @@ impl OpenSegment {
         };
         self.next_entry = header.first_entry;
         None
+    }
+
+    /// Keeps the segment and says so, once.
+    fn report_gap(&self, shared: &Shared) {
+        if self.segment.is_quarantined() {
+            return;
+        }
+        let damage = Damage {
+            offset: self.position.offset,
+            block: self.position.index,
+            first_entry: self.position.entry,
+            entries: 0,
+            first_record: self.position.record,
+            records: 0,
+            reason: "block header damaged or unreadable, and nothing follows yet",
+        };
+        shared.quarantine(&self.segment, &damage);
     }
 }
 

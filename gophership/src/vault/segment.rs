@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use super::{format::PAGE, ledger::Ledger};
+use super::{format::PAGE, ledger::Ledger, walk::Position};
 
 /// One segment file.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub(super) struct Segment {
     /// Length the file should be cut to, 0 if it needn't.
     trim_to: AtomicU64,
     quarantined: AtomicBool,
+    /// Where the first block with something unsettled may be; all before it needn't be read again.
+    settled_to: Mutex<Position>,
     ledger: Mutex<Ledger>,
 }
 
@@ -60,6 +62,7 @@ impl Segment {
             closed: AtomicBool::new(false),
             trim_to: AtomicU64::new(0),
             quarantined: AtomicBool::new(false),
+            settled_to: Mutex::new(Position::START),
             ledger: Mutex::new(ledger),
         }
     }
@@ -143,9 +146,36 @@ impl Segment {
         self.file_bytes.load(Ordering::Relaxed)
     }
 
-    /// Notes a new file length; returns the old one.
-    pub(super) fn set_file_bytes(&self, bytes: u64) -> u64 {
-        self.file_bytes.swap(bytes, Ordering::Relaxed)
+    /// Notes that the file was cut to `bytes`; returns how many that freed, 0 if it was removed
+    /// meanwhile.
+    pub(super) fn note_cut(&self, bytes: u64) -> u64 {
+        self.file_bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |before| {
+                (before > bytes).then_some(bytes)
+            })
+            .map_or(0, |before| before - bytes)
+    }
+
+    /// Notes that the file was removed; returns how many bytes that freed.
+    pub(super) fn note_removed(&self) -> u64 {
+        self.file_bytes.swap(0, Ordering::Relaxed)
+    }
+
+    /// Where a reader begins.
+    #[must_use]
+    pub(super) fn settled_to(&self) -> Position {
+        *self
+            .settled_to
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that every block before `position` is settled, and stays so.
+    pub(super) fn set_settled_to(&self, position: Position) {
+        *self
+            .settled_to
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = position;
     }
 
     /// What it owes.
@@ -218,5 +248,21 @@ impl Catalog {
         self.segments
             .write()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_cut_and_removed_at_once_frees_its_bytes_once() {
+        for cut_first in [true, false] {
+            let segment = Segment::new(1, 0, 1, PathBuf::new(), 1000, Ledger::new(1));
+            let mut freed = if cut_first { segment.note_cut(300) } else { 0 };
+            freed += segment.note_removed();
+            freed += segment.note_cut(300);
+            assert_eq!(freed, 1000);
+        }
     }
 }

@@ -51,9 +51,7 @@ fn write_cursors(shared: &Shared, writer: &mut CursorWriter) -> Result<(), Error
 
 fn remove_spent(shared: &Shared) {
     let spent = shared.catalog.select(Segment::is_spent);
-    for segment in &spent {
-        discard(shared, segment);
-    }
+    discard(shared, &spent);
     if !spent.is_empty() {
         shared.segments_wanted.raise();
     }

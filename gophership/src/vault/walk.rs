@@ -223,6 +223,19 @@ impl BlockSource {
         ahead
     }
 
+    /// Whether there are only zeros below `limit`; false too if something can't be read.
+    pub fn is_blank(&mut self, limit: u64) -> bool {
+        let mut offset = 0;
+        while offset < limit {
+            match self.bytes(offset, BLOCK_BYTES_MAX, limit) {
+                Ok([]) => return true,
+                Ok(bytes) if bytes.iter().all(|&byte| byte == 0) => offset += bytes.len() as u64,
+                Ok(_) | Err(_) => return false,
+            }
+        }
+        true
+    }
+
     /// The decoded payload of the block at `offset`, which [`BlockSource::look`] found whole; `None`
     /// if it can't be decompressed.
     pub fn payload<'a>(

@@ -1,4 +1,4 @@
-//! State of one lane: gathering, writing in order, acknowledging in order.
+//! State of one lane: gathering entries, and when a block is written.
 
 use std::{
     collections::VecDeque,
@@ -9,20 +9,19 @@ use std::{
 use super::{
     block::{BLOCK_ENTRIES_MAX, Compressor, OpenBlock, Packed, Pending, Span},
     geometry::{Geometry, TAIL_BYTES},
-    ops::{Op, Purpose, State},
+    ops::Op,
     place::Current,
-    waiters::{Outcome, Ticket, Waiters},
+    waiters::{Ticket, Waiters},
 };
 use crate::{
-    uring::{BufferPool, Completion, Event, Notifier, Ring, Timer},
+    uring::{BufferPool, Event, Notifier, Ring, Timer},
     vault::{
-        EntryId, EntryMeta, Error,
+        EntryMeta, Error,
         entry::Part,
         error::AppendError,
         format::{ENTRIES_MAX, PAGE},
         port::{Next, Port},
         shared::Shared,
-        stats::LaneCounters,
     },
 };
 
@@ -289,10 +288,28 @@ impl Core {
                 self.begin_segment(ready);
                 self.is_writable()
             }
-            Next::Full => Err(AppendError::Full {
-                retry_after: REFUSE_FOR,
-            }),
+            Next::Full => {
+                self.seal_if_used_up();
+                Err(AppendError::Full {
+                    retry_after: REFUSE_FOR,
+                })
+            }
             Next::Failed(reason) => Err(AppendError::Failed { reason }),
+        }
+    }
+
+    /// Ends a segment that would keep a full vault full: only a closed one is removed once all of it is
+    /// settled.
+    fn seal_if_used_up(&mut self) {
+        let block = self.geometry.block_bytes as u64;
+        let limit = self.shared.config.segment_bytes;
+        let used_up = self.current.as_ref().is_some_and(|current| {
+            current.offset + block + TAIL_BYTES > limit
+                || current.entries >= u64::from(ENTRIES_MAX)
+                || (self.ops.is_empty() && self.open.is_none() && current.owes_nothing())
+        });
+        if used_up {
+            self.write_seal();
         }
     }
 
@@ -329,105 +346,6 @@ impl Core {
         self.recover();
         self.pump();
         self.port().room.notify_one();
-    }
-
-    fn finish_write(&mut self, done: Completion) {
-        let at = usize::try_from(done.token.wrapping_sub(self.first_token)).unwrap_or(usize::MAX);
-        let Some(op) = self.ops.get_mut(at) else {
-            // Of a lane that broke down; its waiters know already.
-            return;
-        };
-        op.return_buffer(done.buffer);
-        let counters = &self.shared.counters[usize::from(self.lane)];
-        match done.result {
-            Ok(()) => {
-                counters.sync_took(op.started.elapsed());
-                op.state = State::Done;
-            }
-            Err(source) => {
-                LaneCounters::add(&counters.write_errors, 1);
-                tracing::error!(
-                    path = %op.segment.path.display(), offset = op.offset, bytes = op.len, error = %source,
-                    "vault write failed: its segment is given up"
-                );
-                op.state = State::Failed;
-                if self.health == Health::Good {
-                    self.health = Health::Draining {
-                        reason: source.to_string(),
-                    };
-                }
-            }
-        }
-    }
-
-    /// Acknowledges finished writes, in order, up to the first that isn't.
-    fn acknowledge(&mut self) {
-        while self.ops.front().is_some_and(|op| op.state == State::Done) {
-            let Some(op) = self.ops.pop_front() else {
-                return;
-            };
-            self.first_token += 1;
-            let end = op.offset + op.len as u64;
-            match op.purpose {
-                Purpose::Header => {}
-                Purpose::Data {
-                    packed,
-                    index,
-                    first_entry,
-                    ..
-                } => {
-                    self.acknowledge_block(&op.segment, packed, first_entry);
-                    op.segment.set_durable(end, index + 1);
-                    self.uncovered_since = Some(Instant::now());
-                    self.moved = false;
-                }
-                Purpose::Mark { index } => op.segment.set_durable(end, index + 1),
-                Purpose::Seal => {
-                    op.segment.close();
-                    op.segment.want_trim(end);
-                    self.shared.segments_wanted.raise();
-                }
-            }
-        }
-    }
-
-    fn acknowledge_block(
-        &mut self,
-        segment: &crate::vault::segment::Segment,
-        packed: Packed,
-        first_entry: u32,
-    ) {
-        let counters = &self.shared.counters[usize::from(self.lane)];
-        LaneCounters::add(&counters.blocks, 1);
-        LaneCounters::add(&counters.raw_bytes, u64::from(packed.raw_len));
-        LaneCounters::add(&counters.stored_bytes, packed.padded_len() as u64);
-        LaneCounters::add(&counters.entries, packed.entries.len() as u64);
-        LaneCounters::add(&counters.records, u64::from(packed.records));
-        {
-            let mut ledger = segment.ledger();
-            debug_assert_eq!(
-                ledger.len(),
-                first_entry as usize,
-                "entries are numbered as they are acknowledged"
-            );
-            for entry in &packed.entries {
-                // Nobody will release what a cancelled request holds.
-                let held = entry.held && !self.waiters.is_cancelled(entry.ticket);
-                ledger.push(entry.owed, entry.records, held);
-            }
-        }
-        for (index, entry) in (first_entry..).zip(&packed.entries) {
-            let id = EntryId {
-                lane: self.lane,
-                segment: segment.number,
-                index,
-            };
-            self.waiters.finish(entry.ticket, Outcome::Stored(id));
-        }
-        if !packed.entries.is_empty() {
-            self.shared.cursors_dirty.store(true, Ordering::Release);
-        }
-        self.recycle(packed.entries);
     }
 
     /// Writes the open block when it is time, and a mark when the lane idles.

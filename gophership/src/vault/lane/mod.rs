@@ -4,6 +4,7 @@
 //! when nothing else is being written, or when `linger` has passed. Blocks may be in flight together,
 //! but they are acknowledged in order, so what is acknowledged is always a prefix.
 
+mod acknowledge;
 mod block;
 mod core;
 mod geometry;

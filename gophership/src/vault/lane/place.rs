@@ -34,6 +34,13 @@ pub(super) struct Current {
     crc: crc32fast::Hasher,
 }
 
+impl Current {
+    /// Whether everything acknowledged in it is settled.
+    pub(super) fn owes_nothing(&self) -> bool {
+        self.segment.ledger().pending().entries == 0
+    }
+}
+
 impl Core {
     /// Begins a segment: its header is a write like any other, acknowledged before its blocks.
     pub(super) fn begin_segment(&mut self, ready: Ready) {

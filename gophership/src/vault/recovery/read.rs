@@ -1,0 +1,287 @@
+//! Walking one segment of an earlier run from its start to its end, through damage.
+
+use std::{
+    collections::HashMap,
+    fs::OpenOptions,
+    ops::Range,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    sync::atomic::Ordering,
+};
+
+use super::verdict::{Verdict, judge};
+use crate::{
+    uring::AlignedBytes,
+    vault::{
+        cursors::Cursors,
+        directory::Found,
+        entry::Pieces,
+        error::{Error, io_error},
+        format::{BLOCK_HEADER, BlockHeader, BlockKind, Codec, FormatError, PAGE, SegmentHeader},
+        ledger::Pending,
+        segment::Segment,
+        shared::{Damage, Shared, unix_nanos},
+        walk::{Ahead, BlockSource, Chain, Identity, Joined, Look, Position, is_consistent},
+    },
+};
+
+/// Headers of the lanes' segments by the segment before.
+pub(super) type Successors = HashMap<u64, (SegmentHeader, Found)>;
+
+/// A segment while it is read.
+pub(super) struct Walk<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) cursors: &'a Cursors,
+    pub(super) segment: Segment,
+    pub(super) identity: Identity,
+    pub(super) limit: u64,
+    pub(super) source: BlockSource,
+    pub(super) position: Position,
+    pub(super) chain: Chain,
+    pub(super) decoded: Vec<u8>,
+    /// CRC fields of the blocks so far.
+    pub(super) crc: crc32fast::Hasher,
+}
+
+/// How a walk ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    Sealed,
+    Torn,
+    /// Behind damage that nothing follows.
+    Damaged,
+    Stopped,
+}
+
+impl Walk<'_> {
+    pub(super) fn run(&mut self, successors: &Successors) -> Ended {
+        loop {
+            if self.shared.is_stopping() {
+                return Ended::Stopped;
+            }
+            let look = self.source.look(self.identity, self.position, self.limit);
+            match look {
+                Look::Block(header) if header.kind == BlockKind::Seal => return Ended::Sealed,
+                Look::Block(header) => self.take(&header),
+                bad => {
+                    if let Some(ended) = self.skip(bad, successors) {
+                        return ended;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes in a whole block.
+    fn take(&mut self, header: &BlockHeader) {
+        let offset = self.position.offset;
+        self.note_crc(header);
+        let payload = self
+            .source
+            .payload(offset, header, &mut self.decoded)
+            .filter(|payload| is_consistent(header, payload));
+        let Some(payload) = payload else {
+            self.lose(header, "payload is not a run of entries");
+            self.position = Position::after(offset, header);
+            return;
+        };
+        let mut orphans = Vec::new();
+        {
+            let mut ledger = self.segment.ledger();
+            for piece in Pieces::new(payload).flatten() {
+                let ends = piece.header.part.ends_entry();
+                match self.chain.join(&piece.header) {
+                    Joined::Complete => ledger.push(piece.header.owed, piece.header.records, false),
+                    Joined::Orphan if ends => {
+                        let entry = ledger.len() as u64;
+                        let records = u64::from(piece.header.records);
+                        let lost =
+                            lost_with(self.cursors, &self.segment, entry..entry + 1, records);
+                        ledger.push_lost(1, lost.records);
+                        orphans.push(lost);
+                    }
+                    Joined::Orphan | Joined::Partial => {}
+                }
+            }
+        }
+        for lost in orphans {
+            self.report("an entry's earlier pieces are lost", lost);
+        }
+        self.position = Position::after(offset, header);
+    }
+
+    /// Deals with a place that has no block; `None` to go on behind it.
+    fn skip(&mut self, look: Look, successors: &Successors) -> Option<Ended> {
+        let ahead = self
+            .source
+            .look_ahead(self.identity, self.position, self.limit);
+        let durable = self.known_durable(&ahead, successors);
+        if judge(look, self.position.index, durable) != Some(Verdict::Damaged) {
+            return Some(Ended::Torn);
+        }
+        if let Look::BadPayload(header) = look {
+            let offset = self.position.offset;
+            self.note_crc(&header);
+            self.lose(&header, "checksum of the payload doesn't match");
+            self.position = Position::after(offset, &header);
+            return None;
+        }
+        let Some((offset, next)) = ahead.next else {
+            self.report(reason(look), Pending::default());
+            return Some(Ended::Damaged);
+        };
+        let entries = u32::try_from(next.first_entry - self.position.entry).unwrap_or(u32::MAX);
+        let records = next.first_record.saturating_sub(self.position.record);
+        let lost = lost_with(
+            self.cursors,
+            &self.segment,
+            self.position.entry..next.first_entry,
+            records,
+        );
+        self.segment.ledger().push_lost(entries, lost.records);
+        self.report(reason(look), lost);
+        self.chain.break_off();
+        self.position = Position {
+            offset,
+            index: next.index,
+            entry: next.first_entry,
+            record: next.first_record,
+        };
+        None
+    }
+
+    /// Most blocks that are known to have been durable.
+    fn known_durable(&self, ahead: &Ahead, successors: &Successors) -> u32 {
+        let Some((next, file)) = successors.get(&self.segment.number) else {
+            return ahead.durable_through;
+        };
+        let known = ahead.durable_through.max(next.previous_durable);
+        // Blocks are acknowledged in order over segments too: once one of the next segment was, all
+        // of this one were.
+        match ahead.seal {
+            Some(seal) if seal > known && has_durable_block(file, next) => seal,
+            Some(_) | None => known,
+        }
+    }
+
+    fn lose(&mut self, header: &BlockHeader, why: &str) {
+        let entries = header.first_entry..header.first_entry + u64::from(header.entries);
+        let lost = lost_with(
+            self.cursors,
+            &self.segment,
+            entries,
+            u64::from(header.records),
+        );
+        self.segment
+            .ledger()
+            .push_lost(header.entries, lost.records);
+        self.report(why, lost);
+        self.chain.break_off();
+    }
+
+    pub(super) fn report(&self, reason: &str, lost: Pending) {
+        let damage = Damage {
+            offset: self.position.offset,
+            block: self.position.index,
+            first_entry: self.position.entry,
+            entries: lost.entries,
+            first_record: self.position.record,
+            records: lost.records,
+            reason,
+        };
+        self.shared.quarantine(&self.segment, &damage);
+    }
+
+    fn note_crc(&mut self, header: &BlockHeader) {
+        let mut encoded = [0; BLOCK_HEADER];
+        let crc = header.encode(&mut encoded);
+        self.crc.update(&header.crc_fields(crc));
+    }
+
+    /// Ends a whole segment at its torn tail.
+    pub(super) fn seal(&mut self) -> Result<(), Error> {
+        let path = &self.segment.path;
+        let Position {
+            offset,
+            index,
+            entry,
+            record,
+        } = self.position;
+        let header = BlockHeader {
+            kind: BlockKind::Seal,
+            codec: Codec::Raw,
+            segment: self.identity.segment,
+            tag: self.segment.tag,
+            index,
+            entries: 0,
+            first_entry: entry,
+            first_record: record,
+            records: 0,
+            raw_len: 0,
+            stored_len: 0,
+            durable_through: index,
+            wall_unix_ns: unix_nanos(),
+            monotonic_ns: 0,
+            zone: 0,
+            cause: 0,
+            segment_crc: self.crc.clone().finalize(),
+            payload_crc: crc32fast::hash(&[]),
+        };
+        let mut page = AlignedBytes::zeroed(PAGE);
+        header.encode(&mut page);
+        let end = offset + PAGE as u64;
+        // The blocks before it were read, but a crash may have left them in the page cache of the
+        // device only: sync before the seal vouches for them.
+        OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(path)
+            .and_then(|file| {
+                file.sync_data()?;
+                file.write_all_at(&page, offset)?;
+                file.set_len(end)?;
+                file.sync_all()
+            })
+            .map_err(io_error("sealing", path))?;
+        self.shared
+            .committed_bytes
+            .fetch_sub(self.segment.note_cut(end), Ordering::Relaxed);
+        tracing::info!(path = %path.display(), offset, entries = entry, "sealed a vault segment at its torn tail");
+        Ok(())
+    }
+}
+
+/// What is lost with `entries`, which have `records` in all: those delivered before aren't. If some are,
+/// nobody knows how many of the records are theirs, and all count as lost.
+fn lost_with(cursors: &Cursors, segment: &Segment, entries: Range<u64>, records: u64) -> Pending {
+    let entries = cursors.unsettled(segment.number, segment.tag, entries);
+    Pending {
+        entries,
+        records: if entries == 0 { 0 } else { records },
+    }
+}
+
+fn has_durable_block(file: &Found, header: &SegmentHeader) -> bool {
+    let identity = Identity {
+        segment: header.segment,
+        tag: Some(header.tag),
+    };
+    BlockSource::open(&file.path).is_ok_and(|mut source| {
+        source
+            .look_ahead(identity, Position::START, file.bytes)
+            .durable_through
+            > 0
+    })
+}
+
+fn reason(look: Look) -> &'static str {
+    match look {
+        Look::NoBlock(FormatError::Blank) => "block is blank",
+        Look::NoBlock(FormatError::Version(_)) => "block has an unknown format version",
+        Look::NoBlock(_) => "block header damaged",
+        Look::Foreign => "another block is in its place",
+        Look::Unreadable => "the disk can't read it",
+        Look::End => "the file ends early",
+        Look::BadPayload(_) => "checksum of the payload doesn't match",
+        Look::Block(_) => "whole",
+    }
+}
