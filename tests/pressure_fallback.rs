@@ -198,6 +198,17 @@ fn says_who_judges_and_what_it_cannot_see() {
 }
 
 #[test]
+fn the_first_zone_begins_with_the_daemon_not_with_the_machine() {
+    let before_ns = monotonic_ns();
+    let fixture = Fixture::start(&config());
+    let age = fixture.pressure.snapshot().age;
+    assert!(
+        age <= Duration::from_nanos(monotonic_ns() - before_ns),
+        "{age:?}"
+    );
+}
+
+#[test]
 fn too_many_ports_or_workers_are_errors() {
     let scope = |ports| IngestScope {
         ports,

@@ -216,6 +216,19 @@ fn read_all(server: &mut TcpStream, expected: usize) {
 }
 
 #[test]
+fn the_first_zone_begins_with_the_daemon_not_with_the_machine() {
+    let before_ns = monotonic_ns();
+    let Some(fixture) = Fixture::start(&config()) else {
+        return;
+    };
+    let age = fixture.pressure.snapshot().age;
+    assert!(
+        age <= Duration::from_nanos(monotonic_ns() - before_ns),
+        "{age:?}"
+    );
+}
+
+#[test]
 fn a_full_socket_turns_red_and_reading_it_empty_turns_green() {
     let Some(fixture) = Fixture::start(&config()) else {
         return;

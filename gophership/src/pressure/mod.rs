@@ -213,6 +213,7 @@ impl Pressure {
         kernel: Option<(Kernel, Events)>,
         why_not: Option<String>,
     ) -> Result<Self, Error> {
+        pages.begin(monotonic_ns());
         let wake = Wake::new().map_err(|source| Error::System {
             what: "eventfd",
             source,

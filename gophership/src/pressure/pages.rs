@@ -38,6 +38,14 @@ impl Pages {
         self.verdict.word(offset_of!(VerdictPage, word))
     }
 
+    /// Says that the zone began now, unless it has changed already: pages begin with zeros, and the
+    /// clock's zero is the machine's start.
+    pub(super) fn begin(&self, now_ns: u64) {
+        let since = self.verdict.word(offset_of!(VerdictPage, since_ns));
+        // If it isn't 0, the first change was faster.
+        let _ = since.compare_exchange(0, now_ns, Ordering::AcqRel, Ordering::Acquire);
+    }
+
     /// A field of the verdict's page, by `offset_of!`.
     pub(super) fn verdict_at(&self, offset: usize) -> u64 {
         self.verdict.word(offset).load(Ordering::Acquire)
