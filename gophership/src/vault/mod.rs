@@ -44,7 +44,7 @@ use self::{
     directory::Lock,
     port::Port,
     segment::Catalog,
-    shared::{Shared, Signal, unix_nanos},
+    shared::{Shared, Signal},
     stats::LaneCounters,
 };
 
@@ -154,7 +154,7 @@ impl Vault {
             committed_bytes: AtomicU64::new(found.iter().map(|found| found.bytes).sum()),
             checksum_errors: AtomicU64::new(0),
             recovering: AtomicBool::new(true),
-            opened_unix_ns: unix_nanos(),
+            first_segment: next_segment,
             cursors_dirty: AtomicBool::new(false),
             segments_wanted: Signal::default(),
             cursors_wanted: Signal::default(),

@@ -6,7 +6,7 @@ use super::{
     entry::{DestMask, Entry, EntryId, Part, Piece, Pieces},
     error::{Error, io_error},
     format::{BlockHeader, BlockKind},
-    segment::{ReadOrder, Segment},
+    segment::Segment,
     shared::{Damage, Shared},
     walk::{BlockSource, Chain, Identity, Joined, Look, Position, is_consistent},
 };
@@ -16,7 +16,7 @@ use super::{
 pub struct Reader {
     shared: Arc<Shared>,
     /// The segment last read.
-    last: Option<ReadOrder>,
+    last: Option<u64>,
     open: Option<OpenSegment>,
     decoded: Vec<u8>,
 }
@@ -128,14 +128,14 @@ impl Reader {
     fn open_next(&mut self, wanted: DestMask) -> Result<bool, Error> {
         loop {
             let recovering = self.shared.recovering.load(Ordering::Acquire);
-            let Some((order, segment)) = self.shared.catalog.next_after(self.last) else {
+            let Some(segment) = self.shared.catalog.next_after(self.last) else {
                 return Ok(false);
             };
             // Older segments may still turn up.
-            if recovering && order.0 >= self.shared.opened_unix_ns {
+            if recovering && segment.number >= self.shared.first_segment {
                 return Ok(false);
             }
-            self.last = Some(order);
+            self.last = Some(segment.number);
             // Nothing here, or all of it in flight or for others.
             if !segment.ledger().is_any_wanted(wanted) {
                 continue;

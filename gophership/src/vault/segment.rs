@@ -22,8 +22,8 @@ pub(super) struct Segment {
     pub(super) tag: u64,
     /// Its file.
     pub(super) path: PathBuf,
-    /// Unix nanoseconds; 0 until a lane begins it.
-    created_unix_ns: AtomicU64,
+    /// A lane writes it, or wrote it.
+    begun: AtomicBool,
     file_bytes: AtomicU64,
     readable_bytes: AtomicU64,
     durable_blocks: AtomicU32,
@@ -35,9 +35,6 @@ pub(super) struct Segment {
     settled_to: Mutex<Position>,
     ledger: Mutex<Ledger>,
 }
-
-/// Order in which segments are read: by the time they began, then by number.
-pub(super) type ReadOrder = (u64, u64);
 
 impl Segment {
     /// A segment of `file_bytes` that nothing was written to.
@@ -55,7 +52,7 @@ impl Segment {
             lane,
             tag,
             path,
-            created_unix_ns: AtomicU64::new(0),
+            begun: AtomicBool::new(false),
             file_bytes: AtomicU64::new(file_bytes),
             readable_bytes: AtomicU64::new(PAGE as u64),
             durable_blocks: AtomicU32::new(0),
@@ -67,19 +64,15 @@ impl Segment {
         }
     }
 
-    /// Marks it as begun at `created_unix_ns`; from now on it can be read.
-    pub(super) fn begin(&self, created_unix_ns: u64) {
-        self.created_unix_ns
-            .store(created_unix_ns.max(1), Ordering::Release);
+    /// Marks it as begun; from now on it can be read.
+    pub(super) fn begin(&self) {
+        self.begun.store(true, Ordering::Release);
     }
 
-    /// Place in the reading order, `None` before it has begun.
+    /// Whether a lane writes it, or wrote it.
     #[must_use]
-    pub(super) fn read_order(&self) -> Option<ReadOrder> {
-        match self.created_unix_ns.load(Ordering::Acquire) {
-            0 => None,
-            created => Some((created, self.number)),
-        }
+    pub(super) fn is_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
     }
 
     /// Sets how far the acknowledged blocks reach.
@@ -229,15 +222,15 @@ impl Catalog {
             .collect()
     }
 
-    /// The first begun segment after `order` in the reading order.
+    /// The first begun segment after `number`: segments are read in the order of their numbers, which
+    /// all lanes draw from one sequence. The wall clock, which may step back, has no say.
     #[must_use]
-    pub(super) fn next_after(&self, order: Option<ReadOrder>) -> Option<(ReadOrder, Arc<Segment>)> {
+    pub(super) fn next_after(&self, number: Option<u64>) -> Option<Arc<Segment>> {
         self.read()
             .values()
-            .filter_map(|segment| Some((segment.read_order()?, segment)))
-            .filter(|(key, _)| order.is_none_or(|order| *key > order))
-            .min_by_key(|(key, _)| *key)
-            .map(|(key, segment)| (key, Arc::clone(segment)))
+            .filter(|segment| segment.is_begun() && number.is_none_or(|last| segment.number > last))
+            .min_by_key(|segment| segment.number)
+            .cloned()
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<u64, Arc<Segment>>> {

@@ -42,8 +42,8 @@ pub(super) struct Shared {
     pub(super) checksum_errors: AtomicU64,
     /// Segments found at open are still being read.
     pub(super) recovering: AtomicBool,
-    /// When the vault was opened, Unix nanoseconds.
-    pub(super) opened_unix_ns: u64,
+    /// Least number of the segments that this run makes.
+    pub(super) first_segment: u64,
     /// Something changed that the cursors don't say yet.
     pub(super) cursors_dirty: AtomicBool,
     /// Wakes the thread that makes segments.

@@ -38,9 +38,7 @@ fn write_cursors(shared: &Shared, writer: &mut CursorWriter) -> Result<(), Error
     if !shared.cursors_dirty.swap(false, Ordering::AcqRel) {
         return Ok(());
     }
-    let begun = shared
-        .catalog
-        .select(|segment| segment.read_order().is_some());
+    let begun = shared.catalog.select(Segment::is_begun);
     let next_segment = shared.next_segment.load(Ordering::Relaxed);
     let written = writer.write(next_segment, begun.iter().map(Arc::as_ref));
     if written.is_err() {
@@ -88,7 +86,7 @@ pub(super) fn stats(shared: &Shared, rung: &'static str) -> Stats {
         })
         .collect();
     shared.catalog.for_each(|segment| {
-        if segment.read_order().is_none() {
+        if !segment.is_begun() {
             return;
         }
         let ledger = segment.ledger();

@@ -55,7 +55,7 @@ impl Core {
             bytes: self.shared.config.segment_bytes,
             host: self.shared.host,
         };
-        segment.begin(header.created_unix_ns);
+        segment.begin();
         self.current = Some(Current {
             segment,
             file,

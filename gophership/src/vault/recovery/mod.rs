@@ -31,7 +31,7 @@ pub(super) fn recover(shared: &Shared, cursors: &Cursors, found: Vec<Found>) {
         if let Err(error) = recover_segment(shared, cursors, &file, &successors) {
             tracing::error!(path = %file.path.display(), error = %error, "can't recover a vault segment; it is kept");
             let segment = new_segment(&file, 0, Ledger::new(shared.destinations.len()));
-            segment.begin(1);
+            segment.begin();
             segment.quarantine();
             segment.close();
             shared.catalog.insert(Arc::new(segment));
@@ -72,7 +72,6 @@ fn recover_segment(
         segment: file.number,
         tag: ours.map(|header| header.tag),
     };
-    let mut created = ours.map_or(1, |header| header.created_unix_ns);
     if ours.is_none() {
         let before_first = Position {
             offset: 0,
@@ -80,17 +79,14 @@ fn recover_segment(
         };
         let first = first_block(&mut source, identity, before_first, file.bytes);
         match first {
-            Some(block) => {
-                identity.tag = Some(block.tag);
-                created = block.wall_unix_ns;
-            }
+            Some(block) => identity.tag = Some(block.tag),
             None if source.is_blank(file.bytes) => return remove_unused(shared, file),
             None => {}
         }
     }
     let ledger = Ledger::new(shared.destinations.len());
     let segment = new_segment(file, identity.tag.unwrap_or(0), ledger);
-    segment.begin(created);
+    segment.begin();
     let mut walk = Walk {
         shared,
         cursors,
