@@ -106,6 +106,12 @@ impl Socket {
         read(self.0, offset_in_kernel!(copied_seq))
     }
 
+    /// Whether the window last offered to the peer was zero.
+    #[inline(always)]
+    pub(crate) fn is_window_closed(self) -> Option<bool> {
+        read::<u32>(self.0, offset_in_kernel!(receive_window)).map(|window| window == 0)
+    }
+
     /// Unread bytes that stop the peer: what the receive buffer's window holds, or the HTTP/2
     /// window where that is smaller (a stalled HTTP/2 reader never fills a large buffer).
     #[inline(always)]
