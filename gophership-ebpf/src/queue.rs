@@ -35,7 +35,8 @@ pub(crate) fn arrival(ctx: &BtfTracePointContext, socket: Socket, skb: *const c_
     let Some(policy) = maps::policy_in_force() else {
         return;
     };
-    if !socket.on_ingest_port(policy) {
+    // SAFETY: the caller passes its argument on.
+    if !unsafe { socket.on_ingest_port(policy) } {
         return;
     }
     let Some(followed) = follow(ctx, socket, policy) else {
@@ -61,7 +62,8 @@ pub(crate) fn dequeue(ctx: &BtfTracePointContext, socket: Socket) {
     let Some(policy) = maps::policy_in_force() else {
         return;
     };
-    if !socket.on_ingest_port(policy) {
+    // SAFETY: the caller passes its argument on.
+    if !unsafe { socket.on_ingest_port(policy) } {
         return;
     }
     // A socket that never had a segment while we watched, or isn't ours, isn't followed.
