@@ -493,6 +493,39 @@ fn ipv6_and_mapped_ipv4_sockets_count() {
 }
 
 #[test]
+fn a_full_socket_counts_whatever_the_size_of_its_segments() {
+    let config = Config {
+        // Of some sizes the kernel takes three quarters of its capacity, then closes the window.
+        receive_queue: Levels {
+            yellow_permille: 900,
+            red_permille: 950,
+        },
+        ..config()
+    };
+    let Some(fixture) = Fixture::start(&config) else {
+        return;
+    };
+    for bytes in [100, 1200, 1448, 4000, 30_000] {
+        let (mut client, mut server) = fixture.connection();
+        client.set_nodelay(true).unwrap();
+        let segment = vec![0; bytes];
+        let mut written = 0;
+        wait(
+            &format!("Red by segments of {bytes} bytes"),
+            || {
+                while let Ok(bytes) = client.write(&segment) {
+                    written += bytes;
+                }
+                fixture.zone_and_cause() == (Zone::Red, Cause::ReceiveQueue)
+            },
+            || format!("{:#?}", fixture.pressure.snapshot()),
+        );
+        read_all(&mut server, written);
+        fixture.wait_for(Zone::Green, Cause::None);
+    }
+}
+
+#[test]
 fn a_connection_not_yet_accepted_counts() {
     let Some(fixture) = Fixture::start(&config()) else {
         return;

@@ -63,8 +63,8 @@ pub struct Offsets {
     pub segment_seq: u32,
     /// `struct sk_buff`: `cb` plus `struct tcp_skb_cb`'s `end_seq`.
     pub segment_end_seq: u32,
-    /// Keeps the size a multiple of eight.
-    pub padding: u32,
+    /// `struct tcp_sock`: `rcv_wnd`, the window last offered to the peer, bytes.
+    pub receive_window: u32,
 }
 
 impl Offsets {
@@ -79,7 +79,7 @@ impl Offsets {
         scaling_ratio: OFFSET_ABSENT,
         segment_seq: OFFSET_ABSENT,
         segment_end_seq: OFFSET_ABSENT,
-        padding: 0,
+        receive_window: OFFSET_ABSENT,
     };
 }
 

@@ -35,7 +35,8 @@ pub(crate) fn arrival(ctx: &BtfTracePointContext, socket: Socket, skb: *const c_
     let Some(policy) = maps::policy_in_force() else {
         return;
     };
-    if !socket.on_ingest_port(policy) {
+    // SAFETY: the caller passes its argument on.
+    if !unsafe { socket.on_ingest_port(policy) } {
         return;
     }
     let Some(followed) = follow(ctx, socket, policy) else {
@@ -49,7 +50,10 @@ pub(crate) fn arrival(ctx: &BtfTracePointContext, socket: Socket, skb: *const c_
     let arriving = end_seq.wrapping_sub(rcv_nxt);
     let in_order = rcv_nxt.wrapping_sub(seq) as i32 >= 0 && arriving as i32 > 0;
     let end = if in_order { end_seq } else { rcv_nxt };
-    observe(ctx, socket, policy, followed, end);
+    // A closed window is full, whatever it could hold: it closes when less than a segment's room is
+    // left, and segments can be large. Here the peer probes it.
+    let full = socket.is_window_closed() == Some(true);
+    observe(ctx, socket, policy, followed, end, full);
 }
 
 /// The application has read, or peeked.
@@ -58,7 +62,8 @@ pub(crate) fn dequeue(ctx: &BtfTracePointContext, socket: Socket) {
     let Some(policy) = maps::policy_in_force() else {
         return;
     };
-    if !socket.on_ingest_port(policy) {
+    // SAFETY: the caller passes its argument on.
+    if !unsafe { socket.on_ingest_port(policy) } {
         return;
     }
     // A socket that never had a segment while we watched, or isn't ours, isn't followed.
@@ -69,7 +74,9 @@ pub(crate) fn dequeue(ctx: &BtfTracePointContext, socket: Socket) {
         return;
     };
     // SAFETY: the element lives until this socket closes, and we hold the socket's lock.
-    observe(ctx, socket, policy, unsafe { &mut *followed }, rcv_nxt);
+    let followed = unsafe { &mut *followed };
+    // The window isn't offered anew until the application has done with reading.
+    observe(ctx, socket, policy, followed, rcv_nxt, false);
 }
 
 /// The socket is gone: its share of the aggregates too, whatever was still unread. The caller holds
@@ -120,7 +127,8 @@ fn follow<'a>(
     Some(unsafe { &mut *followed })
 }
 
-/// Measures, and settles what follows from it. `end` is the first byte that isn't here yet.
+/// Measures, and settles what follows from it. `end` is the first byte that isn't here yet; `full`
+/// says that what is here is all that fits.
 #[inline(always)]
 fn observe(
     ctx: &BtfTracePointContext,
@@ -128,6 +136,7 @@ fn observe(
     policy: &Policy,
     followed: &mut Followed,
     end: u32,
+    full: bool,
 ) {
     let (Some(copied_seq), Some(capacity_bytes)) =
         (socket.copied_seq(), socket.capacity_bytes(policy))
@@ -135,9 +144,14 @@ fn observe(
         return;
     };
     let unread = end.wrapping_sub(copied_seq);
+    let bytes = if unread as i32 > 0 { unread } else { 0 };
     let depth = Depth {
-        bytes: if unread as i32 > 0 { unread } else { 0 },
-        capacity_bytes,
+        bytes,
+        capacity_bytes: if full && bytes < capacity_bytes {
+            bytes
+        } else {
+            capacity_bytes
+        },
         copied_seq,
         // A peek fires the dequeue probe as well, but takes nothing.
         dequeued: copied_seq != followed.copied_seq,

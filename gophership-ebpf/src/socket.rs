@@ -1,7 +1,7 @@
 //! Reads of `struct sock`, `struct tcp_sock` and `struct sk_buff`, by BTF offset.
 //!
-//! By helper rather than directly: direct loads of BTF pointers can't take offsets that are only
-//! known at run time, and the fields of `struct tcp_sock` lie beyond `struct sock`.
+//! By helper, because the fields of `struct tcp_sock` lie beyond the `struct sock` that the verifier
+//! knows; but for the local port, which is read for every segment on the host.
 
 use core::ffi::c_void;
 
@@ -67,22 +67,24 @@ impl Socket {
     }
 
     /// Whether the local port is one of the ingest ports.
+    ///
+    /// # Safety
+    /// The address is a probe's argument: the verifier refuses any other.
     #[inline(always)]
-    pub(crate) fn on_ingest_port(self, policy: &Policy) -> bool {
-        let Some(port) = read::<u16>(self.0, offset_in_kernel!(local_port)) else {
-            return false;
-        };
-        let mut i = 0;
-        while i < policy.ports.len() {
-            if i as u32 >= policy.port_count {
-                return false;
-            }
-            if policy.ports[i] == port {
-                return true;
-            }
-            i += 1;
-        }
-        false
+    pub(crate) unsafe fn on_ingest_port(self, policy: &Policy) -> bool {
+        let field = self
+            .0
+            .wrapping_byte_add(offset_in_kernel!(local_port) as usize);
+        // SAFETY: a live `struct sock`, says the caller. The loader has fixed the offset before the
+        // verifier sees this load, so that it can check it.
+        is_ingest(unsafe { field.cast::<u16>().read_volatile() }, policy)
+    }
+
+    /// Whether an ingest socket lives at this address, if any.
+    #[inline(always)]
+    pub(crate) fn is_still_ours(self, policy: &Policy) -> bool {
+        read(self.0, offset_in_kernel!(local_port)).is_some_and(|port| is_ingest(port, policy))
+            && self.in_netns(policy)
     }
 
     /// Whether it lives in the engine's network namespace: ports alone aren't ours alone.
@@ -106,6 +108,12 @@ impl Socket {
         read(self.0, offset_in_kernel!(copied_seq))
     }
 
+    /// Whether the window last offered to the peer was zero.
+    #[inline(always)]
+    pub(crate) fn is_window_closed(self) -> Option<bool> {
+        read::<u32>(self.0, offset_in_kernel!(receive_window)).map(|window| window == 0)
+    }
+
     /// Unread bytes that stop the peer: what the receive buffer's window holds, or the HTTP/2
     /// window where that is smaller (a stalled HTTP/2 reader never fills a large buffer).
     #[inline(always)]
@@ -123,6 +131,21 @@ impl Socket {
         let capacity = if h2 != 0 && h2 < window { h2 } else { window };
         Some(capacity as u32)
     }
+}
+
+#[inline(always)]
+fn is_ingest(port: u16, policy: &Policy) -> bool {
+    let mut i = 0;
+    while i < policy.ports.len() {
+        if i as u32 >= policy.port_count {
+            return false;
+        }
+        if policy.ports[i] == port {
+            return true;
+        }
+        i += 1;
+    }
+    false
 }
 
 /// `seq` and `end_seq` of an arriving segment; the caller has filled its control block.

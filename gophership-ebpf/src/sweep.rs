@@ -28,18 +28,13 @@ pub(crate) fn next_slot(page: *mut SignalsPage, policy: &Policy) {
             .add((turn as usize) & (WATCH_SLOTS - 1));
         let suspect = &raw mut (*slot).suspect;
         let owner = atomic::load(&raw const (*slot).socket);
-        if owner == 0 || is_ingest_socket(owner, policy) {
+        let socket = Socket::at(owner as *const _);
+        if owner == 0 || socket.is_still_ours(policy) {
             atomic::store(suspect, 0);
         } else if atomic::load(suspect) == owner {
-            queue::close(Socket::at(owner as *const _));
+            queue::close(socket);
         } else {
             atomic::store(suspect, owner);
         }
     }
-}
-
-#[inline(always)]
-fn is_ingest_socket(address: u64, policy: &Policy) -> bool {
-    let socket = Socket::at(address as *const _);
-    socket.on_ingest_port(policy) && socket.in_netns(policy)
 }

@@ -155,7 +155,7 @@ pub(super) fn offsets() -> Result<Offsets, Error> {
             .unwrap_or(OFFSET_ABSENT),
         segment_seq: control_block + btf.offset("tcp_skb_cb", "seq")?,
         segment_end_seq: control_block + btf.offset("tcp_skb_cb", "end_seq")?,
-        padding: 0,
+        receive_window: btf.offset("tcp_sock", "rcv_wnd")?,
     })
 }
 
