@@ -1,11 +1,10 @@
 //! From "the message bytes are here" to "in a batch or a vault block", nothing is allocated.
 
+mod counting_allocator;
 #[expect(dead_code, reason = "each test file uses its part")]
 mod vault_support;
 
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    cell::Cell,
     pin::pin,
     rc::Rc,
     sync::Arc,
@@ -14,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use counting_allocator::allocations;
 use gophership::{
     export::{DestinationConfig, DestinationKind, Destinations, FileConfig},
     otel::skim,
@@ -32,36 +32,6 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message;
 use vault_support::{on_worker, real_disk, small};
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Counts the allocations of each thread.
-struct Counting;
-
-// SAFETY: every call goes to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `GlobalAlloc::dealloc`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller keeps the contract of `GlobalAlloc::realloc`.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 const RECORDS: u32 = 50;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -164,11 +134,11 @@ fn reflex(pressure: &Pressure, vault: &Vault, dir: &std::path::Path) -> Reflex {
 /// Sends one request through the reflex; gives its answer and what the reflex allocated until the
 /// bytes were where they belong.
 async fn one(reflex: &Reflex, frames: &[Bytes], len: usize) -> (Answer, u64) {
-    let before = ALLOCATIONS.get();
+    let before = allocations();
     let records = skim(frames).expect("well formed").records;
     let placed = reflex.place(frames, len, records);
     let is_placed = matches!(placed, Placed::Pipeline(_));
-    let mut allocated = ALLOCATIONS.get() - before;
+    let mut allocated = allocations() - before;
     let request = Request {
         encoding: ContentEncoding::Identity,
         arrival_unix_ns: 1,
@@ -177,10 +147,10 @@ async fn one(reflex: &Reflex, frames: &[Bytes], len: usize) -> (Answer, u64) {
     let mut answer = pin!(reflex.answer(placed, request, frames));
     // The first poll copies into the vault's block, if that is the way.
     let first = std::future::poll_fn(|context| {
-        let before = ALLOCATIONS.get();
+        let before = allocations();
         let first = answer.as_mut().poll(context);
         if !is_placed {
-            allocated += ALLOCATIONS.get() - before;
+            allocated += allocations() - before;
         }
         Poll::Ready(first)
     });

@@ -1,51 +1,18 @@
 //! The reflex allocates nothing: neither appending to a warm lane nor taking a pooled buffer does.
 
+mod counting_allocator;
 #[expect(dead_code, reason = "each test file uses its part")]
 mod vault_support;
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    cell::Cell,
-};
-
+use counting_allocator::allocations;
 use gophership::{uring::BufferPool, vault::Config};
 use vault_support::{Random, meta, on_worker, open, real_disk, small};
 
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Counts the allocations of each thread.
-struct Counting;
-
-// SAFETY: every call goes to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `GlobalAlloc::dealloc`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller keeps the contract of `GlobalAlloc::realloc`.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
 #[test]
 fn the_count_works() {
-    let before = ALLOCATIONS.get();
+    let before = allocations();
     drop(std::hint::black_box(vec![1_u8; 100]));
-    assert_eq!(ALLOCATIONS.get(), before + 1);
+    assert_eq!(allocations(), before + 1);
 }
 
 #[test]
@@ -78,11 +45,11 @@ fn appending_to_a_warm_lane_allocates_nothing() {
             one_round().await;
         }
         let segments = vault.stats().segments;
-        let before = ALLOCATIONS.get();
+        let before = allocations();
         for _ in 0..100 {
             one_round().await;
         }
-        assert_eq!(ALLOCATIONS.get(), before);
+        assert_eq!(allocations(), before);
         assert!(
             vault.stats().segments > segments + 2,
             "beginning a segment was measured too"
@@ -93,12 +60,12 @@ fn appending_to_a_warm_lane_allocates_nothing() {
 #[test]
 fn taking_and_giving_back_a_pooled_buffer_allocates_nothing() {
     let pool = BufferPool::new(8, 64 << 10);
-    let before = ALLOCATIONS.get();
+    let before = allocations();
     for _ in 0..1_000 {
         let first = pool.acquire();
         let second = pool.acquire();
         assert!(first.is_some() && second.is_some());
         drop((std::hint::black_box(first), std::hint::black_box(second)));
     }
-    assert_eq!(ALLOCATIONS.get(), before);
+    assert_eq!(allocations(), before);
 }
