@@ -1,7 +1,7 @@
 # The daemon and gs-ctl, kernel half included:
 #
 #     docker build -t gophership .
-#     docker run --cap-add BPF --cap-add PERFMON --cap-add NET_ADMIN --security-opt seccomp=unconfined \
+#     docker run --cap-add BPF --cap-add PERFMON --security-opt seccomp=unconfined \
 #         -v ./etc:/etc/gophership:ro -v gophership:/var/lib/gophership -p 4317:4317 gophership
 #
 # Without the capabilities the daemon judges pressure in user space. Docker's own seccomp profile

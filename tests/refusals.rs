@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::io::Write;
+use std::{ffi::OsStr, io::Write, os::unix::ffi::OsStrExt, process::Command};
 
 use bytes::Bytes;
 use common::{
@@ -11,7 +11,7 @@ use common::{
     daemon::{Daemon, Home},
     eventually,
     messages::{Messages, Shape},
-    oracle,
+    oracle, process,
     producer::{self, Call, Failure, Producer},
     settings::Settings,
     sink::Sink,
@@ -279,6 +279,18 @@ fn a_full_vault_refuses_with_retry_info_and_keeps_what_it_acknowledged() {
     eventually("room in the vault", PATIENCE, || {
         producer.export(message.clone()).is_ok()
     });
+}
+
+#[test]
+fn a_variable_of_somebody_else_need_not_be_utf_8() {
+    let home = Home::new();
+    let yaml = Settings::to(Sink::down().destination("main", "10s")).yaml(&home);
+    let mut check = Command::new(env!("CARGO_BIN_EXE_gophership"));
+    check
+        .args(["config", "check"])
+        .arg(home.write_config("good.yaml", &yaml))
+        .env("SOMEBODY_ELSES", OsStr::from_bytes(&[0xff, 0xfe]));
+    process::run(process::without_own_variables(&mut check), PATIENCE).expect_success();
 }
 
 #[test]

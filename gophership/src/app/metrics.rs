@@ -98,7 +98,7 @@ fn ingest(daemon: &Daemon, families: &mut Families) {
     );
     buckets(&mut acks, "pipeline", &totals.delivered_ack);
     buckets(&mut acks, "vault", &totals.vaulted_ack);
-    let help = "Requests that went to the vault instead of waiting for a destination.";
+    let help = "Requests that the vault acknowledged instead of the destinations.";
     let mut pivots = families.counter("gophership_somatic_pivots_total", help);
     for pivot in Pivot::all() {
         pivots.add(

@@ -56,8 +56,6 @@ struct ConfigFile {
     config: Option<PathBuf>,
 }
 
-const DEFAULT_CONFIG: &str = "/etc/gophership/gophership.yaml";
-
 #[derive(Clone, Copy)]
 enum Exit {
     Failure = 1,
@@ -158,9 +156,12 @@ fn ask(mut address: SocketAddr, page: &str) -> std::io::Result<String> {
 }
 
 fn load(file: Option<&Path>) -> Result<app::Config, Exit> {
-    let default = Path::new(DEFAULT_CONFIG);
-    let file = file.or_else(|| default.exists().then_some(default));
-    config::load(file, std::env::vars()).map_err(|errors| {
+    // `env::vars` would panic on a variable of somebody else that isn't UTF-8.
+    let variables = std::env::vars_os().map(|(name, value)| {
+        let text = |part: std::ffi::OsString| part.to_string_lossy().into_owned();
+        (text(name), text(value))
+    });
+    config::load(file, variables).map_err(|errors| {
         complain(&errors.to_string());
         Exit::Usage
     })

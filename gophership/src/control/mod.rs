@@ -135,18 +135,6 @@ impl Bound {
     }
 }
 
-/// Binds and serves in one step.
-///
-/// # Errors
-/// As [`bind`] and [`Bound::serve`].
-pub async fn serve(
-    config: &Config,
-    engine: Arc<dyn Engine>,
-    shutdown: impl Future<Output = ()>,
-) -> Result<(), Error> {
-    bind(config)?.serve(engine, shutdown).await
-}
-
 /// Requests are a few fields and a reason.
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// Calls under way at shutdown get this long to end.

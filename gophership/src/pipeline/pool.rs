@@ -1,12 +1,17 @@
 //! Batch buffers of one worker: a fixed number, filled by the worker, given back from whichever
 //! thread lets go of the batch last.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 /// The buffers of one worker.
 #[derive(Debug)]
 pub(super) struct Pool {
     free: Mutex<Vec<Vec<u8>>>,
+    /// Read at each request, which must not lock for it.
+    in_use: AtomicUsize,
     total: usize,
     buffer_bytes: usize,
 }
@@ -19,6 +24,7 @@ impl Pool {
             .collect();
         Arc::new(Self {
             free: Mutex::new(free),
+            in_use: AtomicUsize::new(0),
             total,
             buffer_bytes,
         })
@@ -26,6 +32,7 @@ impl Pool {
 
     pub(super) fn acquire(self: &Arc<Self>) -> Option<Buffer> {
         let bytes = self.lock().pop()?;
+        self.in_use.fetch_add(1, Relaxed);
         Some(Buffer {
             bytes,
             pool: Arc::clone(self),
@@ -41,7 +48,7 @@ impl Pool {
     }
 
     pub(super) fn bytes_in_use(&self) -> usize {
-        (self.total - self.lock().len()) * self.buffer_bytes
+        self.in_use.load(Relaxed) * self.buffer_bytes
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Vec<u8>>> {
@@ -83,6 +90,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.clear();
+        self.pool.in_use.fetch_sub(1, Relaxed);
         self.pool.lock().push(bytes);
     }
 }

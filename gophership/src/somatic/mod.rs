@@ -240,7 +240,6 @@ impl Reflex {
         owed: DestMask,
         held: bool,
     ) -> Result<EntryId, AppendError> {
-        self.counters.pivoted(pivot.index());
         let meta = EntryMeta {
             kind: Kind::OtlpLogs,
             encoding: request.encoding,
@@ -249,7 +248,9 @@ impl Reflex {
             records: request.records,
             held,
         };
-        self.lane.append(meta, stored).await
+        let id = self.lane.append(meta, stored).await?;
+        self.counters.pivoted(pivot.index());
+        Ok(id)
     }
 
     /// Ledger: an acknowledged request that some destinations have. What the vault holds of it, the

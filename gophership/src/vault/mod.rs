@@ -252,12 +252,6 @@ impl Vault {
         upkeep::stats(&self.inner.shared, RUNG)
     }
 
-    /// Whether some lane can take an entry of `bytes` now, or get a segment for it.
-    #[must_use]
-    pub fn has_room(&self, bytes: usize) -> bool {
-        upkeep::has_room(&self.inner.shared, bytes)
-    }
-
     /// Ends the background threads, writes the cursors durably and unlocks the directory. Shut the
     /// lanes down first.
     ///

@@ -9,10 +9,7 @@ use std::{
     io::ErrorKind,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -65,8 +62,6 @@ pub(super) struct Port {
     pub(super) room: Notify,
     /// Wakes the lane's driver.
     pub(super) driver: Notify,
-    /// Bytes the lane can still write into the segments it has.
-    pub(super) room_bytes: AtomicU64,
 }
 
 impl Default for Port {
@@ -77,7 +72,6 @@ impl Default for Port {
             planted: Mutex::default(),
             room: Notify::new(),
             driver: Notify::new(),
-            room_bytes: AtomicU64::new(0),
         }
     }
 }

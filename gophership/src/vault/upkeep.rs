@@ -5,7 +5,6 @@ use std::sync::{Arc, atomic::Ordering};
 use super::{
     cursors::CursorWriter,
     error::Error,
-    format::PAGE,
     port::discard,
     segment::Segment,
     shared::Shared,
@@ -106,16 +105,4 @@ pub(super) fn stats(shared: &Shared, rung: &'static str) -> Stats {
     drop(retired);
     stats.by_destination = by_destination;
     stats
-}
-
-/// Whether an entry of `bytes` has room in some lane.
-pub(super) fn has_room(shared: &Shared, bytes: usize) -> bool {
-    let need = bytes as u64 + PAGE as u64;
-    let segment = shared.config.segment_bytes;
-    let committed = shared.committed_bytes.load(Ordering::Relaxed);
-    committed + segment <= shared.config.max_bytes
-        || shared
-            .ports
-            .iter()
-            .any(|port| port.is_ready() || port.room_bytes.load(Ordering::Relaxed) >= need)
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -360,13 +360,6 @@ impl Core {
             Some(waited) => self.arm_linger(linger - waited),
             None => self.mark_if_idle(),
         }
-        let room = self.current.as_ref().map_or(0, |current| {
-            self.shared
-                .config
-                .segment_bytes
-                .saturating_sub(current.offset + TAIL_BYTES)
-        });
-        self.port().room_bytes.store(room, Ordering::Relaxed);
     }
 
     fn arm_linger(&mut self, after: Duration) {
