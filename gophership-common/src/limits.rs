@@ -117,6 +117,10 @@ pub struct Offsets {
     pub disk_major: u32,
     /// `struct gendisk`: `first_minor`.
     pub disk_minor: u32,
+    /// `struct task_struct`: `cgroups`.
+    pub task_cgroups: u32,
+    /// `struct css_set`: `subsys`, at the memory controller's place; or [`OFFSET_ABSENT`].
+    pub memory_css: u32,
     /// 1 if `mark_victim` hands over the victim's `struct task_struct` (6.8 and later), 0 if its
     /// process id.
     pub victim_is_task: u32,
@@ -145,6 +149,8 @@ impl Offsets {
         request_disk: OFFSET_ABSENT,
         disk_major: OFFSET_ABSENT,
         disk_minor: OFFSET_ABSENT,
+        task_cgroups: OFFSET_ABSENT,
+        memory_css: OFFSET_ABSENT,
         victim_is_task: 0,
     };
 }

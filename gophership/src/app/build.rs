@@ -54,6 +54,7 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
     let scope = IngestScope {
         ports: vec![grpc.port()],
         h2_window_bytes: STALLED_WINDOW_BYTES,
+        vault_dir: Some(config.vault.dir.clone()),
     };
     let pressure = Pressure::start(&config.pressure, &scope, config.ingest.workers)?;
     let destinations = stores.destinations.clone();
@@ -62,7 +63,7 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
     let watching = Arc::clone(&daemon);
     let watch = daemon
         .pressure
-        .spawn_watch(move |transition| watching.transition(transition))
+        .spawn_watch(move |occurrence| watching.occurrence(occurrence))
         .map_err(Error::system("the pressure thread"))?;
     restore_override(&daemon).await?;
 

@@ -21,7 +21,7 @@ impl Daemon {
             Source::Stochastic => pb::Source::Stochastic,
         };
         let signals = judged.signals.iter().map(|signal| pb::Signal {
-            name: signal.name.to_owned(),
+            name: signal.signal.as_str().to_owned(),
             value: signal.value,
             unit: signal.unit.to_owned(),
             available: signal.available,

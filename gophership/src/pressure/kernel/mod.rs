@@ -1,15 +1,17 @@
 //! The kernel source: loads and attaches the kernel half, and maps what it shares.
 //!
 //! The object is embedded when the build was given one (`GOPHERSHIP_EBPF_OBJ`). `tcp_probe` and the
-//! tick must attach; without the dequeue or the close probe the receive queue reads "unavailable",
-//! since a depth that can only rise would be a lie.
+//! tick must attach; what else can't leaves its signals unavailable ([`programs`]).
 
 mod btf;
 mod capabilities;
+mod enlist;
 mod mmap;
+mod programs;
 mod wake;
 
 use std::{
+    collections::BTreeMap,
     io,
     os::fd::{AsFd, BorrowedFd},
     time::Duration,
@@ -19,7 +21,7 @@ use aya::{
     Btf, Ebpf, EbpfLoader, Pod,
     maps::{Array, Map, MapData, RingBuf},
     programs::{
-        BtfTracePoint, PerfEvent, ProgramError,
+        BtfTracePoint, PerfEvent, ProgramError, RawTracePoint,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
     },
     util::online_cpus,
@@ -27,15 +29,16 @@ use aya::{
 use aya_log::EbpfLogger;
 use gophership_common::{
     EnginePage, Event, GLOBAL_OFFSETS, MAP_ENGINE, MAP_EVENTS, MAP_POLICY, MAP_SIGNALS,
-    MAP_VERDICT, PROGRAM_SOCKET_STATE, PROGRAM_TCP_DEQUEUE, PROGRAM_TCP_PROBE, PROGRAM_TICK,
-    PolicyPage, SignalsPage, VerdictPage,
+    MAP_VERDICT, PROGRAM_ENLIST, PROGRAM_TCP_PROBE, PROGRAM_TICK, PolicyPage, SignalsPage,
+    VerdictPage,
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
+pub(super) use enlist::Enlist;
 pub(super) use mmap::Page;
 pub(super) use wake::Wake;
 
-use super::pages::Pages;
+use super::{pages::Pages, unavailable::Unavailable};
 
 /// Why the kernel half isn't judging.
 #[derive(Debug, thiserror::Error)]
@@ -93,10 +96,7 @@ pub enum Error {
 /// The loaded kernel half. Dropping it detaches the programs.
 pub(super) struct Kernel {
     ebpf: Ebpf,
-    /// What couldn't be attached, and why; empty when all is well.
-    pub(super) unattached: Vec<String>,
-    /// Whether the receive queue can be measured.
-    pub(super) measures_queues: bool,
+    enlist: Option<Enlist>,
 }
 
 /// The kernel half's transitions, oldest first.
@@ -132,40 +132,77 @@ impl Kernel {
             engine: mapped::<EnginePage>(&mut ebpf, MAP_ENGINE)?,
         };
         let events = Events::of(&mut ebpf)?;
-        let kernel = Self {
-            ebpf,
-            unattached: Vec::new(),
-            measures_queues: false,
-        };
+        let kernel = Self { ebpf, enlist: None };
         Ok((kernel, pages, events))
     }
 
-    /// Attaches the programs; the tick starts to judge as soon as a policy is published.
+    /// Attaches the programs; the tick starts to judge as soon as a policy is published. Returns the
+    /// [`gophership_common::Signal::bit`]s of what is measured, and notes why the rest isn't.
     ///
     /// # Errors
-    /// [`Error::Program`] for `tcp_probe` and the tick; what else can't attach is listed in
-    /// `unattached`.
-    pub(super) fn attach(&mut self, tick: Duration) -> Result<(), Error> {
+    /// [`Error::Program`] for `tcp_probe` and the tick.
+    pub(super) fn attach(
+        &mut self,
+        tick: Duration,
+        unavailable: &Unavailable,
+    ) -> Result<u64, Error> {
         let btf = Btf::from_sys_fs().map_err(|error| Error::Program {
             name: PROGRAM_TCP_PROBE,
             source: error.into(),
         })?;
-        // The close probe first: a socket followed without it would never leave the aggregates.
-        let mut optional = [PROGRAM_SOCKET_STATE, PROGRAM_TCP_DEQUEUE].map(|name| {
-            self.attach_tracepoint(name, &btf)
-                .map_err(|source| format!("{name}: {}", Chain(&source)))
-        });
-        self.measures_queues = optional.iter().all(Result::is_ok);
-        self.unattached = optional
-            .iter_mut()
-            .filter_map(|outcome| outcome.as_mut().err().map(std::mem::take))
-            .collect();
-        self.attach_tracepoint(PROGRAM_TCP_PROBE, &btf)
-            .map_err(|source| Error::Program {
-                name: PROGRAM_TCP_PROBE,
-                source,
-            })?;
-        self.attach_tick(tick)
+        let mut refused = BTreeMap::new();
+        if let Err(reason) = self.know_the_engine() {
+            refused.insert(PROGRAM_ENLIST, reason);
+        }
+        for name in programs::TRACEPOINTS {
+            match self.attach_tracepoint(name, &btf) {
+                Ok(()) => {}
+                Err(source) if name == PROGRAM_TCP_PROBE => {
+                    return Err(Error::Program { name, source });
+                }
+                Err(source) => {
+                    refused.insert(name, format!("{name}: {}", Chain(&source)));
+                }
+            }
+        }
+        self.attach_tick(tick)?;
+        let mut measured = 0;
+        for (needed, signals) in programs::MEASURES {
+            let reason = needed.iter().find_map(|name| refused.get(name));
+            for &signal in signals {
+                match reason {
+                    Some(reason) => unavailable.set(signal, reason),
+                    None => measured |= signal.bit(),
+                }
+            }
+        }
+        Ok(measured)
+    }
+
+    /// Has the kernel half learn this process, before anything is attributed to it.
+    fn know_the_engine(&mut self) -> Result<(), String> {
+        let named = |error: &dyn std::error::Error| format!("{PROGRAM_ENLIST}: {}", Chain(error));
+        let program: &mut RawTracePoint = self
+            .ebpf
+            .program_mut(PROGRAM_ENLIST)
+            .ok_or_else(|| format!("{PROGRAM_ENLIST}: not in the object"))?
+            .try_into()
+            .map_err(|error: ProgramError| named(&error))?;
+        program.load().map_err(|error| named(&error))?;
+        let fd = program.fd().map_err(|error| named(&error))?;
+        let fd = fd
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|error| named(&error))?;
+        let enlist = Enlist::new(fd);
+        enlist.engine().map_err(|error| named(&error))?;
+        self.enlist = Some(enlist);
+        Ok(())
+    }
+
+    /// The way for workers to make themselves known; `None` where that isn't to be had.
+    pub(super) fn enlist(&self) -> Option<Enlist> {
+        self.enlist
     }
 
     fn attach_tracepoint(&mut self, name: &'static str, btf: &Btf) -> Result<(), ProgramError> {
