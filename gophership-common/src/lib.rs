@@ -9,6 +9,7 @@
 mod branchless;
 mod judge;
 mod limits;
+mod listing;
 mod pages;
 mod tally;
 mod zone;
@@ -16,6 +17,7 @@ mod zone;
 pub use branchless::{Earliest, greatest};
 pub use judge::{Judgement, State, exit_permille, judge};
 pub use limits::*;
+pub use listing::*;
 pub use pages::{
     Aggregates, BUDGETS, Budget, EnginePage, Event, Levels, OVERRIDE_FOREVER, OVERRIDE_NONE,
     Policy, PolicyPage, Posted, Signals, SignalsPage, VerdictPage, WatchSlot, WorkerLine,

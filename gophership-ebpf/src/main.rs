@@ -20,6 +20,7 @@
 
 mod atomic;
 mod event;
+mod iter;
 mod maps;
 mod queue;
 mod socket;

@@ -25,6 +25,7 @@ impl Daemon {
             value: signal.value,
             unit: signal.unit.to_owned(),
             available: signal.available,
+            ..pb::Signal::default()
         });
         pb::StatusReply {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -36,6 +36,7 @@ mod kernel;
 mod memory;
 mod pages;
 mod snapshot;
+pub mod sockets;
 mod stochastic;
 mod watch;
 
@@ -58,6 +59,7 @@ pub use gophership_common::{Cause, Signals, Word, Zone};
 pub use kernel::Error as KernelError;
 pub use memory::memory_limit_bytes;
 pub use snapshot::{SignalReading, Snapshot, Source};
+pub use sockets::{Listing, SocketOrder};
 pub use watch::{TICK_DEAD_MIN, Transition, WatchHandle};
 
 use kernel::{Events, Kernel, Wake};
@@ -163,6 +165,8 @@ pub struct Pressure {
     events: Mutex<Option<Events>>,
     source: snapshot::Judging,
     wake: &'static Wake,
+    /// The ingest listeners' ports.
+    ports: Vec<u16>,
     sample_every: u64,
     /// The least time between two of the fallback's samples.
     tick: Duration,
@@ -185,8 +189,11 @@ impl Pressure {
                 for reason in &kernel.unattached {
                     tracing::warn!(reason, "the receive queue can't be measured");
                 }
+                for reason in kernel.iterators.missing() {
+                    tracing::info!(reason, "`gs-ctl sockets` will show less");
+                }
                 tracing::info!(ports = ?scope.ports, "the kernel half judges");
-                Self::assemble(config, pages, policy, Some((kernel, events)), None)
+                Self::assemble(config, scope, pages, policy, Ok((kernel, events)))
             }
             Err(Some(error)) if config.kernel == KernelMode::Required => {
                 Err(Error::KernelRequired(error))
@@ -208,23 +215,27 @@ impl Pressure {
                     source,
                 })?;
                 pages.publish(&policy);
-                Self::assemble(config, pages, policy, None, Some(reason))
+                Self::assemble(config, scope, pages, policy, Err(reason))
             }
         }
     }
 
     fn assemble(
         config: &Config,
+        scope: &IngestScope,
         pages: Pages,
         policy: Policy,
-        kernel: Option<(Kernel, Events)>,
-        why_not: Option<String>,
+        kernel: Result<(Kernel, Events), String>,
     ) -> Result<Self, Error> {
         pages.begin(monotonic_ns());
         let wake = Wake::new().map_err(|source| Error::System {
             what: "eventfd",
             source,
         })?;
+        let (kernel, why_not) = match kernel {
+            Ok(kernel) => (Some(kernel), None),
+            Err(reason) => (None, Some(reason)),
+        };
         let (kernel, events) = kernel.unzip();
         Ok(Self {
             pages,
@@ -234,6 +245,7 @@ impl Pressure {
             source: snapshot::Judging::new(why_not),
             // Lives as long as the mappings: workers' handles point to both.
             wake: Box::leak(Box::new(wake)),
+            ports: scope.ports.clone(),
             sample_every: config.sample_every,
             tick: config.tick,
         })
@@ -276,6 +288,21 @@ impl Pressure {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::of(&self.pages, &self.source)
+    }
+
+    /// Lists the ingest sockets. Takes time in proportion to the sockets, and the descriptors, of the
+    /// machine: not for a worker's thread.
+    ///
+    /// # Errors
+    /// If neither the kernel half nor `/proc` can tell.
+    pub fn sockets(&self, order: SocketOrder, limit: usize) -> io::Result<Listing> {
+        let netns_inum = lock(&self.policy).netns_inum;
+        let kernel = match (&self.kernel, self.source.why_not_kernel()) {
+            (Some(kernel), _) if kernel.measures_queues => Ok(&kernel.iterators),
+            (Some(kernel), _) => Err(kernel.unattached.join("; ")),
+            (None, reason) => Err(reason.unwrap_or_default()),
+        };
+        sockets::list(kernel, &self.ports, netns_inum, order, limit)
     }
 
     /// Starts the watch thread: it posts samples every 100 ms, drains the kernel half's events into

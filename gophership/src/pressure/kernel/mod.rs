@@ -6,6 +6,7 @@
 
 mod btf;
 mod capabilities;
+mod iter;
 mod mmap;
 mod wake;
 
@@ -26,12 +27,13 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use gophership_common::{
-    EnginePage, Event, GLOBAL_OFFSETS, MAP_ENGINE, MAP_EVENTS, MAP_POLICY, MAP_SIGNALS,
+    EnginePage, Event, GLOBAL_LIST_OFFSETS, GLOBAL_OFFSETS, ListOffsets, MAP_ENGINE, MAP_EVENTS, MAP_POLICY, MAP_SIGNALS,
     MAP_VERDICT, PROGRAM_SOCKET_STATE, PROGRAM_TCP_DEQUEUE, PROGRAM_TCP_PROBE, PROGRAM_TICK,
     PolicyPage, SignalsPage, VerdictPage,
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
+pub(super) use iter::Iterators;
 pub(super) use mmap::Page;
 pub(super) use wake::Wake;
 
@@ -97,6 +99,10 @@ pub(super) struct Kernel {
     pub(super) unattached: Vec<String>,
     /// Whether the receive queue can be measured.
     pub(super) measures_queues: bool,
+    /// What lists the sockets, or why it doesn't; it isn't needed to judge.
+    pub(super) iterators: Iterators,
+    /// Whether the running kernel's BTF has what the iterators read.
+    can_list: bool,
 }
 
 /// The kernel half's transitions, oldest first.
@@ -118,11 +124,17 @@ impl Kernel {
             return Err(Error::Privileges(missing));
         }
         let offsets = btf::offsets()?;
+        let list_offsets = btf::list_offsets();
         // Before 5.11 maps are charged to this limit; failing to raise it shows at the load.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
         let log_level = u8::from(wants_log()) * aya_log::Level::Debug as u8;
         let mut ebpf = EbpfLoader::new()
             .override_global(GLOBAL_OFFSETS, &offsets, true)
+            .override_global(
+                GLOBAL_LIST_OFFSETS,
+                list_offsets.as_ref().unwrap_or(&ListOffsets::UNKNOWN),
+                true,
+            )
             .override_global(aya_log::LEVEL, &log_level, false)
             .load(object)?;
         let pages = Pages {
@@ -136,6 +148,11 @@ impl Kernel {
             ebpf,
             unattached: Vec::new(),
             measures_queues: false,
+            can_list: list_offsets.is_ok(),
+            iterators: Iterators::none(&match list_offsets {
+                Ok(_) => "not attached".to_owned(),
+                Err(error) => error.to_string(),
+            }),
         };
         Ok((kernel, pages, events))
     }
@@ -165,7 +182,11 @@ impl Kernel {
                 name: PROGRAM_TCP_PROBE,
                 source,
             })?;
-        self.attach_tick(tick)
+        self.attach_tick(tick)?;
+        if self.can_list {
+            self.iterators = Iterators::attach(&mut self.ebpf, &btf);
+        }
+        Ok(())
     }
 
     fn attach_tracepoint(&mut self, name: &'static str, btf: &Btf) -> Result<(), ProgramError> {
