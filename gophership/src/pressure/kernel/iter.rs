@@ -93,9 +93,8 @@ fn link(
     program.load(kind, btf)?;
     let program = program.fd()?.as_fd().as_raw_fd();
     // SAFETY: the program's descriptor is open, an iterator has no target, no options are given.
-    let link = unsafe {
-        libbpf_sys::bpf_link_create(program, 0, libbpf_sys::BPF_TRACE_ITER, ptr::null())
-    };
+    let link =
+        unsafe { libbpf_sys::bpf_link_create(program, 0, libbpf_sys::BPF_TRACE_ITER, ptr::null()) };
     owned(link).map_err(ProgramError::IOError)
 }
 
@@ -138,9 +137,8 @@ impl<T: Pod> Records<T> {
     pub(in crate::pressure) fn next(&mut self) -> io::Result<Option<T>> {
         let mut record = MaybeUninit::<T>::zeroed();
         // SAFETY: the bytes of `record`, initialised to zeros, borrowed until the read is over.
-        let bytes = unsafe {
-            slice::from_raw_parts_mut(record.as_mut_ptr().cast::<u8>(), size_of::<T>())
-        };
+        let bytes =
+            unsafe { slice::from_raw_parts_mut(record.as_mut_ptr().cast::<u8>(), size_of::<T>()) };
         let mut filled = 0;
         while filled < bytes.len() {
             match self.reader.read(&mut bytes[filled..]) {

@@ -27,9 +27,9 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use gophership_common::{
-    EnginePage, Event, GLOBAL_LIST_OFFSETS, GLOBAL_OFFSETS, ListOffsets, MAP_ENGINE, MAP_EVENTS, MAP_POLICY, MAP_SIGNALS,
-    MAP_VERDICT, PROGRAM_SOCKET_STATE, PROGRAM_TCP_DEQUEUE, PROGRAM_TCP_PROBE, PROGRAM_TICK,
-    PolicyPage, SignalsPage, VerdictPage,
+    EnginePage, Event, GLOBAL_LIST_OFFSETS, GLOBAL_OFFSETS, ListOffsets, MAP_ENGINE, MAP_EVENTS,
+    MAP_POLICY, MAP_SIGNALS, MAP_VERDICT, PROGRAM_SOCKET_STATE, PROGRAM_TCP_DEQUEUE,
+    PROGRAM_TCP_PROBE, PROGRAM_TICK, PolicyPage, SignalsPage, VerdictPage,
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 

@@ -199,6 +199,9 @@ mod tests {
         let found = row(v6).unwrap();
         assert_eq!(found.local, "[::1]:4317".parse().unwrap());
         assert_eq!(found.peer, "127.0.0.1:50000".parse().unwrap(), "mapped");
-        assert_eq!(row("  sl  local_address rem_address   st tx_queue rx_queue"), None);
+        assert_eq!(
+            row("  sl  local_address rem_address   st tx_queue rx_queue"),
+            None
+        );
     }
 }

@@ -7,7 +7,9 @@ use gophership_common::{End, ProcessRecord, SocketRecord, Zone};
 use super::{
     super::{clock::monotonic_ns, kernel::Iterators},
     Followed, IngestSocket, LISTENERS_MAX, ListSource, Listener, Listing, Process, SocketOrder,
-    address, rank::First, state_name,
+    address,
+    rank::First,
+    state_name,
 };
 
 /// `TCP_LISTEN` of `include/net/tcp_states.h`.
