@@ -449,7 +449,7 @@ fn another_network_namespace_is_not_listed_from_within_or_without() {
             // Here the kernel offers those sockets, and we must pass them over.
             let within = by_kernel(&pressure);
             made.send(()).unwrap();
-            drop(is_done.recv());
+            let _ = is_done.recv();
             within
         });
         is_made.recv_timeout(PATIENCE).expect("sockets elsewhere");

@@ -132,7 +132,7 @@ impl Drop for Screen {
 fn fitted(page: &str, rows: usize) -> String {
     let lines: Vec<_> = page.lines().take(rows).collect();
     // Home; each line clears what is left of the old one, the end what is left below.
-    format!("\x1b[H{}\x1b[K\x1b[J", lines.join("\x1b[K\r\n"))
+    format!("\x1b[H{}\x1b[K\x1b[J", lines.join("\x1b[K\n"))
 }
 
 fn screen_rows() -> usize {
@@ -164,7 +164,7 @@ mod tests {
     fn a_page_is_cut_to_the_screen_and_covers_the_one_before() {
         assert_eq!(
             fitted("a\nb\nc\n", 2),
-            "\x1b[Ha\x1b[K\r\nb\x1b[K\x1b[J",
+            "\x1b[Ha\x1b[K\nb\x1b[K\x1b[J",
             "no line break at the end: it would scroll"
         );
     }
