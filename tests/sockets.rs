@@ -7,6 +7,7 @@
 mod common;
 
 use std::{
+    collections::HashSet,
     io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
@@ -28,7 +29,10 @@ use gophership::pressure::{
     sockets::ListSource,
 };
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        signal::{Signal, kill},
+    },
     unistd::Pid,
 };
 use serde_json::Value;
@@ -395,6 +399,44 @@ fn connections_from_before_the_kernel_half_are_listed_but_not_followed() {
     eventually("the next segment", PATIENCE, || {
         let followed = by_kernel(&pressure).sockets[0].followed;
         followed.is_some_and(|followed| followed.high_water_bytes == 2000)
+    });
+}
+
+#[test]
+fn more_sockets_than_fit_one_read_are_each_listed_once_and_the_deepest_kept() {
+    const CONNECTIONS: usize = 1000;
+    const DEEP: [usize; 3] = [300, 700, 999];
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let Some(pressure) = judging(&listener) else {
+        return;
+    };
+    let mut connections: Vec<_> = (0..CONNECTIONS)
+        .map(|_| {
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (client, listener.accept().unwrap())
+        })
+        .collect();
+    for index in DEEP {
+        connections[index].0.write_all(&vec![0; index]).unwrap();
+    }
+    let all = pressure
+        .sockets(SocketOrder::Depth, 2 * CONNECTIONS)
+        .unwrap();
+    let peers: HashSet<_> = all.sockets.iter().map(|socket| socket.peer).collect();
+    assert_eq!((all.total, all.sockets.len()), (CONNECTIONS, CONNECTIONS));
+    assert_eq!(peers.len(), CONNECTIONS);
+    assert!(all.sockets.iter().all(|socket| socket.process.is_some()));
+
+    let expected = DEEP.map(|index| (index as u64, connections[index].0.local_addr().unwrap()));
+    eventually("the deepest ones", PATIENCE, || {
+        let listing = pressure.sockets(SocketOrder::Depth, DEEP.len()).unwrap();
+        assert_eq!(listing.total, CONNECTIONS);
+        let deepest = listing.sockets.iter().rev();
+        deepest
+            .map(|socket| (socket.depth_bytes, socket.peer))
+            .eq(expected)
     });
 }
 

@@ -302,7 +302,7 @@ impl Pressure {
             (Some(kernel), _) => Err(kernel.unattached.join("; ")),
             (None, reason) => Err(reason.unwrap_or_default()),
         };
-        sockets::list(kernel, &self.ports, netns_inum, order, limit)
+        sockets::list(&kernel, &self.ports, netns_inum, order, limit)
     }
 
     /// Starts the watch thread: it posts samples every 100 ms, drains the kernel half's events into

@@ -120,13 +120,13 @@ const LISTENERS_MAX: usize = 64;
 
 /// Lists the sockets on `ports`; `kernel` are the iterators, or why there are none.
 pub(super) fn list(
-    kernel: Result<&Iterators, String>,
+    kernel: &Result<&Iterators, String>,
     ports: &[u16],
     netns_inum: u32,
     order: SocketOrder,
     limit: usize,
 ) -> io::Result<Listing> {
-    let walked = match &kernel {
+    let walked = match kernel {
         Ok(iterators) => walk::sockets(iterators, order, limit),
         Err(reason) => Err(reason.clone()),
     };
@@ -134,7 +134,7 @@ pub(super) fn list(
         Ok(listing) => listing,
         Err(reason) => proc::sockets(ports, order, limit, reason)?,
     };
-    let named = match &kernel {
+    let named = match kernel {
         Ok(iterators) => walk::name_processes(iterators, netns_inum, &mut listing.sockets),
         Err(reason) => Err(reason.clone()),
     };

@@ -1,8 +1,8 @@
 //! The kernel half's records → the listing.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
-use gophership_common::{End, ProcessRecord, SocketRecord, Zone};
+use gophership_common::{ProcessRecord, SocketRecord, Zone};
 
 use super::{
     super::{clock::monotonic_ns, kernel::Iterators},
@@ -70,44 +70,56 @@ fn socket(record: &SocketRecord, now_ns: u64) -> IngestSocket {
 }
 
 /// Finds the process behind each socket's peer; the error is the reason why not.
-///
-/// A producer in another network namespace counts, unless it is connected to a loopback address:
-/// that is its namespace's own, and not us.
 pub(super) fn name_processes(
     iterators: &Iterators,
     netns_inum: u32,
     sockets: &mut [IngestSocket],
 ) -> Result<(), String> {
     let mut records = iterators.processes()?;
-    let wanted: HashMap<_, _> = sockets
-        .iter()
-        .enumerate()
-        .map(|(index, socket)| ((socket.peer, socket.local), index))
-        .collect();
-    // Whether who was found lives in our own network namespace, which settles it.
-    let mut settled = vec![false; sockets.len()];
+    let mut names = Names::of(sockets, netns_inum);
     while let Some(record) = records.next().map_err(|error| error.to_string())? {
-        let Some(&index) = wanted.get(&ends(&record)) else {
-            continue;
-        };
-        let ours = record.netns_inum == netns_inum;
-        let elsewhere = !ours && !is_loopback(&record.peer) && sockets[index].process.is_none();
-        // The first one in a namespace: of a family that shares a socket, the eldest.
-        if ours && !settled[index] || elsewhere {
-            settled[index] = ours;
-            sockets[index].process = Some(process(&record));
-        }
+        names.offer(&record);
     }
     Ok(())
 }
 
-/// The connection as its producer has it.
-fn ends(record: &ProcessRecord) -> (std::net::SocketAddr, std::net::SocketAddr) {
-    (address(&record.local), address(&record.peer))
+/// The join of sockets and processes, by both ends' addresses.
+struct Names<'s> {
+    sockets: &'s mut [IngestSocket],
+    /// By the producer's end and ours.
+    wanted: HashMap<(SocketAddr, SocketAddr), usize>,
+    /// Who was found for the socket lives in our own network namespace, which settles it.
+    settled: Vec<bool>,
+    netns_inum: u32,
 }
 
-fn is_loopback(end: &End) -> bool {
-    address(end).ip().is_loopback()
+impl<'s> Names<'s> {
+    fn of(sockets: &'s mut [IngestSocket], netns_inum: u32) -> Self {
+        let ends = sockets.iter().map(|socket| (socket.peer, socket.local));
+        Self {
+            wanted: ends.zip(0..).collect(),
+            settled: vec![false; sockets.len()],
+            sockets,
+            netns_inum,
+        }
+    }
+
+    /// A producer in another network namespace counts, unless it is connected to a loopback
+    /// address: that is its own namespace's, and not us. Of a family that shares a socket, the
+    /// first one offered counts, which is the eldest.
+    fn offer(&mut self, record: &ProcessRecord) {
+        let ends = (address(&record.local), address(&record.peer));
+        let Some(&index) = self.wanted.get(&ends) else {
+            return;
+        };
+        let named = &mut self.sockets[index].process;
+        let ours = record.netns_inum == self.netns_inum;
+        let neighbour = named.is_none() && !ends.1.ip().is_loopback();
+        if !self.settled[index] && (ours || neighbour) {
+            self.settled[index] = ours;
+            *named = Some(process(record));
+        }
+    }
 }
 
 fn process(record: &ProcessRecord) -> Process {
@@ -115,5 +127,80 @@ fn process(record: &ProcessRecord) -> Process {
     Process {
         pid: record.pid,
         name: String::from_utf8_lossy(name).into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gophership_common::{End, NAME_BYTES};
+
+    use super::*;
+
+    const OURS: u32 = 1;
+    const OTHER: u32 = 2;
+
+    /// Names the process behind a connection from port 50000 to `local`, from these processes.
+    fn named(local: [u8; 4], offered: &[ProcessRecord]) -> Option<u32> {
+        let mut sockets = [IngestSocket {
+            cookie: None,
+            local: (local, 4317).into(),
+            peer: (local, 50_000).into(),
+            state: "established",
+            depth_bytes: 0,
+            capacity_bytes: None,
+            followed: None,
+            process: None,
+        }];
+        let mut names = Names::of(&mut sockets, OURS);
+        offered.iter().for_each(|record| names.offer(record));
+        let [socket] = sockets;
+        socket.process.map(|process| process.pid)
+    }
+
+    fn end([a, b, c, d]: [u8; 4], port: u16) -> End {
+        End {
+            address: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d],
+            port,
+            padding: 0,
+        }
+    }
+
+    fn offer(local: [u8; 4], netns_inum: u32, pid: u32) -> ProcessRecord {
+        ProcessRecord {
+            local: end(local, 50_000),
+            peer: end(local, 4317),
+            pid,
+            netns_inum,
+            name: [0; NAME_BYTES],
+        }
+    }
+
+    #[test]
+    fn the_eldest_of_a_family_is_named() {
+        let host = [10, 0, 0, 1];
+        assert_eq!(named(host, &[]), None);
+        let family = [offer(host, OURS, 7), offer(host, OURS, 8)];
+        assert_eq!(named(host, &family), Some(7));
+        let stranger = ProcessRecord {
+            local: end(host, 50_001),
+            ..offer(host, OURS, 9)
+        };
+        assert_eq!(named(host, &[stranger]), None);
+    }
+
+    #[test]
+    fn a_process_of_our_own_namespace_is_preferred_to_one_of_another() {
+        let host = [10, 0, 0, 1];
+        let (ours, other) = (offer(host, OURS, 7), offer(host, OTHER, 8));
+        assert_eq!(named(host, &[other]), Some(8));
+        assert_eq!(named(host, &[ours, other]), Some(7));
+        assert_eq!(named(host, &[other, ours]), Some(7));
+    }
+
+    #[test]
+    fn another_namespaces_loopback_is_not_ours() {
+        let host = [127, 0, 0, 1];
+        assert_eq!(named(host, &[offer(host, OTHER, 8)]), None);
+        assert_eq!(named(host, &[offer(host, OURS, 7)]), Some(7));
     }
 }
