@@ -42,7 +42,8 @@ pub struct SocketRecord {
     pub peer: End,
     /// TCP state, of `include/net/tcp_states.h`.
     pub state: u32,
-    /// Bytes the application hasn't read; for a listener, connections it hasn't accepted.
+    /// Bytes the application hasn't read, as `ss` shows them (an unread FIN counts one); for a
+    /// listener, connections it hasn't accepted.
     pub depth: u32,
     /// What stops the peer at that depth; for a listener, its backlog.
     pub capacity: u32,

@@ -17,8 +17,9 @@ use crate::{
     socket::{Socket, is_ingest, read},
 };
 
-/// `IPPROTO_TCP` of `include/uapi/linux/in.h`.
-const IPPROTO_TCP: u8 = 6;
+/// Protocols of `include/uapi/linux/in.h`. A multipath connection has its first path's addresses.
+const IPPROTO_TCP: u16 = 6;
+const IPPROTO_MPTCP: u16 = 262;
 /// `MAX_PID_NS_LEVEL` of `include/linux/pid_namespace.h`.
 const PID_LEVEL_MAX: u32 = 32;
 /// `struct upid` of `include/linux/pid.h`: the number, padding, a pointer.
@@ -67,7 +68,11 @@ fn record(task: *const c_void, socket: *const c_void, policy: &Policy) -> Option
     // The ports first: they rule out nearly everything.
     let (local, peer) = {
         let port = u16::from_be(read(sock, list_offset!(peer_port))?);
-        if !is_ingest(port, policy) || read::<u8>(sock, list_offset!(protocol))? != IPPROTO_TCP {
+        if !is_ingest(port, policy) {
+            return None;
+        }
+        let protocol = read::<u16>(sock, list_offset!(protocol))?;
+        if protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP {
             return None;
         }
         ends(Socket::at(sock))?

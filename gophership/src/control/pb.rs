@@ -92,10 +92,10 @@ pub struct Signal {
     /// Why it isn't; empty if it is, or if nobody can say.
     #[prost(string, tag = "5")]
     pub reason: ::prost::alloc::string::String,
-    /// Yellow from this value on, in the same unit; absent: it never makes Yellow.
+    /// Yellow at this value or beyond it, in the same unit; absent: it never makes Yellow.
     #[prost(double, optional, tag = "6")]
     pub yellow: ::core::option::Option<f64>,
-    /// Red from this value on, in the same unit; absent: it never makes Red.
+    /// Red at this value or beyond it, in the same unit; absent: it never makes Red.
     #[prost(double, optional, tag = "7")]
     pub red: ::core::option::Option<f64>,
 }

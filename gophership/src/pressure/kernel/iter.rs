@@ -36,7 +36,7 @@ pub(in crate::pressure) struct Iterators {
 
 impl Iterators {
     /// None, for this reason.
-    pub(super) fn none(reason: &str) -> Self {
+    pub(in crate::pressure) fn none(reason: &str) -> Self {
         Self {
             sockets: Err(reason.to_owned()),
             processes: Err(reason.to_owned()),

@@ -171,3 +171,29 @@ fn address(end: &End) -> SocketAddr {
         end.port,
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn without_iterators_proc_tells_and_the_reason_is_kept() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = listener.local_addr().unwrap();
+        let client = TcpStream::connect(ours).unwrap();
+        let iterators = Iterators::none("iter/tcp: refused");
+        let listing = list(&Ok(&iterators), &[ours.port()], 0, SocketOrder::Depth, 10);
+        let listing = listing.unwrap();
+        let reason = Some("iter/tcp: refused".to_owned());
+        assert_eq!(listing.source, ListSource::Proc);
+        assert_eq!(listing.reason, reason);
+        assert_eq!(listing.processes_reason, reason);
+        assert_eq!(listing.total, 1);
+        assert_eq!(listing.sockets[0].peer, client.local_addr().unwrap());
+        let process = listing.sockets[0].process.as_ref().unwrap();
+        assert_eq!(process.pid, std::process::id());
+        assert_eq!(listing.listeners[0].waiting, 1);
+    }
+}
