@@ -2,7 +2,6 @@
 
 mod counting_allocator;
 #[path = "common/pressure.rs"]
-#[expect(dead_code, reason = "each test file uses its part")]
 mod judged;
 #[expect(dead_code, reason = "each test file uses its part")]
 mod vault_support;

@@ -10,6 +10,7 @@ mod branchless;
 mod forecast;
 mod judge;
 mod limits;
+mod listing;
 mod pages;
 mod recorded;
 mod rules;
@@ -21,6 +22,7 @@ pub use branchless::{Earliest, greatest, reached};
 pub use forecast::{Ingress, rate_per_second, share_permille};
 pub use judge::{Judgement, State, judge};
 pub use limits::*;
+pub use listing::*;
 pub use pages::{
     Aggregates, BUDGETS, Budget, EVENT_OOM, EVENT_OOM_ELSEWHERE, EVENT_TRANSITION, EnginePage,
     Event, Levels, OVERRIDE_FOREVER, OVERRIDE_NONE, Policy, PolicyPage, Posted, SignalsPage,

@@ -1,8 +1,10 @@
 //! How long the vault's block devices take, from issuing a request to its completion.
 
-use core::ffi::c_void;
-
-use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel};
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel},
+    programs::BtfTracePointContext,
+};
 use gophership_common::{DISKS_MAX, Earliest, OFFSET_ABSENT, Policy};
 
 use crate::{
@@ -19,6 +21,13 @@ const LOST_NS: u64 = 120 * 1_000_000_000;
 fn read<T>(base: u64, offset: u32) -> Option<T> {
     // SAFETY: the helper checks the address and fails on a bad one; `T` is an integer.
     unsafe { bpf_probe_read_kernel(base.wrapping_add(u64::from(offset)) as *const T) }.ok()
+}
+
+/// The address of a program's first argument as a plain number: the verifier lets nobody calculate
+/// with a pointer that it knows.
+#[inline(always)]
+fn request_of(ctx: &BtfTracePointContext) -> Option<u64> {
+    read(ctx.as_ptr() as u64, 0)
 }
 
 /// Whether a request is for one of the vault's devices.
@@ -57,11 +66,12 @@ fn slot(page: *mut Measures, request: u64) -> *mut Request {
 
 /// A request goes to its device.
 #[inline(always)]
-pub(crate) fn issue(request: *const c_void) {
-    let (Some(policy), Some(page)) = (maps::policy_in_force(), maps::measures()) else {
+pub(crate) fn issue(ctx: &BtfTracePointContext) {
+    let (Some(policy), Some(page), Some(request)) =
+        (maps::policy_in_force(), maps::measures(), request_of(ctx))
+    else {
         return;
     };
-    let request = request as u64;
     if policy.disk_count == 0 || is_ours(request, policy) != Some(true) {
         return;
     }
@@ -81,11 +91,10 @@ pub(crate) fn issue(request: *const c_void) {
 
 /// A device has completed a request, or part of it.
 #[inline(always)]
-pub(crate) fn complete(request: *const c_void) {
-    let Some(page) = maps::measures() else {
+pub(crate) fn complete(ctx: &BtfTracePointContext) {
+    let (Some(page), Some(request)) = (maps::measures(), request_of(ctx)) else {
         return;
     };
-    let request = request as u64;
     let slot = slot(page, request);
     // SAFETY: `slot` points into the MEASURES map; the helper has no preconditions.
     unsafe {

@@ -22,6 +22,7 @@ mod atomic;
 mod block;
 mod enlist;
 mod event;
+mod iter;
 mod listen;
 mod maps;
 mod measures;
@@ -148,14 +149,14 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
 /// `tp_btf/block_rq_issue(request)`.
 #[btf_tracepoint(function = "block_rq_issue")]
 fn block_rq_issue(ctx: BtfTracePointContext) -> i32 {
-    block::issue(ctx.arg(0));
+    block::issue(&ctx);
     0
 }
 
 /// `tp_btf/block_rq_complete(request, …)`.
 #[btf_tracepoint(function = "block_rq_complete")]
 fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
-    block::complete(ctx.arg(0));
+    block::complete(&ctx);
     0
 }
 

@@ -126,7 +126,10 @@ fn follow<'a>(
     unsafe { atomic::add(&raw mut (*page).aggregates.tracked, 1) };
     let followed = maps::SOCKETS.get_ptr_mut(key)?;
     // SAFETY: as above.
-    Some(unsafe { &mut *followed })
+    let followed = unsafe { &mut *followed };
+    // What was taken before doesn't count as taken now.
+    followed.copied_seq = socket.copied_seq()?;
+    Some(followed)
 }
 
 /// Measures, and settles what follows from it. `end` is the first byte that isn't here yet; `full`

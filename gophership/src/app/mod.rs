@@ -5,6 +5,7 @@ mod daemon;
 mod drain;
 mod engine;
 mod metrics;
+mod sockets;
 mod status;
 mod stop;
 mod worker;

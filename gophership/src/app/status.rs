@@ -25,6 +25,9 @@ impl Daemon {
             value: signal.value,
             unit: signal.unit.to_owned(),
             available: signal.available,
+            reason: signal.reason.clone(),
+            yellow: signal.yellow,
+            red: signal.red,
         });
         pb::StatusReply {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -39,6 +39,7 @@ mod pages;
 mod policy;
 mod psi;
 mod snapshot;
+pub mod sockets;
 mod stochastic;
 mod unavailable;
 mod watch;
@@ -62,6 +63,7 @@ pub use gophership_common::{Cause, Levels, Rule, SIGNALS, Signal, Signals, Unit,
 pub use kernel::Error as KernelError;
 pub use memory::memory_limit_bytes;
 pub use snapshot::{SignalReading, Snapshot, Source, shown, unit};
+pub use sockets::{Listing, SocketOrder};
 pub use watch::{Occurrence, TICK_DEAD_MIN, Transition, WatchHandle};
 
 use kernel::{Enlist, Events, Kernel, Wake};
@@ -176,6 +178,8 @@ pub struct Pressure {
     /// The kernel half's way to learn who a worker is.
     enlist: Option<Enlist>,
     wake: &'static Wake,
+    /// The ingest listeners' ports.
+    ports: Vec<u16>,
     sample_every: u64,
     /// The least time between two of the fallback's samples.
     tick: Duration,
@@ -201,9 +205,12 @@ impl Pressure {
                 for (signal, reason) in unavailable.all() {
                     tracing::warn!(signal = signal.as_str(), reason, "a signal is unavailable");
                 }
+                for reason in kernel.iterators.missing() {
+                    tracing::info!(reason, "`gs-ctl sockets` will show less");
+                }
                 tracing::info!(ports = ?scope.ports, "the kernel half judges");
-                let kernel = Some((kernel, events));
-                Self::assemble(config, pages, policy, kernel, None, unavailable)
+                let kernel = Ok((kernel, events));
+                Self::assemble(config, scope, pages, policy, kernel, unavailable)
             }
             Err(Some(error)) if config.kernel == KernelMode::Required => {
                 Err(Error::KernelRequired(error))
@@ -226,17 +233,17 @@ impl Pressure {
                 })?;
                 pages.publish(&policy);
                 let unavailable = Unavailable::without_kernel(&reason);
-                Self::assemble(config, pages, policy, None, Some(reason), unavailable)
+                Self::assemble(config, scope, pages, policy, Err(reason), unavailable)
             }
         }
     }
 
     fn assemble(
         config: &Config,
+        scope: &IngestScope,
         pages: Pages,
         policy: Policy,
-        kernel: Option<(Kernel, Events)>,
-        why_not: Option<String>,
+        kernel: Result<(Kernel, Events), String>,
         unavailable: Unavailable,
     ) -> Result<Self, Error> {
         pages.begin(monotonic_ns());
@@ -244,6 +251,10 @@ impl Pressure {
             what: "eventfd",
             source,
         })?;
+        let (kernel, why_not) = match kernel {
+            Ok(kernel) => (Some(kernel), None),
+            Err(reason) => (None, Some(reason)),
+        };
         let (kernel, events) = kernel.unzip();
         let enlist = kernel.as_ref().and_then(Kernel::enlist);
         Ok(Self {
@@ -256,6 +267,7 @@ impl Pressure {
             enlist,
             // Lives as long as the mappings: workers' handles point to both.
             wake: Box::leak(Box::new(wake)),
+            ports: scope.ports.clone(),
             sample_every: config.sample_every,
             tick: config.tick,
         })
@@ -300,6 +312,22 @@ impl Pressure {
     pub fn snapshot(&self) -> Snapshot {
         let policy = *lock(&self.policy);
         Snapshot::of(&self.pages, &self.source, &policy, &self.unavailable)
+    }
+
+    /// Lists the ingest sockets. Takes time in proportion to the sockets, and the descriptors, of the
+    /// machine: not for a worker's thread.
+    ///
+    /// # Errors
+    /// If neither the kernel half nor `/proc` can tell.
+    pub fn sockets(&self, order: SocketOrder, limit: usize) -> io::Result<Listing> {
+        let policy = *lock(&self.policy);
+        let measures_queues = policy.measured & Signal::ReceiveQueue.bit() != 0;
+        let kernel = match (&self.kernel, self.source.why_not_kernel()) {
+            (Some(kernel), _) if measures_queues => Ok(&kernel.iterators),
+            (Some(_), _) => Err(self.unavailable.reason(Signal::ReceiveQueue)),
+            (None, reason) => Err(reason.unwrap_or_default()),
+        };
+        sockets::list(&kernel, &self.ports, policy.netns_inum, order, limit)
     }
 
     /// Starts the watch thread: it posts samples every 100 ms, drains the kernel half's events into

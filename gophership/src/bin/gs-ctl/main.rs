@@ -8,7 +8,9 @@ mod failure;
 mod human;
 mod json;
 mod output;
+mod sockets;
 mod table;
+mod top;
 mod view;
 mod yaml;
 

@@ -8,7 +8,7 @@ use std::{
     slice,
 };
 
-use gophership_common::{OFFSET_ABSENT, Offsets};
+use gophership_common::{ListOffsets, OFFSET_ABSENT, Offsets};
 use libbpf_sys::{btf_enum, btf_member, btf_param, btf_type};
 
 use super::Error;
@@ -216,6 +216,36 @@ pub(super) fn offsets() -> Result<Offsets, Error> {
         task_cgroups: btf.offset("task_struct", "cgroups")?,
         memory_css: btf.memory_css().unwrap_or(OFFSET_ABSENT),
         victim_is_task: u32::from(btf.takes_pointer("btf_trace_mark_victim")),
+    })
+}
+
+/// Looks up what only the iterators read.
+///
+/// # Errors
+/// As [`offsets`].
+pub(super) fn list_offsets() -> Result<ListOffsets, Error> {
+    let btf = Vmlinux::load()?;
+    Ok(ListOffsets {
+        family: btf.offset("sock", "__sk_common.skc_family")?,
+        state: btf.offset("sock", "__sk_common.skc_state")?,
+        peer_port: btf.offset("sock", "__sk_common.skc_dport")?,
+        local_ipv4: btf.offset("sock", "__sk_common.skc_rcv_saddr")?,
+        peer_ipv4: btf.offset("sock", "__sk_common.skc_daddr")?,
+        local_ipv6: btf
+            .offset("sock", "__sk_common.skc_v6_rcv_saddr")
+            .unwrap_or(OFFSET_ABSENT),
+        peer_ipv6: btf
+            .offset("sock", "__sk_common.skc_v6_daddr")
+            .unwrap_or(OFFSET_ABSENT),
+        protocol: btf.offset("sock", "sk_protocol")?,
+        backlog: btf.offset("sock", "sk_ack_backlog")?,
+        backlog_max: btf.offset("sock", "sk_max_ack_backlog")?,
+        socket_sock: btf.offset("socket", "sk")?,
+        group_leader: btf.offset("task_struct", "group_leader")?,
+        name: btf.offset("task_struct", "comm")?,
+        thread_pid: btf.offset("task_struct", "thread_pid")?,
+        pid_level: btf.offset("pid", "level")?,
+        pid_numbers: btf.offset("pid", "numbers")?,
     })
 }
 

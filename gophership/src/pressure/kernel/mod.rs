@@ -6,6 +6,7 @@
 mod btf;
 mod capabilities;
 mod enlist;
+mod iter;
 mod mmap;
 mod programs;
 mod wake;
@@ -28,13 +29,14 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use gophership_common::{
-    EnginePage, Event, GLOBAL_OFFSETS, MAP_ENGINE, MAP_EVENTS, MAP_POLICY, MAP_SIGNALS,
-    MAP_VERDICT, PROGRAM_ENLIST, PROGRAM_TCP_PROBE, PROGRAM_TICK, PolicyPage, SignalsPage,
-    VerdictPage,
+    EnginePage, Event, GLOBAL_LIST_OFFSETS, GLOBAL_OFFSETS, ListOffsets, MAP_ENGINE, MAP_EVENTS,
+    MAP_POLICY, MAP_SIGNALS, MAP_VERDICT, PROGRAM_ENLIST, PROGRAM_TCP_PROBE, PROGRAM_TICK,
+    PolicyPage, SignalsPage, VerdictPage,
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 pub(super) use enlist::Enlist;
+pub(super) use iter::Iterators;
 pub(super) use mmap::Page;
 pub(super) use wake::Wake;
 
@@ -97,6 +99,10 @@ pub enum Error {
 pub(super) struct Kernel {
     ebpf: Ebpf,
     enlist: Option<Enlist>,
+    /// What lists the sockets, or why it doesn't; it isn't needed to judge.
+    pub(super) iterators: Iterators,
+    /// Whether the running kernel's BTF has what the iterators read.
+    can_list: bool,
 }
 
 /// The kernel half's transitions, oldest first.
@@ -118,11 +124,17 @@ impl Kernel {
             return Err(Error::Privileges(missing));
         }
         let offsets = btf::offsets()?;
+        let list_offsets = btf::list_offsets();
         // Before 5.11 maps are charged to this limit; failing to raise it shows at the load.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
         let log_level = u8::from(wants_log()) * aya_log::Level::Debug as u8;
         let mut ebpf = EbpfLoader::new()
             .override_global(GLOBAL_OFFSETS, &offsets, true)
+            .override_global(
+                GLOBAL_LIST_OFFSETS,
+                list_offsets.as_ref().unwrap_or(&ListOffsets::UNKNOWN),
+                true,
+            )
             .override_global(aya_log::LEVEL, &log_level, false)
             .load(object)?;
         let pages = Pages {
@@ -132,7 +144,15 @@ impl Kernel {
             engine: mapped::<EnginePage>(&mut ebpf, MAP_ENGINE)?,
         };
         let events = Events::of(&mut ebpf)?;
-        let kernel = Self { ebpf, enlist: None };
+        let kernel = Self {
+            ebpf,
+            enlist: None,
+            can_list: list_offsets.is_ok(),
+            iterators: Iterators::none(&match list_offsets {
+                Ok(_) => "not attached".to_owned(),
+                Err(error) => error.to_string(),
+            }),
+        };
         Ok((kernel, pages, events))
     }
 
@@ -161,11 +181,16 @@ impl Kernel {
                     return Err(Error::Program { name, source });
                 }
                 Err(source) => {
-                    refused.insert(name, format!("{name}: {}", Chain(&source)));
+                    let reason = Chain(&source).to_string();
+                    tracing::debug!(program = name, reason, "not attached");
+                    refused.insert(name, format!("{name}: {}", brief(&reason)));
                 }
             }
         }
         self.attach_tick(tick)?;
+        if self.can_list {
+            self.iterators = Iterators::attach(&mut self.ebpf, &btf);
+        }
         let mut measured = 0;
         for (needed, signals) in programs::MEASURES {
             let reason = needed.iter().find_map(|name| refused.get(name));
@@ -324,6 +349,13 @@ fn object() -> Result<&'static [u8], Error> {
 #[cfg(not(gophership_ebpf))]
 fn object() -> Result<&'static [u8], Error> {
     Err(Error::NotBuiltIn)
+}
+
+/// What the kernel said, without the pages in which the verifier explains itself.
+fn brief(reason: &str) -> &str {
+    reason
+        .split_once(". Verifier output:")
+        .map_or(reason, |(brief, _)| brief)
 }
 
 /// An error with all its sources, on one line.
