@@ -109,7 +109,7 @@ fn budgets_of_all_workers_add_up() {
     assert!(freed.elapsed() >= HOLD, "lowered before the hold was over");
 
     let seen = fixture.seen.lock().unwrap();
-    let steps: Vec<_> = seen.iter().map(|t| (t.from, t.to)).collect();
+    let steps: Vec<_> = seen.iter().map(|t| (t.from.zone(), t.to.zone())).collect();
     assert_eq!(
         steps,
         [
