@@ -21,6 +21,8 @@ pub const PROGRAM_TCP_PROBE: &str = "tcp_probe";
 pub const PROGRAM_TCP_DEQUEUE: &str = "tcp_rcv_space_adjust";
 /// `tp_btf` program: a socket changes state; closing undoes its aggregates.
 pub const PROGRAM_SOCKET_STATE: &str = "inet_sock_set_state";
+/// `tp_btf` program: a socket is destroyed; a second witness of its closing.
+pub const PROGRAM_SOCKET_END: &str = "tcp_destroy_sock";
 /// `perf_event` program: the tick.
 pub const PROGRAM_TICK: &str = "tick";
 

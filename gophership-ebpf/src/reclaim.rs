@@ -120,7 +120,8 @@ fn shift(kind: u32, enters: bool) {
             let now_us = bpf_ktime_get_ns() / 1000;
             let next = after(seen, enters, now_us);
             if atomic::compare_exchange(state, seen, next) == seen {
-                if next == 0 {
+                // An end without a begin ends nothing: its begin was given up.
+                if next == 0 && seen != 0 {
                     let ended_us = now_us.saturating_sub(seen >> COUNT_BITS);
                     atomic::add(&raw mut (*stall).total_us, ended_us);
                 }

@@ -1,7 +1,7 @@
 //! Ten times a second: from totals to shares and rates over the last second.
 
 use gophership_common::{
-    Ingress, Policy, Signal, SignalsPage, Tally, rate_per_second, share_permille,
+    Ingress, Policy, Signal, SignalsPage, Tally, greatest, rate_per_second, share_permille,
 };
 
 use crate::{
@@ -69,7 +69,9 @@ pub(crate) unsafe fn take(
         let elapsed_ns = now_ns.saturating_sub((*then).at_ns);
         let stalled = |kind: u32| {
             let kind = kind as usize;
-            share_permille((*now).stall_us[kind] - (*then).stall_us[kind], elapsed_ns)
+            let (now_us, then_us) = ((*now).stall_us[kind], (*then).stall_us[kind]);
+            // A stall that ends while it is read may be missing once.
+            share_permille(greatest(now_us, then_us) - then_us, elapsed_ns)
         };
         set(Signal::MemoryStall, stalled(reclaim::HOST));
         set(Signal::MemoryStallCgroup, stalled(reclaim::OURS));

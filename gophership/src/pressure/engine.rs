@@ -12,6 +12,7 @@ use gophership_common::{Word, WorkerLine};
 use super::{
     clock::monotonic_ns,
     kernel::{Enlist, Wake},
+    waits::Waits,
 };
 
 pub use gophership_common::Budget;
@@ -41,32 +42,39 @@ pub struct EngineLine {
     line: &'static [AtomicU64],
     /// With the fallback: sample after this many operations, by waking the watch thread.
     sampling: Option<(u64, &'static Wake)>,
-    /// With the kernel half: this worker's number and the way to tell it.
-    enlist: Option<(usize, Enlist)>,
+    number: usize,
+    /// With the kernel half: the way to tell it this worker's number.
+    enlist: Option<Enlist>,
+    /// Where user space finds how long the workers wait.
+    waits: &'static Waits,
 }
 
 impl EngineLine {
     pub(super) const fn of(
         line: &'static [AtomicU64],
         sampling: Option<(u64, &'static Wake)>,
-        enlist: Option<(usize, Enlist)>,
+        number: usize,
+        enlist: Option<Enlist>,
+        waits: &'static Waits,
     ) -> Self {
         Self {
             line,
             sampling,
+            number,
             enlist,
+            waits,
         }
     }
 
-    /// Makes the calling thread known to the kernel half as this worker's, so that its waits for a
-    /// CPU are measured. Does nothing without the kernel half.
+    /// Makes the calling thread known as this worker's, so that its waits for a CPU are measured.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel half's; without it, if `/proc` doesn't tell of the waits.
     pub fn enlist(self) -> io::Result<()> {
+        let waits = self.waits.enlist(self.number);
         match self.enlist {
-            Some((worker, enlist)) => enlist.worker(worker),
-            None => Ok(()),
+            Some(enlist) => enlist.worker(self.number),
+            None => waits,
         }
     }
 

@@ -42,6 +42,7 @@ mod snapshot;
 pub mod sockets;
 mod stochastic;
 mod unavailable;
+mod waits;
 mod watch;
 
 use std::{
@@ -62,13 +63,15 @@ pub use engine::{Budget, EngineLine, Verdict};
 pub use gophership_common::{Cause, Levels, Rule, SIGNALS, Signal, Signals, Unit, Word, Zone};
 pub use kernel::Error as KernelError;
 pub use memory::memory_limit_bytes;
-pub use snapshot::{SignalReading, Snapshot, Source, shown, unit};
+pub use snapshot::{Followed, SignalReading, Snapshot, Source, shown, unit};
 pub use sockets::{Listing, SocketOrder};
 pub use watch::{Occurrence, TICK_DEAD_MIN, Transition, WatchHandle};
 
 use kernel::{Enlist, Events, Kernel, Wake};
 use pages::Pages;
+use stochastic::Own;
 use unavailable::Unavailable;
+use waits::Waits;
 
 /// Whether the kernel half must judge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,6 +181,8 @@ pub struct Pressure {
     /// The kernel half's way to learn who a worker is.
     enlist: Option<Enlist>,
     wake: &'static Wake,
+    /// How long the workers wait for a CPU, without the kernel half.
+    waits: &'static Waits,
     /// The ingest listeners' ports.
     ports: Vec<u16>,
     sample_every: u64,
@@ -223,16 +228,19 @@ impl Pressure {
                 if config.kernel == KernelMode::Auto {
                     tracing::warn!(
                         reason,
-                        "THE KERNEL HALF DOES NOT RUN: user space judges, without receive queues, \
-                         and not while it is stalled"
+                        "THE KERNEL HALF DOES NOT RUN: user space judges, by what it samples, and \
+                         not while it is stalled"
                     );
                 }
                 let pages = Pages::anonymous().map_err(|source| Error::System {
                     what: "mmap",
                     source,
                 })?;
-                pages.publish(&policy);
                 let unavailable = Unavailable::without_kernel(&reason);
+                let mut policy = policy;
+                policy::follow_disks(&mut policy, scope, &unavailable);
+                policy.measured = Own::measures(&policy);
+                pages.publish(&policy);
                 Self::assemble(config, scope, pages, policy, Err(reason), unavailable)
             }
         }
@@ -267,6 +275,7 @@ impl Pressure {
             enlist,
             // Lives as long as the mappings: workers' handles point to both.
             wake: Box::leak(Box::new(wake)),
+            waits: Box::leak(Box::default()),
             ports: scope.ports.clone(),
             sample_every: config.sample_every,
             tick: config.tick,
@@ -289,8 +298,8 @@ impl Pressure {
             Some(_) => None,
             None => Some((self.sample_every.max(1), self.wake)),
         };
-        let enlist = self.enlist.map(|enlist| (worker, enlist));
-        EngineLine::of(self.pages.line(worker), sampling, enlist)
+        let line = self.pages.line(worker);
+        EngineLine::of(line, sampling, worker, self.enlist, self.waits)
     }
 
     /// Sets the operator's override, or clears it. In force from the next judgement on: one tick,

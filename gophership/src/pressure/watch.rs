@@ -26,7 +26,7 @@ use super::{
     lock,
     memory::MemorySources,
     psi::{self, Psi},
-    stochastic,
+    stochastic::{self, Own},
 };
 
 /// How often samples are posted and the tick's age is checked.
@@ -126,8 +126,11 @@ pub(super) fn spawn(
             .unavailable
             .set(Signal::MemoryPressureCgroup, reason);
     }
+    let policy = *lock(&pressure.policy);
+    let own = Own::new(&policy, &pressure.ports, &memory, pressure.waits);
     let mut watch = Watch {
         events: lock(&pressure.events).take(),
+        own,
         psi: Psi::discover(Path::new("/"), memory.cgroup()),
         memory,
         trigger: trigger(&pressure),
@@ -164,6 +167,8 @@ fn trigger(pressure: &Pressure) -> Option<File> {
 struct Watch<F> {
     pressure: Arc<Pressure>,
     events: Option<Events>,
+    /// What user space measures by itself, where it judges.
+    own: Own,
     memory: MemorySources,
     psi: Psi,
     /// Ready when memory pressure has crossed its Yellow level.
@@ -245,10 +250,22 @@ impl<F: Fn(&Occurrence)> Watch<F> {
         pressure.pages.post(&posted);
     }
 
-    fn judge(&self) {
-        let policy = *lock(&self.pressure.policy);
+    fn judge(&mut self) {
+        let pressure = &self.pressure;
+        let policy = *lock(&pressure.policy);
+        let pages = &pressure.pages;
+        let tally = stochastic::tally(pages, &policy);
+        let sampled_ns = monotonic_ns();
+        let own = self
+            .own
+            .sample(&policy, &tally, sampled_ns, &pressure.unavailable);
+        if pressure.kernel.is_none() {
+            pages.count_followed(self.own.followed());
+        }
+        let probed = pressure.kernel.is_some() && policy.measured & Signal::ReceiveQueue.bit() != 0;
         let now_ns = monotonic_ns();
-        let event = stochastic::judge_once(&self.pressure.pages, &policy, now_ns);
+        let reading = stochastic::reading(pages, own, &tally, probed, now_ns);
+        let event = stochastic::judge_once(pages, &policy, &reading, now_ns);
         if let Some(occurrence) = event.and_then(|event| Occurrence::of(&event, policy.rules)) {
             (self.on_occurrence)(&occurrence);
         }

@@ -370,3 +370,6 @@ impl std::fmt::Display for Chain<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod parity_tests;

@@ -3,15 +3,16 @@
 use gophership_common::{
     PROGRAM_BLOCK_COMPLETE, PROGRAM_BLOCK_ISSUE, PROGRAM_CGROUP_RECLAIM_BEGIN,
     PROGRAM_CGROUP_RECLAIM_END, PROGRAM_ENLIST, PROGRAM_KSWAPD, PROGRAM_OOM, PROGRAM_RECLAIM_BEGIN,
-    PROGRAM_RECLAIM_END, PROGRAM_SOCKET_STATE, PROGRAM_SWITCH, PROGRAM_TCP_DEQUEUE,
-    PROGRAM_TCP_PROBE, PROGRAM_WAKEUP, PROGRAM_WAKEUP_NEW, Signal,
+    PROGRAM_RECLAIM_END, PROGRAM_SOCKET_END, PROGRAM_SOCKET_STATE, PROGRAM_SWITCH,
+    PROGRAM_TCP_DEQUEUE, PROGRAM_TCP_PROBE, PROGRAM_WAKEUP, PROGRAM_WAKEUP_NEW, Signal,
 };
 
 /// The tracepoint programs, in the order of attaching: what ends something before what begins it,
 /// so that nothing begins unseen to end. All but the last are optional.
-pub(super) const TRACEPOINTS: [&str; 14] = [
+pub(super) const TRACEPOINTS: [&str; 15] = [
     // A socket followed without its close would never leave the aggregates.
     PROGRAM_SOCKET_STATE,
+    PROGRAM_SOCKET_END,
     PROGRAM_TCP_DEQUEUE,
     PROGRAM_RECLAIM_END,
     PROGRAM_RECLAIM_BEGIN,
