@@ -771,9 +771,14 @@ impl Fixture {
             until_ns: None,
         }));
         self.wait_for(Zone::Yellow, Cause::Override);
-        let ktime_ns = || self.seen.lock().unwrap().last().map(|last| last.ktime_ns);
-        wait("transition", || ktime_ns().is_some(), String::new);
-        let since_ns = ktime_ns().unwrap();
+        let told = || self.seen.lock().unwrap().last().copied();
+        let word = self.pressure.verdict().load();
+        wait(
+            "transition",
+            || told().is_some_and(|last| last.to == word),
+            String::new,
+        );
+        let since_ns = told().unwrap().ktime_ns;
         loaded_maps()
             .filter_map(Result::ok)
             .filter(|info| info.name_as_str() == Some(MAP_VERDICT))

@@ -209,14 +209,20 @@ impl Random {
         }
     }
 
-    /// A reading around the rules' thresholds, mostly.
+    /// A reading of which some signals, or all, are around their rules' thresholds.
     fn signals(&mut self, rules: &[Rule; SIGNALS]) -> Signals {
         let mut signals = Signals::NONE;
+        let count = u64::try_from(SIGNALS).expect("a few");
+        let uneasy = self.one_of(&[0, 1, 2, count]);
         for (signal, rule) in Signal::ALL.into_iter().zip(rules) {
             let near = self.one_of(&[rule.yellow, rule.red, rule.yellow_exit, rule.red_exit]);
             let beside = self.one_of(&[near.wrapping_sub(1), near, near + 1]);
             let any = self.number(62);
-            let value = self.one_of(&[0, 1, NEVER - 1, any, beside, beside]) ^ rule.flip;
+            let value = if self.below(count) < uneasy {
+                self.one_of(&[0, 1, NEVER - 1, any, beside, beside]) ^ rule.flip
+            } else {
+                rule.flip
+            };
             if self.below(8) != 0 {
                 signals.set(signal, value & (NEVER - 1));
             } else {
