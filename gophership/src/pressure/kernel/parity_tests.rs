@@ -197,6 +197,6 @@ fn a_recorded_series_leaves_the_same_words_in_both_halves() {
         zones[kernel.word.zone() as usize] += 1;
     }
     // Otherwise this proves little.
-    assert!(zones.iter().all(|&zone| zone > 20), "{zones:?}");
+    assert!(zones.iter().all(|&zone| zone > 10), "{zones:?}");
     assert!(kernel.word.epoch() > 50, "{:?}", kernel.word);
 }
