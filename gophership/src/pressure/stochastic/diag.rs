@@ -1,7 +1,7 @@
 //! The ingest sockets as the kernel's socket diagnostics show them: `NETLINK_SOCK_DIAG`, what `ss`
 //! reads.
 //!
-//! One query a family tells of every socket on the ingest ports of this network namespace, those not
+//! Two queries a family tell of every socket on the ingest ports of this network namespace, those not
 //! yet accepted and the listeners included. Nothing has to be noted when a connection comes or goes,
 //! as `SIOCINQ` on the daemon's own descriptors would need, and no privilege.
 //!
@@ -24,9 +24,10 @@ use nix::{
 
 /// `TCP_LISTEN` of `include/net/tcp_states.h`.
 const TCP_LISTEN: u8 = 10;
-/// Established, both FIN_WAITs, CLOSE_WAIT and LISTEN: the states in which something can wait to be
-/// read or accepted.
-const STATES: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 10;
+/// The state in which connections wait to be accepted.
+const LISTENS: u32 = 1 << TCP_LISTEN;
+/// Established, both FIN_WAITs and CLOSE_WAIT: the states in which bytes can wait to be read.
+const RECEIVES: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLMSG_ERROR: u16 = 2;
@@ -82,6 +83,8 @@ pub(super) struct Connection {
 pub(super) struct Diag {
     ports: Vec<u16>,
     buffer: Vec<u8>,
+    /// The families that somebody has listened in on these ports.
+    families: [(i32, bool); 2],
 }
 
 impl Diag {
@@ -89,6 +92,7 @@ impl Diag {
         Self {
             ports: ports.to_vec(),
             buffer: vec![0; BUFFER],
+            families: [(libc::AF_INET, false), (libc::AF_INET6, false)],
         }
     }
 
@@ -100,15 +104,33 @@ impl Diag {
         if self.ports.is_empty() {
             return Ok(());
         }
-        self.ask_family(libc::AF_INET, &mut each)?;
-        match self.ask_family(libc::AF_INET6, &mut each) {
-            // A kernel without IPv6.
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            asked => asked,
+        for index in 0..self.families.len() {
+            let (family, mut listened) = self.families[index];
+            let asked = self.ask_one(family, LISTENS, &mut |found| {
+                listened = true;
+                each(found);
+            });
+            match asked {
+                // A kernel without IPv6.
+                Err(error) if error.kind() == ErrorKind::NotFound && family == libc::AF_INET6 => {}
+                asked => asked?,
+            }
+            self.families[index].1 = listened;
+            // The kernel walks its table of all connections, 3 ms for 262,144 rows and both
+            // families; connections are of the family of their listener, present or past.
+            if listened {
+                self.ask_one(family, RECEIVES, &mut each)?;
+            }
         }
+        Ok(())
     }
 
-    fn ask_family(&mut self, family: i32, each: &mut impl FnMut(Found)) -> io::Result<()> {
+    fn ask_one(
+        &mut self,
+        family: i32,
+        states: u32,
+        each: &mut impl FnMut(Found),
+    ) -> io::Result<()> {
         // A new one each time: what is left of an answer that failed can't be taken for the next.
         let socket = socket(
             AddressFamily::Netlink,
@@ -116,7 +138,7 @@ impl Diag {
             SockFlag::SOCK_CLOEXEC,
             SockProtocol::NetlinkSockDiag,
         )?;
-        let request = request(family, &self.ports);
+        let request = request(family, states, &self.ports);
         send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
         for _ in 0..ANSWERS_MAX {
             // Nothing to wait for: the kernel answers within the call.
@@ -133,8 +155,8 @@ impl Diag {
     }
 }
 
-/// The query for one family.
-fn request(family: i32, ports: &[u16]) -> Vec<u8> {
+/// The query for one family's sockets in these states.
+fn request(family: i32, states: u32, ports: &[u16]) -> Vec<u8> {
     let filter = filter(ports);
     let mut bytes = Vec::new();
     let filter_length = 4 + filter.len();
@@ -148,7 +170,7 @@ fn request(family: i32, ports: &[u16]) -> Vec<u8> {
     let family = u8::try_from(family).unwrap_or(0);
     let tcp = u8::try_from(libc::IPPROTO_TCP).unwrap_or(0);
     bytes.extend([family, tcp, tell, 0]);
-    bytes.extend(STATES.to_ne_bytes());
+    bytes.extend(states.to_ne_bytes());
     bytes.extend([0; 48]);
     bytes.extend(u16_of(filter_length).to_ne_bytes());
     bytes.extend(INET_DIAG_REQ_BYTECODE.to_ne_bytes());

@@ -71,6 +71,22 @@ fn both_families_show_what_is_unread_and_not_accepted() {
 }
 
 #[test]
+fn connections_outlive_their_listener() {
+    let (listener, port, client) = connection("127.0.0.1:0");
+    let (server, _) = listener.accept().unwrap();
+    let mut diag = Diag::new(&[port]);
+    let mut count = || {
+        let mut count = 0;
+        diag.ask(|_| count += 1).unwrap();
+        count
+    };
+    assert_eq!(count(), 2);
+    drop(listener);
+    assert_eq!(count(), 1);
+    drop((client, server));
+}
+
+#[test]
 fn a_closed_window_is_told() {
     let (_listener, port, mut client) = connection("127.0.0.1:0");
     client.set_nonblocking(true).unwrap();

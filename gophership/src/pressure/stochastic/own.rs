@@ -6,7 +6,12 @@
 //! ([`super::queues`]). What can't be read grows unavailable, with its reason.
 //!
 //! # What was measured
-//! See [`super`].
+//! Linux 6.18, a virtual machine with 2 CPUs that others use too, a table of 262,144 rows, an
+//! unoptimised build; CPU time of one look, median of 50. Without connections 1.4 ms, nearly all of
+//! which is the kernel's walk of its table; 100 connections 1.7 ms, 1,000 4.5 ms, 10,000 35 ms, of which
+//! the larger part is the unoptimised reading of the answer. So 10,000 connections are looked at every
+//! 0.7 s there, and Red by one of them takes up to two such looks. Again:
+//! `cargo test -p gophership --lib -- --ignored --nocapture the_cost_of_a_look`.
 
 use std::{collections::BTreeMap, io, path::Path};
 

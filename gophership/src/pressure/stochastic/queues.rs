@@ -15,11 +15,16 @@ use gophership_common::{
     ABOVE_RED, BELOW, Policy, SOCKETS_MAX, capacity_bytes, capacity_when_closed, level, permille,
 };
 
-use super::diag::{Connection, Diag, Found};
+use super::{
+    super::clock::cpu_time,
+    diag::{Connection, Diag, Found},
+};
 
-/// A look takes at most one part in this many of the watch thread's time: with many connections it
-/// is taken less often.
+/// A look takes at most one part in this many of a CPU's time: with many connections it is taken
+/// less often.
 const SHARE: u32 = 20;
+/// But at least this often.
+const LATEST: Duration = Duration::from_secs(1);
 
 /// What is remembered of one socket.
 struct Followed {
@@ -88,16 +93,17 @@ impl Follower {
     /// # Errors
     /// The kernel's.
     pub(super) fn look(&mut self, policy: &Policy, now_ns: u64) -> io::Result<Queues> {
-        let start = Instant::now();
-        if self.due.is_some_and(|due| start < due) {
+        let now = Instant::now();
+        if self.due.is_some_and(|due| now < due) {
             return Ok(self.last);
         }
+        let start = cpu_time();
         let mut look = self.sockets.begin();
         let asked = self
             .diag
             .ask(|found| self.sockets.see(&mut look, &found, policy, now_ns));
-        let cost = start.elapsed();
-        self.due = Some(start + (cost * SHARE).min(Duration::from_secs(1)));
+        let cost = cpu_time().saturating_sub(start);
+        self.due = Some(now + (cost * SHARE).min(LATEST));
         asked?;
         self.last = self.sockets.end(look);
         Ok(self.last)

@@ -153,3 +153,39 @@ fn the_fullest_accept_queue_counts() {
         Some(375)
     );
 }
+
+#[test]
+#[ignore = "a measurement, whose figures are in the module's documentation"]
+fn the_cost_of_a_look_at_ten_thousand_connections() {
+    use std::net::{TcpListener, TcpStream};
+
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut ends = Vec::new();
+    for connections in [0, 100, 1000, 10_000] {
+        while ends.len() < connections {
+            // One end is enough to be followed, and descriptors are limited.
+            drop(TcpStream::connect(address).unwrap());
+            ends.push(listener.accept().unwrap());
+        }
+        let mut follower = Follower::of(&[address.port()]);
+        let mut costs: Vec<_> = (1..=50)
+            .map(|number| {
+                follower.due = None;
+                let start = cpu_time();
+                let seen = follower.look(&policy(0), number * 100 * MS).unwrap();
+                assert_eq!(seen.followed, u64::try_from(connections).unwrap());
+                cpu_time().saturating_sub(start)
+            })
+            .collect();
+        costs.sort();
+        eprintln!(
+            "{connections} connections: median {:?}, greatest {:?}",
+            costs[25], costs[49]
+        );
+    }
+}
