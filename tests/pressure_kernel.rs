@@ -743,6 +743,18 @@ fn a_dead_tick_is_replaced_and_comes_back() {
         || fixture.pressure.snapshot().judged_age < TICK_DEAD_MIN,
         String::new,
     );
+    // What user space can measure it does; the rest is away with the tick.
+    let known = |signal| fixture.pressure.snapshot().signal(signal).clone();
+    wait(
+        "signals of user space's own",
+        || known(Signal::IngressRate).available && known(Signal::ListenBacklog).available,
+        || format!("{:#?}", fixture.pressure.snapshot()),
+    );
+    let lost = known(Signal::KswapdWakeups);
+    assert!(
+        !lost.available && lost.reason.contains("no tick"),
+        "{lost:?}"
+    );
     fixture.pressure.set_override(None);
     fixture.wait_for(Zone::Green, Cause::None);
     // The probes still count, and user space judges by them.
