@@ -195,6 +195,7 @@ fn signal(name: &str, value: Option<f64>) -> pb::Signal {
         reason: value.map_or("no such device".to_owned(), |_| String::new()),
         yellow: value.map(|_| 0.5),
         red: None,
+        worst: None,
     }
 }
 

@@ -28,6 +28,7 @@ impl Daemon {
             reason: signal.reason.clone(),
             yellow: signal.yellow,
             red: signal.red,
+            worst: signal.worst.filter(|_| signal.available),
         });
         pb::StatusReply {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -83,7 +83,7 @@ pub struct Signal {
     /// The last value; meaningless if not available.
     #[prost(double, tag = "2")]
     pub value: f64,
-    /// Unit of the value: `ratio`, `bytes`, `seconds`.
+    /// Unit of the value: `ratio`, `seconds`, `bytes`, `bytes_per_second` or `count`.
     #[prost(string, tag = "3")]
     pub unit: ::prost::alloc::string::String,
     /// Whether it is measured at all.
@@ -98,6 +98,9 @@ pub struct Signal {
     /// Red at this value or beyond it, in the same unit; absent: it never makes Red.
     #[prost(double, optional, tag = "7")]
     pub red: ::core::option::Option<f64>,
+    /// The worst value of the last one to two seconds; absent where the kernel half doesn't judge.
+    #[prost(double, optional, tag = "8")]
+    pub worst: ::core::option::Option<f64>,
 }
 /// Budgets and their use, in bytes.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -22,6 +22,7 @@ pub(crate) fn status(status: &pb::StatusReply) -> Value {
             "reason": signal.reason,
             "yellow": signal.yellow,
             "red": signal.red,
+            "worst": signal.worst,
         }))),
         "memory": status.memory.as_ref().map(memory),
         "ingest": status.ingest.as_ref().map(|ingest| json!({
