@@ -11,6 +11,7 @@ mod judge;
 mod limits;
 mod pages;
 mod tally;
+pub mod xdp;
 mod zone;
 
 pub use branchless::{Earliest, greatest};

@@ -12,6 +12,16 @@ pub const MAP_ENGINE: &str = "ENGINE";
 pub const MAP_SOCKETS: &str = "SOCKETS";
 /// Ring buffer of [`crate::Event`].
 pub const MAP_EVENTS: &str = "EVENTS";
+/// Array map, one [`crate::xdp::RxCpu`] a CPU.
+pub const MAP_RX: &str = "RX";
+/// Array map, one [`crate::xdp::GuardPage`].
+pub const MAP_GUARD: &str = "GUARD";
+/// Array map, one [`crate::xdp::LocalsPage`].
+pub const MAP_LOCALS: &str = "LOCALS";
+/// Trie of the guard's two lists: [`crate::xdp::TrieKey`] → `u32`.
+pub const MAP_PREFIXES: &str = "PREFIXES";
+/// LRU hash of token buckets: [`crate::xdp::Address::bucket`] → `u64`, private to the kernel half.
+pub const MAP_BUCKETS: &str = "BUCKETS";
 
 /// `tp_btf` program: a segment arrives on an established socket.
 pub const PROGRAM_TCP_PROBE: &str = "tcp_probe";
@@ -21,6 +31,10 @@ pub const PROGRAM_TCP_DEQUEUE: &str = "tcp_rcv_space_adjust";
 pub const PROGRAM_SOCKET_STATE: &str = "inet_sock_set_state";
 /// `perf_event` program: the tick.
 pub const PROGRAM_TICK: &str = "tick";
+/// XDP program: the meter and guard of an interface.
+pub const PROGRAM_XDP: &str = "xdp_ingress";
+/// The same for frames in several buffers (jumbo frames, veth's large segments), Linux 5.18.
+pub const PROGRAM_XDP_FRAGS: &str = "xdp_frags";
 
 /// Read-only global of the kernel half: [`Offsets`] of the running kernel.
 pub const GLOBAL_OFFSETS: &str = "OFFSETS";
