@@ -8,7 +8,7 @@ use std::{
 
 use gophership::pressure::{
     Budget, Cause, Config, IngestScope, KernelMode, Levels, OverrideUntil, Pressure, Source,
-    Transition, WatchHandle, Zone, memory_limit_bytes, monotonic_ns,
+    Transition, WatchHandle, XdpConfig, Zone, memory_limit_bytes, monotonic_ns,
 };
 
 const HOLD: Duration = Duration::from_millis(200);
@@ -34,6 +34,7 @@ fn config() -> Config {
             red_permille: 950,
         },
         heartbeat_limit: Duration::from_millis(300),
+        xdp: XdpConfig::default(),
     }
 }
 

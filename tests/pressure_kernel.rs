@@ -21,7 +21,7 @@ use aya::{
 };
 use gophership::pressure::{
     Cause, Config, Error, IngestScope, KernelMode, Levels, OverrideUntil, Pressure, Snapshot,
-    Source, TICK_DEAD_MIN, Transition, WatchHandle, Zone, monotonic_ns,
+    Source, TICK_DEAD_MIN, Transition, WatchHandle, XdpConfig, Zone, monotonic_ns,
 };
 use gophership_common::{
     MAP_SOCKETS, MAP_VERDICT, PROGRAM_SOCKET_STATE, PROGRAM_TCP_PROBE, VerdictPage, available,
@@ -54,6 +54,7 @@ fn config() -> Config {
             red_permille: 950,
         },
         heartbeat_limit: Duration::from_millis(300),
+        xdp: XdpConfig::default(),
     }
 }
 

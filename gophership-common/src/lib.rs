@@ -14,7 +14,7 @@ mod tally;
 pub mod xdp;
 mod zone;
 
-pub use branchless::{Earliest, greatest};
+pub use branchless::{Earliest, greatest, is_zero};
 pub use judge::{Judgement, State, exit_permille, judge};
 pub use limits::*;
 pub use pages::{

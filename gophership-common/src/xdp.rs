@@ -218,7 +218,11 @@ pub fn fill(table: &mut LocalTable, seed: u64, addresses: &[Address]) -> bool {
 #[inline(always)]
 #[must_use]
 pub const fn take_token(bucket_ns: u64, now_ns: u64, guard: &GuardPage) -> Option<u64> {
-    let begin_ns = if bucket_ns > now_ns { bucket_ns } else { now_ns };
+    let begin_ns = if bucket_ns > now_ns {
+        bucket_ns
+    } else {
+        now_ns
+    };
     if begin_ns - now_ns > guard.syn_tolerance_ns {
         return None;
     }
@@ -317,14 +321,19 @@ mod tests {
             (Address { high: 0, low: 2 }, false),
             (Address { high: 1, low: 1 }, false),
         ] {
-            assert_eq!(address.is_loopback_or_unspecified(), expected, "{address:x?}");
+            assert_eq!(
+                address.is_loopback_or_unspecified(),
+                expected,
+                "{address:x?}"
+            );
         }
     }
 
     #[test]
     fn a_table_holds_what_it_was_filled_with() {
         let mut table = [[Address::default(); LOCAL_WAYS]; LOCAL_ROWS];
-        let addresses: [Address; 600] = core::array::from_fn(|i| Address::v4(0x0a00_0000 + i as u32));
+        let addresses: [Address; 600] =
+            core::array::from_fn(|i| Address::v4(0x0a00_0000 + i as u32));
         let seed = (1..64)
             .find(|&seed| {
                 table = [[Address::default(); LOCAL_WAYS]; LOCAL_ROWS];

@@ -1,6 +1,9 @@
 //! Whether an address is the host's own.
 
-use gophership_common::xdp::{Address, LOCAL_ROWS, LOCAL_WAYS, LocalsPage};
+use gophership_common::{
+    is_zero,
+    xdp::{Address, LOCAL_ROWS, LOCAL_WAYS, LocalsPage},
+};
 
 use crate::{atomic, maps};
 
@@ -47,14 +50,14 @@ pub(super) fn locality(address: Address) -> Locality {
     }
 }
 
-/// Whether one of a row's places holds the address.
+/// Whether one of a row's places holds the address; a branch for each would be too many paths.
 ///
 /// # Safety
 /// `places` is a row of [`LocalsPage::tables`].
 #[inline(always)]
 unsafe fn contains(places: *const Address, address: Address) -> bool {
     let mut way = 0;
-    let mut found = false;
+    let mut found = 0;
     while way < LOCAL_WAYS {
         // SAFETY: below LOCAL_WAYS.
         let (high, low) = unsafe {
@@ -64,10 +67,10 @@ unsafe fn contains(places: *const Address, address: Address) -> bool {
                 atomic::load(&raw const (*place).low),
             )
         };
-        found |= (high ^ address.high) | (low ^ address.low) == 0;
+        found |= is_zero((high ^ address.high) | (low ^ address.low));
         way += 1;
     }
-    found
+    found != 0
 }
 
 const _: () = assert!(size_of::<LocalsPage>() == 32 + 2 * LOCAL_ROWS * LOCAL_WAYS * 16);

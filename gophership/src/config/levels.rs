@@ -1,4 +1,4 @@
-//! `pressure`: when the zone turns, and who says so.
+//! `pressure`: when the zone turns, and who says so; with `xdp`, the kernel half's other part.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use super::{
     schema::{self, Key},
     settings::Settings,
     units::exact_permille,
+    xdp,
 };
 use crate::pressure;
 
@@ -31,6 +32,7 @@ pub(super) fn config(s: &mut Settings) -> Option<pressure::Config> {
         &schema::PRESSURE_BUDGET_RED,
     );
     let memory_available = falling(s);
+    let xdp = xdp::config(s);
     let ticks = Duration::from_millis(1)..=Duration::from_secs(1);
     if let Some(tick) = tick.filter(|tick| !ticks.contains(tick)) {
         let message = format!("pressure.tick = {tick:?} must be from 1ms to 1s");
@@ -46,6 +48,7 @@ pub(super) fn config(s: &mut Settings) -> Option<pressure::Config> {
         memory_available: memory_available?,
         budget: budget?,
         heartbeat_limit: HEARTBEAT_LIMIT,
+        xdp: xdp?,
     })
 }
 

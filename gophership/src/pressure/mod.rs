@@ -38,6 +38,7 @@ mod pages;
 mod snapshot;
 mod stochastic;
 mod watch;
+mod xdp;
 
 use std::{
     fs, io,
@@ -51,6 +52,7 @@ use std::{
 use gophership_common::{
     OVERRIDE_FOREVER, OVERRIDE_NONE, PORTS_MAX, Policy, VerdictPage, WORKERS_MAX, available,
 };
+use nix::net::if_::if_nametoindex;
 
 pub use clock::monotonic_ns;
 pub use engine::{Budget, EngineLine, Verdict};
@@ -59,6 +61,10 @@ pub use kernel::Error as KernelError;
 pub use memory::memory_limit_bytes;
 pub use snapshot::{SignalReading, Snapshot, Source};
 pub use watch::{TICK_DEAD_MIN, Transition, WatchHandle};
+pub use xdp::{
+    GuardConfig, INTERFACES_MAX, InterfaceCounts, InterfaceReading, PREFIXES_MAX, Prefix,
+    PrefixError, SYN_PER_SECOND_MAX, XdpConfig, XdpMode,
+};
 
 use kernel::{Events, Kernel, Wake};
 use pages::Pages;
@@ -104,6 +110,8 @@ pub struct Config {
     pub budget: Levels,
     /// A worker whose heartbeat is older than this is a cause of Red.
     pub heartbeat_limit: Duration,
+    /// Interfaces to meter and guard; needs the kernel half.
+    pub xdp: XdpConfig,
 }
 
 /// What of the machine's sockets is ours: the listeners' ports, in this process's network namespace.
@@ -143,6 +151,14 @@ pub enum Error {
         /// Ports asked for.
         ports: usize,
     },
+    /// An interface to meter doesn't exist.
+    #[error("xdp.interface: there is no interface {name:?} here: {source}")]
+    NoInterface {
+        /// Its name.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The operating system refused something every source needs.
     #[error("{what}: {source}")]
     System {
@@ -166,6 +182,8 @@ pub struct Pressure {
     sample_every: u64,
     /// The least time between two of the fallback's samples.
     tick: Duration,
+    /// Names of the interfaces to meter.
+    interfaces: Vec<String>,
 }
 
 impl Pressure {
@@ -176,9 +194,17 @@ impl Pressure {
     /// doesn't run; the others if what was asked for exceeds a limit or the system refuses memory.
     pub fn start(config: &Config, scope: &IngestScope, workers: usize) -> Result<Self, Error> {
         let policy = policy(config, scope, workers)?;
+        for name in &config.xdp.interfaces {
+            if_nametoindex(name.as_str()).map_err(|source| Error::NoInterface {
+                name: name.clone(),
+                source: source.into(),
+            })?;
+        }
         let loaded = match config.kernel {
             KernelMode::Off => Err(None),
-            KernelMode::Auto | KernelMode::Required => start_kernel(config, &policy).map_err(Some),
+            KernelMode::Auto | KernelMode::Required => {
+                start_kernel(config, scope, &policy).map_err(Some)
+            }
         };
         match loaded {
             Ok((kernel, pages, events, policy)) => {
@@ -201,6 +227,12 @@ impl Pressure {
                         reason,
                         "THE KERNEL HALF DOES NOT RUN: user space judges, without receive queues, \
                          and not while it is stalled"
+                    );
+                }
+                if !config.xdp.interfaces.is_empty() {
+                    tracing::error!(
+                        interfaces = ?config.xdp.interfaces,
+                        "xdp: THE INTERFACES ARE NEITHER METERED NOR GUARDED, which takes the kernel half"
                     );
                 }
                 let pages = Pages::anonymous().map_err(|source| Error::System {
@@ -236,6 +268,7 @@ impl Pressure {
             wake: Box::leak(Box::new(wake)),
             sample_every: config.sample_every,
             tick: config.tick,
+            interfaces: config.xdp.interfaces.clone(),
         })
     }
 
@@ -278,6 +311,22 @@ impl Pressure {
         Snapshot::of(&self.pages, &self.source)
     }
 
+    /// Every interface of the configuration, in its order.
+    #[must_use]
+    pub fn interfaces(&self) -> Vec<InterfaceReading> {
+        if let Some(xdp) = self.kernel.as_ref().and_then(|kernel| kernel.xdp.as_ref()) {
+            return xdp.readings();
+        }
+        let why = self.source.why_not_kernel().unwrap_or_default();
+        let reading = |name: &String| InterfaceReading {
+            name: name.clone(),
+            attached: Err(format!("the kernel half doesn't run: {why}")),
+            counts: InterfaceCounts::default(),
+            guard_suspended: None,
+        };
+        self.interfaces.iter().map(reading).collect()
+    }
+
     /// Starts the watch thread: it posts samples every 100 ms, drains the kernel half's events into
     /// `on_transition`, and judges where the kernel doesn't. Only the first call gets the events.
     ///
@@ -293,12 +342,13 @@ impl Pressure {
 
 fn start_kernel(
     config: &Config,
+    scope: &IngestScope,
     policy: &Policy,
 ) -> Result<(Kernel, Pages, Events, Policy), KernelError> {
     /// An attached tick comes within a few periods; slow machines get more.
     const FIRST_TICK_MIN: Duration = Duration::from_secs(2);
 
-    let (mut kernel, pages, events) = Kernel::load()?;
+    let (mut kernel, pages, events) = Kernel::load(&config.xdp)?;
     kernel.attach(config.tick)?;
     let mut policy = *policy;
     if kernel.measures_queues {
@@ -316,6 +366,7 @@ fn start_kernel(
         }
         thread::sleep(Duration::from_millis(1));
     }
+    kernel.attach_xdp(&config.xdp, &scope.ports);
     Ok((kernel, pages, events, policy))
 }
 

@@ -151,8 +151,11 @@ impl<F: Fn(&Transition)> Watch<F> {
                 padding: [0; 6],
             });
         }
-        if self.pressure.kernel.is_some() {
+        if let Some(kernel) = &self.pressure.kernel {
             self.mind_the_tick();
+            if let Some(xdp) = &kernel.xdp {
+                xdp.follow_local_addresses();
+            }
         }
         if self.pressure.source.why_not_kernel().is_some() {
             self.judge();

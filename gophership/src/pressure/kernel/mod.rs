@@ -8,6 +8,7 @@ mod btf;
 mod capabilities;
 mod mmap;
 mod wake;
+mod xdp;
 
 use std::{
     io,
@@ -34,8 +35,9 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 pub(super) use mmap::Page;
 pub(super) use wake::Wake;
+pub(super) use xdp::Xdp;
 
-use super::pages::Pages;
+use super::{pages::Pages, xdp::XdpConfig};
 
 /// Why the kernel half isn't judging.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +99,8 @@ pub(super) struct Kernel {
     pub(super) unattached: Vec<String>,
     /// Whether the receive queue can be measured.
     pub(super) measures_queues: bool,
+    /// The metered interfaces, if there are any.
+    pub(super) xdp: Option<Xdp>,
 }
 
 /// The kernel half's transitions, oldest first.
@@ -108,11 +112,11 @@ pub(super) struct Events {
 
 impl Kernel {
     /// Loads the object with the running kernel's offsets, and maps what it shares. Nothing runs
-    /// yet.
+    /// yet. The maps for metering are sized by `xdp`.
     ///
     /// # Errors
     /// See [`Error`].
-    pub(super) fn load() -> Result<(Self, Pages, Events), Error> {
+    pub(super) fn load(xdp: &XdpConfig) -> Result<(Self, Pages, Events), Error> {
         let object = object()?;
         if let Some(missing) = capabilities::missing() {
             return Err(Error::Privileges(missing));
@@ -121,10 +125,12 @@ impl Kernel {
         // Before 5.11 maps are charged to this limit; failing to raise it shows at the load.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
         let log_level = u8::from(wants_log()) * aya_log::Level::Debug as u8;
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        loader
             .override_global(GLOBAL_OFFSETS, &offsets, true)
-            .override_global(aya_log::LEVEL, &log_level, false)
-            .load(object)?;
+            .override_global(aya_log::LEVEL, &log_level, false);
+        xdp::size_maps(&mut loader, xdp);
+        let mut ebpf = loader.load(object)?;
         let pages = Pages {
             verdict: mapped::<VerdictPage>(&mut ebpf, MAP_VERDICT)?,
             signals: mapped::<SignalsPage>(&mut ebpf, MAP_SIGNALS)?,
@@ -136,6 +142,7 @@ impl Kernel {
             ebpf,
             unattached: Vec::new(),
             measures_queues: false,
+            xdp: None,
         };
         Ok((kernel, pages, events))
     }
@@ -166,6 +173,13 @@ impl Kernel {
                 source,
             })?;
         self.attach_tick(tick)
+    }
+
+    /// Meters the interfaces of `config`; what can't be attached says so in its reading.
+    pub(super) fn attach_xdp(&mut self, config: &XdpConfig, ports: &[u16]) {
+        if !config.interfaces.is_empty() {
+            self.xdp = Some(Xdp::attach(&mut self.ebpf, config, ports));
+        }
     }
 
     fn attach_tracepoint(&mut self, name: &'static str, btf: &Btf) -> Result<(), ProgramError> {
