@@ -7,6 +7,10 @@ mod common;
 
 #[path = "xdp/frames.rs"]
 mod frames;
+#[path = "xdp/interfaces.rs"]
+mod interfaces;
+#[path = "xdp/network.rs"]
+mod network;
 #[path = "xdp/program.rs"]
 mod program;
 
