@@ -85,6 +85,7 @@ fn pressure() -> Arc<Pressure> {
             red_permille: 950,
         },
         heartbeat_limit: Duration::from_secs(1000),
+        xdp: gophership::pressure::XdpConfig::default(),
     };
     let scope = IngestScope {
         ports: vec![4317],

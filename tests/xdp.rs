@@ -13,6 +13,10 @@ mod interfaces;
 mod network;
 #[path = "xdp/program.rs"]
 mod program;
+#[path = "xdp/shapes.rs"]
+mod shapes;
+
+use std::time::Duration;
 
 /// The kernel half, as it is in the daemon.
 #[cfg(gophership_ebpf)]
@@ -39,4 +43,9 @@ fn kernel_tests_run() -> bool {
     assert!(!required, "GOPHERSHIP_REQUIRE_KERNEL=1, but {why_not}");
     eprintln!("nothing tested: {why_not}");
     false
+}
+
+/// Most new connections that one prefix may have made in a time.
+fn tokens(rate: u64, within: Duration) -> u64 {
+    rate + u64::try_from(within.as_millis()).unwrap_or(u64::MAX / rate) * rate / 1000 + 1
 }

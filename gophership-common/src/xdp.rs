@@ -332,8 +332,10 @@ mod tests {
     #[test]
     fn a_table_holds_what_it_was_filled_with() {
         let mut table = [[Address::default(); LOCAL_WAYS]; LOCAL_ROWS];
-        let addresses: [Address; 600] =
-            core::array::from_fn(|i| Address::v4(0x0a00_0000 + i as u32));
+        let mut addresses = [Address::default(); 600];
+        for (place, number) in addresses.iter_mut().zip(0x0a00_0000..) {
+            *place = Address::v4(number);
+        }
         let seed = (1..64)
             .find(|&seed| {
                 table = [[Address::default(); LOCAL_WAYS]; LOCAL_ROWS];

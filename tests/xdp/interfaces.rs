@@ -156,7 +156,7 @@ fn red_limits_new_connections_and_leaves_established_ones_alone() {
         }
         let limited = figure(daemon, "syn_limited");
         let passed = figure(daemon, "syn") - before - limited;
-        let given = RATE + (start.elapsed().as_secs_f64() * RATE as f64) as u64 + 1;
+        let given = super::tokens(RATE, start.elapsed());
         assert!(limited > 0, "{passed} passed");
         assert!(passed <= given, "{passed} passed, {given} would be right");
 

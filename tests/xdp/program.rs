@@ -22,30 +22,15 @@ use gophership_common::{
 };
 
 use super::{
-    frames::{ACK, ECE_CWR, FIN, Frame, RST, SYN},
+    frames::ACK,
     kernel_tests_run,
+    shapes::{self, Fate, HERE_V4, HERE_V6, PORT, THERE_V4, THERE_V6, from, v4, v6},
 };
 
-const PORT: u16 = 4317;
-const HERE_V4: &str = "198.51.100.1";
-const HERE_V6: &str = "2001:db8:1::1";
-const THERE_V4: &str = "192.0.2.7";
-const THERE_V6: &str = "2001:db8:2::7";
 /// The test run's frames come in on the loopback interface.
 const LOOPBACK_INDEX: u32 = 1;
 /// More than any machine of a test has.
 const CPUS: u32 = 256;
-
-/// What becomes of a frame where everything is denied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    /// Nobody has looked at it.
-    Passed,
-    /// To an ingest port, and passed.
-    Counted,
-    /// To an ingest port, and a new connection.
-    Dropped,
-}
 
 struct Program {
     ebpf: Ebpf,
@@ -180,8 +165,8 @@ fn settings(syn_per_second: u64) -> GuardPage {
     guard.ports[..2].copy_from_slice(&[PORT, PORT + 1]);
     guard.interfaces = [0; INTERFACES_MAX];
     guard.interfaces[0] = LOOPBACK_INDEX;
-    if syn_per_second > 0 {
-        guard.syn_interval_ns = 1_000_000_000 / syn_per_second;
+    if let Some(interval_ns) = 1_000_000_000_u64.checked_div(syn_per_second) {
+        guard.syn_interval_ns = interval_ns;
         guard.syn_tolerance_ns = guard.syn_interval_ns * (syn_per_second - 1);
     }
     guard
@@ -200,26 +185,9 @@ fn address(text: &str) -> Address {
     }
 }
 
-fn v4() -> Frame {
-    Frame::syn(THERE_V4, HERE_V4, PORT)
-}
-
-fn v6() -> Frame {
-    Frame::syn(THERE_V6, HERE_V6, PORT)
-}
-
-fn from(source: &str) -> Vec<u8> {
-    let here = if source.contains(':') {
-        HERE_V6
-    } else {
-        HERE_V4
-    };
-    Frame::syn(source, here, PORT).bytes()
-}
-
 #[test]
 fn every_shape_of_a_frame_is_understood_or_passed() {
-    let table = shapes();
+    let table = shapes::all();
     for name in [PROGRAM_XDP, PROGRAM_XDP_FRAGS] {
         let Some(program) = Program::denying_all(name) else {
             return;
@@ -232,188 +200,6 @@ fn every_shape_of_a_frame_is_understood_or_passed() {
             );
         }
     }
-}
-
-type Row = (&'static str, Vec<u8>, Fate);
-
-fn shapes() -> Vec<Row> {
-    use Fate::{Counted, Dropped, Passed};
-
-    let with = |frame: Frame, change: fn(&mut Frame)| {
-        let mut frame = frame;
-        change(&mut frame);
-        frame.bytes()
-    };
-    let mut table = vec![
-        ("SYN", v4().bytes(), Dropped),
-        ("SYN, IPv6", v6().bytes(), Dropped),
-        ("the other port", with(v4(), |f| f.port = PORT + 1), Dropped),
-        ("another port", with(v4(), |f| f.port = PORT + 2), Passed),
-        ("TCP options", with(v4(), |f| f.tcp_options = 40), Dropped),
-        (
-            "data with the SYN",
-            with(v4(), |f| f.payload = 1000),
-            Dropped,
-        ),
-        ("padded", with(v4(), |f| f.padding = 6), Dropped),
-        ("ECN", with(v4(), |f| f.flags = SYN | ECE_CWR), Dropped),
-        ("options", with(v4(), |f| f.options = 40), Dropped),
-        (
-            "don't fragment",
-            with(v4(), |f| f.fragment = 0x4000),
-            Dropped,
-        ),
-        (
-            "first fragment",
-            with(v4(), |f| f.fragment = 0x2000),
-            Passed,
-        ),
-        ("last fragment", with(v4(), |f| f.fragment = 0x0010), Passed),
-        ("UDP", with(v4(), |f| f.protocol = 17), Passed),
-        ("ICMPv6", with(v6(), |f| f.protocol = 58), Passed),
-        ("802.1Q", with(v4(), |f| f.tags = vec![0x8100]), Dropped),
-        (
-            "802.1Q, IPv6",
-            with(v6(), |f| f.tags = vec![0x8100]),
-            Dropped,
-        ),
-        (
-            "QinQ",
-            with(v4(), |f| f.tags = vec![0x88a8, 0x8100]),
-            Dropped,
-        ),
-        (
-            "old QinQ, IPv6",
-            with(v6(), |f| f.tags = vec![0x9100, 0x8100]),
-            Dropped,
-        ),
-        (
-            "three tags",
-            with(v4(), |f| f.tags = vec![0x88a8, 0x8100, 0x8100]),
-            Passed,
-        ),
-        (
-            "hop-by-hop",
-            with(v6(), |f| f.extensions = vec![(0, 0)]),
-            Dropped,
-        ),
-        (
-            "routing",
-            with(v6(), |f| f.extensions = vec![(43, 2)]),
-            Dropped,
-        ),
-        (
-            "large options",
-            with(v6(), |f| f.extensions = vec![(60, 100)]),
-            Dropped,
-        ),
-        (
-            "six extensions",
-            with(v6(), |f| f.extensions = vec![(60, 0); 6]),
-            Dropped,
-        ),
-        (
-            "seven extensions",
-            with(v6(), |f| f.extensions = vec![(60, 0); 7]),
-            Passed,
-        ),
-        (
-            "IPv6 fragment",
-            with(v6(), |f| f.extensions = vec![(44, 0)]),
-            Passed,
-        ),
-        (
-            "authenticated",
-            with(v6(), |f| f.extensions = vec![(51, 4)]),
-            Passed,
-        ),
-        (
-            "to another host",
-            Frame::syn(THERE_V4, "198.51.100.2", PORT).bytes(),
-            Passed,
-        ),
-        (
-            "to another host, IPv6",
-            Frame::syn(THERE_V6, "2001:db8:1::2", PORT).bytes(),
-            Passed,
-        ),
-        ("from this host", from(HERE_V4), Counted),
-        ("from this host, IPv6", from(HERE_V6), Counted),
-        ("from loopback", from("127.0.0.9"), Counted),
-        ("from loopback, IPv6", from("::1"), Counted),
-        ("from nowhere", from("0.0.0.0"), Counted),
-        ("from nowhere, IPv6", from("::"), Counted),
-        ("all ones", vec![0xff; 200], Passed),
-        ("all zeros", vec![0; 200], Passed),
-        (
-            "only an Ethernet header",
-            v4().bytes()[..14].to_vec(),
-            Passed,
-        ),
-    ];
-    for (what, flags) in [
-        ("ACK", ACK),
-        ("SYN, ACK", SYN | ACK),
-        ("FIN, ACK", FIN | ACK),
-        ("RST", RST),
-        ("SYN, FIN", SYN | FIN),
-        ("SYN, RST", SYN | RST),
-        ("no flag", 0),
-    ] {
-        for mut frame in [v4(), v6()] {
-            frame.flags = flags;
-            table.push((what, frame.bytes(), Counted));
-        }
-    }
-    table.extend(broken());
-    table
-}
-
-/// Frames with a field that is wrong, at every place where one can be.
-fn broken() -> Vec<Row> {
-    fn change(frame: &Frame, at: usize, value: u8) -> Vec<u8> {
-        let mut bytes = frame.bytes();
-        bytes[at] = value;
-        bytes
-    }
-    let (v4, v6) = (v4(), v6());
-    let mut frames = vec![
-        ("version", change(&v4, v4.network(), 0x65)),
-        ("version, IPv6", change(&v6, v6.network(), 0x40)),
-        ("short header", change(&v4, v4.network(), 0x44)),
-        ("header beyond the packet", change(&v4, v4.network(), 0x4f)),
-        (
-            "total length without TCP",
-            change(&v4, v4.network() + 3, 39),
-        ),
-        (
-            "total length beyond the frame",
-            change(&v4, v4.network() + 3, 41),
-        ),
-        ("no payload (a jumbogram)", change(&v6, v6.network() + 5, 0)),
-        (
-            "payload beyond the frame",
-            change(&v6, v6.network() + 5, 21),
-        ),
-        ("data offset", change(&v4, v4.transport() + 12, 0x40)),
-        (
-            "data offset beyond the packet",
-            change(&v4, v4.transport() + 12, 0x60),
-        ),
-        ("data offset, IPv6", change(&v6, v6.transport() + 12, 0x60)),
-    ];
-    let mut extended = v6;
-    extended.extensions = vec![(0, 0)];
-    let length = extended.network() + 41;
-    frames.push(("extension beyond the frame", change(&extended, length, 255)));
-    let mut tagged = v4;
-    tagged.tags = vec![0x8100];
-    tagged.options = 8;
-    for whole in [tagged.bytes(), extended.bytes()] {
-        frames.extend((14..whole.len()).map(|end| ("truncated", whole[..end].to_vec())));
-    }
-    let row = |(what, frame)| (what, frame, Fate::Passed);
-    frames.into_iter().map(row).collect()
 }
 
 #[test]
@@ -524,14 +310,14 @@ fn all_cpus_together_get_no_token_twice() {
             });
         }
     });
-    let seconds = start.elapsed().as_secs_f64();
+    let elapsed = start.elapsed();
     let counts = program.counts();
     assert_eq!(counts.opens, done.load(Ordering::Relaxed), "none is missed");
     let passed = counts.opens - counts.limited;
-    let given = RATE + (seconds * RATE as f64) as u64 + 1;
+    let given = super::tokens(RATE, elapsed);
     assert!(
         (RATE..=given).contains(&passed),
-        "{passed} of {given} in {seconds} s"
+        "{passed} of {given} in {elapsed:?}"
     );
 }
 

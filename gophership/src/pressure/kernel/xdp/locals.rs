@@ -2,8 +2,10 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    mem::offset_of,
+    net::IpAddr,
     os::fd::{AsRawFd, OwnedFd},
+    sync::atomic::Ordering,
 };
 
 use gophership_common::xdp::{Address, LOCAL_ROWS, LOCAL_WAYS, LocalTable, LocalsPage, fill};
@@ -111,8 +113,6 @@ impl Locals {
     }
 
     fn put_in_force(&self, seed: u64, table: &LocalTable) {
-        use std::{mem::offset_of, sync::atomic::Ordering};
-
         let generation = self.page.word(offset_of!(LocalsPage, generation));
         let next = generation.load(Ordering::Acquire).wrapping_add(1);
         let slot = usize::from(next & 1 == 1);
@@ -126,8 +126,6 @@ impl Locals {
     }
 
     fn suspend(&mut self, reason: Option<&'static str>) {
-        use std::{mem::offset_of, sync::atomic::Ordering};
-
         self.suspended = reason;
         self.page
             .word(offset_of!(LocalsPage, overflown))
@@ -149,9 +147,9 @@ fn addresses() -> io::Result<Vec<Address>> {
         .filter_map(|interface| {
             let storage = interface.address?;
             let ip: IpAddr = if let Some(v4) = storage.as_sockaddr_in() {
-                Ipv4Addr::from(v4.ip()).into()
+                v4.ip().into()
             } else {
-                Ipv6Addr::from(storage.as_sockaddr_in6()?.ip()).into()
+                storage.as_sockaddr_in6()?.ip().into()
             };
             Some(address(ip))
         })
@@ -176,8 +174,6 @@ pub(super) fn has_ethernet_header(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::mem::offset_of;
-
     use super::*;
 
     fn held(page: Page<LocalsPage>, address: Address) -> bool {
@@ -209,7 +205,7 @@ mod tests {
         let page = Page::<LocalsPage>::anonymous().unwrap();
         let mut locals = Locals::watch(page).unwrap();
         let overflown = || page.read::<u64>(offset_of!(LocalsPage, overflown));
-        let many = (0..(LOCAL_ROWS * LOCAL_WAYS) as u32 + 1).map(Address::v4);
+        let many = (1..).map(Address::v4).take(LOCAL_ROWS * LOCAL_WAYS + 1);
         locals.publish(many.collect());
         assert_eq!((overflown(), locals.suspended().is_some()), (1, true));
         locals.publish(vec![Address::v4(0x0a01_0203)]);

@@ -29,7 +29,7 @@ use gophership_common::{
         TrieKey,
     },
 };
-use nix::net::if_::if_nametoindex;
+use nix::net::if_::{if_indextoname, if_nametoindex};
 
 use super::{Chain, Error, capabilities, mapped, mmap};
 use crate::pressure::{
@@ -58,9 +58,10 @@ struct Interface {
 
 /// Makes the maps as large as they need be, which is next to nothing where XDP is off.
 pub(super) fn size_maps(loader: &mut EbpfLoader<'_>, config: &XdpConfig) {
-    if !config.interfaces.is_empty() {
-        loader.map_max_entries(MAP_RX, cpus());
+    if config.interfaces.is_empty() {
+        return;
     }
+    loader.map_max_entries(MAP_RX, cpus());
     if config.guard.syn_per_second.is_some() {
         loader.map_max_entries(MAP_BUCKETS, BUCKETS_MAX);
     }
@@ -154,8 +155,9 @@ impl Xdp {
             .and_then(|locals| lock(locals).suspended());
         let readings = self.interfaces.iter().enumerate().map(|(slot, interface)| {
             let attached = match &interface.attached {
-                // The kernel detaches from an interface that goes; one of the same name is new.
-                Ok(_) if if_nametoindex(interface.name.as_str()) != Ok(interface.index) => {
+                // The kernel detaches from an interface that goes. One that is renamed keeps its
+                // index, and a new one of the old name has another.
+                Ok(_) if if_indextoname(interface.index).is_err() => {
                     Err("the interface is gone; restart to attach to a new one".to_owned())
                 }
                 Ok((_, mode)) => Ok(*mode),
