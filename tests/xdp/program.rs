@@ -1,17 +1,13 @@
 //! The program alone, in the running kernel, on frames by hand (`BPF_PROG_TEST_RUN`).
 
-use std::{
-    net::IpAddr,
-    sync::atomic::{AtomicU64, Ordering},
-    thread,
-    time::Instant,
-};
+use std::{net::IpAddr, thread};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, LpmTrie, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, lpm_trie::Key},
     programs::{TestRun, TestRunOptions, Xdp},
 };
+use gophership::pressure::monotonic_ns;
 use gophership_common::{
     Cause, MAP_BUCKETS, MAP_GUARD, MAP_LOCALS, MAP_PREFIXES, MAP_RX, MAP_VERDICT, PROGRAM_XDP,
     PROGRAM_XDP_FRAGS, VerdictPage, Word, Zone,
@@ -290,35 +286,34 @@ fn only_red_limits_and_each_prefix_for_itself() {
 }
 
 #[test]
-fn all_cpus_together_get_no_token_twice() {
-    const RATE: u64 = 100;
-    const RUNS: u32 = 200_000;
-    let Some(mut program) = Program::guarding(settings(RATE), &[], &[]) else {
+fn all_cpus_together_take_no_token_twice() {
+    const RUNS: u32 = 1_000_000;
+    /// Longer than the test takes, so that the bucket tells how many were taken of it.
+    const INTERVAL_NS: u64 = 1_000_000_000_000;
+    let guard = GuardPage {
+        syn_interval_ns: INTERVAL_NS,
+        syn_tolerance_ns: u64::MAX / 2,
+        ..settings(0)
+    };
+    let Some(mut program) = Program::guarding(guard, &[], &[]) else {
         return;
     };
     program.set_zone(Zone::Red);
-    let start = Instant::now();
-    let done = AtomicU64::new(0);
-    let threads = thread::available_parallelism()
-        .map_or(2, usize::from)
-        .max(2);
+    let threads = thread::available_parallelism().map_or(2, usize::from);
+    let began_ns = monotonic_ns();
     thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                program.passes(&from(THERE_V4), RUNS);
-                done.fetch_add(u64::from(RUNS), Ordering::Relaxed);
-            });
+        for _ in 0..threads.clamp(2, 4) {
+            scope.spawn(|| program.passes(&from(THERE_V4), RUNS));
         }
     });
-    let elapsed = start.elapsed();
     let counts = program.counts();
-    assert_eq!(counts.opens, done.load(Ordering::Relaxed), "none is missed");
-    let passed = counts.opens - counts.limited;
-    let given = super::tokens(RATE, elapsed);
-    assert!(
-        (RATE..=given).contains(&passed),
-        "{passed} of {given} in {elapsed:?}"
-    );
+    let asked = threads.clamp(2, 4) as u64 * u64::from(RUNS);
+    assert_eq!(counts.opens, asked, "none is missed");
+    let buckets = program.ebpf.map(MAP_BUCKETS).unwrap();
+    let buckets: HashMap<_, Address, u64> = HashMap::try_from(buckets).unwrap();
+    let bucket_ns = buckets.get(&address(THERE_V4).bucket(), 0).unwrap();
+    let taken = (bucket_ns - began_ns) / INTERVAL_NS;
+    assert_eq!(counts.opens - counts.limited, taken);
 }
 
 #[test]
