@@ -157,7 +157,7 @@ impl Xdp {
             let attached = match &interface.attached {
                 // The kernel detaches from an interface that goes. One that is renamed keeps its
                 // index, and a new one of the old name has another.
-                Ok(_) if if_indextoname(interface.index).is_err() => {
+                Ok(_) if !is_there(interface.index) => {
                     Err("the interface is gone; restart to attach to a new one".to_owned())
                 }
                 Ok((_, mode)) => Ok(*mode),
@@ -198,6 +198,12 @@ impl Xdp {
             lock(locals).follow();
         }
     }
+}
+
+/// Whether an interface has this index. `nix` 0.31 answers for one that is gone with an empty name
+/// instead of an error.
+fn is_there(index: u32) -> bool {
+    if_indextoname(index).is_ok_and(|name| !name.is_empty())
 }
 
 fn guard_page(config: &XdpConfig, ports: &[u16], indices: &[Result<u32, String>]) -> GuardPage {
