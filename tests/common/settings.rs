@@ -5,6 +5,8 @@ use super::daemon::Home;
 /// What the tests vary; the rest is small and quick.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
+    /// `ingest.grpc.listen`.
+    pub(crate) listen: &'static str,
     /// `pressure.kernel`.
     pub(crate) kernel: &'static str,
     /// Of `pressure`: what the machine around the test does, off unless the test is about it.
@@ -29,12 +31,15 @@ pub(crate) struct Settings {
     pub(crate) batch_max_bytes: &'static str,
     /// `export.destinations`, each a YAML flow mapping.
     pub(crate) destinations: Vec<String>,
+    /// More YAML, of sections that the rest doesn't have.
+    pub(crate) extra: String,
 }
 
 impl Settings {
     /// To one destination, such as [`super::sink::Sink::destination`] gives.
     pub(crate) fn to(destination: String) -> Self {
         Self {
+            listen: "127.0.0.1:0",
             kernel: "auto",
             thresholds: &[
                 "memory_stall: { yellow: off, red: off }",
@@ -54,6 +59,7 @@ impl Settings {
             ack_within: "20ms",
             batch_max_bytes: "1MiB",
             destinations: vec![destination],
+            extra: String::new(),
         }
     }
 
@@ -67,7 +73,7 @@ impl Settings {
             .collect();
         format!(
             r#"ingest:
-  grpc: {{ listen: "127.0.0.1:0" }}
+  grpc: {{ listen: "{listen}" }}
   tls:
     cert: "{cert}"
     key: "{key}"
@@ -95,7 +101,8 @@ telemetry:
   listen: "127.0.0.1:0"
   log: {{ level: info, format: json }}
   audit_log: "{audit}"
-"#,
+{extra}"#,
+            listen = self.listen,
             cert = certs.path("server.pem").display(),
             key = certs.path("server.key").display(),
             client_ca = certs.path("ca.pem").display(),
@@ -114,6 +121,7 @@ telemetry:
             control = home.control_socket().display(),
             uid = nix::unistd::getuid(),
             audit = home.audit_log().display(),
+            extra = self.extra,
         )
     }
 }
