@@ -67,7 +67,12 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(pressure.hold, Duration::from_secs(2));
     assert_eq!(pressure.receive_queue, levels(500, 800));
     assert_eq!(pressure.receive_queue_for, Duration::from_millis(5));
+    assert_eq!(pressure.listen_backlog, levels(500, 900));
+    assert_eq!(pressure.memory_stall, levels(50, 200));
     assert_eq!(pressure.memory_available, levels(150, 70));
+    assert_eq!(pressure.cpu_wait, levels(300, 700));
+    assert_eq!(pressure.disk_latency, Some(Duration::from_millis(50)));
+    assert_eq!(pressure.ingress_horizon, Some(Duration::from_secs(1)));
     assert_eq!(pressure.budget, levels(800, 950));
     assert_eq!(pressure.heartbeat_limit, Duration::from_secs(1));
     assert_eq!(config.replay.after, Duration::from_secs(10));
@@ -120,7 +125,13 @@ fn every_key_can_be_written_and_takes_effect() {
     assert_eq!(config.ingest.tls.client_ca, None);
     assert_eq!(config.memory_total_bytes, 64 << 20);
     assert_eq!(config.pressure.kernel, KernelMode::Off);
+    assert_eq!(config.pressure.listen_backlog, levels(100, 200));
+    assert_eq!(config.pressure.memory_stall, levels(10, Levels::OFF));
     assert_eq!(config.pressure.memory_available, levels(200, 105));
+    assert_eq!(config.pressure.cpu_wait, levels(Levels::OFF, Levels::OFF));
+    let twenty = Duration::from_millis(20);
+    assert_eq!(config.pressure.disk_latency, Some(twenty));
+    assert_eq!(config.pressure.ingress_horizon, None);
     assert_eq!(config.vault.segment_bytes, 8 << 20);
     assert_eq!(config.vault.sync, Sync::Never);
     assert_eq!(config.control.mode, 0o660);
@@ -156,7 +167,12 @@ pressure:
   sample_every: 100
   hold: 1s
   receive_queue: { yellow: 40%, red: 70%, for: 1ms }
+  listen_backlog: { yellow: 10%, red: 20% }
+  memory_stall: { yellow: 1%, red: off }
   memory_available: { yellow: 20%, red: 10.5% }
+  cpu_wait: { yellow: off, red: off }
+  disk_latency: { yellow: 20ms }
+  ingress: { horizon: off }
   budget: { yellow: 70%, red: 90% }
 vault:
   dir: /srv/vault
@@ -454,6 +470,10 @@ const CONFLICTS: &[(&str, &[&str])] = &[
             "memory_available.red = 20%",
             "more than",
         ],
+    ),
+    (
+        "pressure: { cpu_wait: { yellow: off } }",
+        &["cpu_wait.yellow = off", "cpu_wait.red = 70%", "less than"],
     ),
     ("pressure: { tick: 2s }", &["pressure.tick", "1ms to 1s"]),
     (
