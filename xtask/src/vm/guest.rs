@@ -2,6 +2,7 @@
 //! reports on the console.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
@@ -22,6 +23,7 @@ use nix::{
 };
 
 use super::plan::{Action, MODULES, PLAN, Report, Run, Step};
+use crate::process;
 
 /// The disk, which virtio_blk shows some time after it is loaded.
 const DISK: &str = "/dev/vda";
@@ -103,11 +105,7 @@ fn enter_root() -> Result<()> {
         "/sys/fs/cgroup/cgroup.subtree_control",
         "+cpu +memory +io +pids",
     );
-    let up = Command::new("ip")
-        .args(["link", "set", "lo", "up"])
-        .status();
-    up.context("cannot bring up lo")?;
-    Ok(())
+    process::succeed(in_root("ip").args(["link", "set", "lo", "up"]))
 }
 
 fn mount_kernel_file_system(kind: &str, point: &str) -> Result<()> {
@@ -173,8 +171,20 @@ fn carry_out(step: &Step) {
     });
 }
 
+/// A program of the root, in the environment of all of them.
+fn in_root(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("HOME", "/root")
+        // Here a test that has nothing to say fails.
+        .env("GOPHERSHIP_REQUIRE_KERNEL", "1");
+    command
+}
+
 fn command(run: &Run) -> Command {
-    let mut command = Command::new(&run.program);
+    let mut command = in_root(&run.program);
     command
         .args(&run.args)
         .stdin(Stdio::null())

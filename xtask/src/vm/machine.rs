@@ -1,6 +1,7 @@
 //! The machine: QEMU, with the console as its only way to the outside.
 
 use std::{
+    fs::{self, File},
     io::{BufRead as _, BufReader},
     path::Path,
     process::{Child, Command, Stdio},
@@ -63,9 +64,8 @@ impl Machine {
         // `setpriv` becomes QEMU, which the kernel then kills should this process be killed.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"])
-            // Without hardware virtualisation QEMU translates: slow, but everywhere the same.
-            .args(["-accel", "kvm", "-accel", "tcg,thread=multi"])
-            .args(["-cpu", "max", "-smp", PROCESSORS, "-m", MEMORY])
+            .args(["-accel", accelerator(), "-cpu", "max"])
+            .args(["-smp", PROCESSORS, "-m", MEMORY])
             .args(["-nodefaults", "-no-user-config", "-no-reboot"])
             .args(["-display", "none", "-serial", "stdio"])
             .arg("-kernel")
@@ -102,6 +102,26 @@ impl Drop for Machine {
     }
 }
 
+/// Hardware virtualisation where there is some; `/dev/kvm` alone says little, as a kernel may offer
+/// it to special guests only. Elsewhere QEMU translates the machine's code.
+fn accelerator() -> &'static str {
+    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let usable = File::options().read(true).write(true).open("/dev/kvm");
+    if has_virtualisation(&processor) && usable.is_ok() {
+        "kvm"
+    } else {
+        "tcg,thread=multi"
+    }
+}
+
+fn has_virtualisation(processor: &str) -> bool {
+    let mut flags = processor
+        .lines()
+        .filter_map(|line| line.strip_prefix("flags"))
+        .flat_map(str::split_whitespace);
+    flags.any(|flag| flag == "vmx" || flag == "svm")
+}
+
 /// The kernel's. `panic=-1` ends the machine at a panic; what follows `--` goes to the first
 /// process.
 fn command_line() -> String {
@@ -116,4 +136,20 @@ fn command_line() -> String {
         "vm-init",
     ]
     .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn virtualisation_is_a_flag_of_the_processor() {
+        assert!(has_virtualisation(
+            "processor : 0\nflags\t\t: fpu vmx sse\n"
+        ));
+        assert!(has_virtualisation("flags\t\t: svm"));
+        assert!(!has_virtualisation(
+            "flags\t\t: fpu hypervisor svm_lock\nmodel name : svm\n"
+        ));
+    }
 }
