@@ -178,7 +178,9 @@ impl Pressure {
         let policy = policy(config, scope, workers)?;
         let loaded = match config.kernel {
             KernelMode::Off => Err(None),
-            KernelMode::Auto | KernelMode::Required => start_kernel(config, &policy).map_err(Some),
+            KernelMode::Auto | KernelMode::Required => start_kernel(config, &policy)
+                .map_err(KernelError::explained)
+                .map_err(Some),
         };
         match loaded {
             Ok((kernel, pages, events, policy)) => {

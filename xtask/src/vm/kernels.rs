@@ -83,7 +83,7 @@ impl Kernel {
         let apt = Apt::in_directory(&directory.join("apt"), &self.sources())?;
         process::succeed(apt.command("apt-get").args(["update", "--quiet"]))?;
         let mut packages = apt.images_of(META_PACKAGE)?;
-        // From 7.x on the modules come apart from the image, which depends on them.
+        // From 7.x on the image is a package that depends on its parts.
         for image in packages.clone() {
             packages.extend(apt.images_of(&image)?);
         }
@@ -102,6 +102,7 @@ impl Kernel {
             let mut unpack = Command::new("dpkg-deb");
             process::succeed(unpack.arg("-x").arg(package?.path()).arg(&half))?;
         }
+        installed(&half)?;
         fs::remove_dir_all(&packed)?;
         fs::rename(&half, directory.join("unpacked"))?;
         Ok(())
@@ -163,14 +164,14 @@ impl Apt {
     }
 }
 
-/// Images and modules of one kernel in what `apt-cache depends` prints; others only name what is
+/// Parts of one kernel in what `apt-cache depends` prints; others only name what is
 /// newest.
 fn images(depends: &str) -> Vec<String> {
     depends
         .lines()
         .filter_map(|line| line.trim().strip_prefix("Depends: "))
         .filter(|name| {
-            ["linux-image-", "linux-modules-"]
+            ["linux-image-", "linux-binary-", "linux-modules-"]
                 .iter()
                 .filter_map(|prefix| name.strip_prefix(prefix))
                 .any(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
@@ -181,21 +182,25 @@ fn images(depends: &str) -> Vec<String> {
 
 /// Finds an unpacked kernel.
 fn installed(root: &Path) -> Result<Fetched> {
-    let boot = root.join("boot");
-    let image = fs::read_dir(&boot)
-        .with_context(|| format!("cannot list {}", boot.display()))?
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .find(|name| name.starts_with("vmlinuz-"))
-        .with_context(|| format!("no kernel in {}", boot.display()))?;
-    let release = image.trim_start_matches("vmlinuz-").to_owned();
-    let modules = ["lib/modules", "usr/lib/modules"]
-        .map(|directory| root.join(directory).join(&release))
+    let all_modules = ["lib/modules", "usr/lib/modules"]
+        .map(|directory| root.join(directory))
         .into_iter()
         .find(|directory| directory.is_dir())
-        .with_context(|| format!("no modules of {release} in {}", root.display()))?;
+        .with_context(|| format!("no modules in {}", root.display()))?;
+    let release = fs::read_dir(&all_modules)?
+        .find_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .with_context(|| format!("{} is empty", all_modules.display()))?;
+    let modules = all_modules.join(&release);
+    let image = [
+        root.join("boot").join(format!("vmlinuz-{release}")),
+        modules.join("vmlinuz"),
+    ]
+    .into_iter()
+    .find(|image| image.is_file())
+    .with_context(|| format!("no kernel {release} in {}", root.display()))?;
     Ok(Fetched {
-        image: boot.join(image),
         release,
+        image,
         modules,
     })
 }
@@ -219,8 +224,15 @@ mod tests {
         assert_eq!(images(depends), ["linux-image-7.3.4+deb13-amd64"]);
         let depends = "linux-image-7.3.4+deb13-amd64\n  Depends: linux-base\n |Depends: kmod\n  \
                        Depends: linux-modules-7.3.4+deb13-amd64\n  \
+                       Depends: linux-binary-7.3.4+deb13-amd64\n  \
                        Suggests: linux-image-6.1.0-1-amd64\n";
-        assert_eq!(images(depends), ["linux-modules-7.3.4+deb13-amd64"]);
+        assert_eq!(
+            images(depends),
+            [
+                "linux-modules-7.3.4+deb13-amd64",
+                "linux-binary-7.3.4+deb13-amd64"
+            ]
+        );
     }
 
     #[test]
@@ -234,16 +246,24 @@ mod tests {
     }
 
     #[test]
-    fn an_unpacked_kernel_is_found_by_its_release() {
-        let root = tempfile::tempdir().unwrap();
-        fs::create_dir(root.path().join("boot")).unwrap();
-        assert!(installed(root.path()).is_err());
-        fs::write(root.path().join("boot/config-6.1.0-9-amd64"), "").unwrap();
-        fs::write(root.path().join("boot/vmlinuz-6.1.0-9-amd64"), "").unwrap();
-        let modules = root.path().join("usr/lib/modules/6.1.0-9-amd64");
-        fs::create_dir_all(&modules).unwrap();
-        let kernel = installed(root.path()).unwrap();
-        assert_eq!(kernel.release, "6.1.0-9-amd64");
-        assert_eq!(kernel.modules, modules);
+    fn an_unpacked_kernel_is_found_wherever_its_packages_have_it() {
+        for (image, modules) in [
+            ("boot/vmlinuz-6.1.0-9-amd64", "lib/modules/6.1.0-9-amd64"),
+            (
+                "usr/lib/modules/7.3-amd64/vmlinuz",
+                "usr/lib/modules/7.3-amd64",
+            ),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            assert!(installed(root.path()).is_err());
+            let at = |path: &str| root.path().join(path);
+            fs::create_dir_all(at(modules)).unwrap();
+            fs::create_dir_all(at("boot")).unwrap();
+            assert!(installed(root.path()).is_err(), "no image");
+            fs::write(at(image), "").unwrap();
+            let kernel = installed(root.path()).unwrap();
+            assert_eq!((kernel.image, kernel.modules), (at(image), at(modules)));
+            assert!(modules.ends_with(&kernel.release));
+        }
     }
 }

@@ -112,7 +112,11 @@ fn on_kernel(
     let mut failures = outcome.failures();
     failures.extend(ended.err().map(|error| format!("{error:#}")));
     if !failures.is_empty() {
-        println!("\n{console}\n(the console of kernel {})", kernel.name);
+        println!(
+            "\n{}\n(the console of kernel {})",
+            outcome::prose(&console),
+            kernel.name
+        );
     }
     Ok((outcome.release().to_owned(), failures))
 }
@@ -202,7 +206,7 @@ fn plan(kernel: &Kernel, binaries: &Binaries, test_args: &[String]) -> Vec<Step>
     if kernel.supported {
         for (name, program) in &binaries.tests {
             let mut args: Vec<&str> = TOO_HEAVY.iter().flat_map(|test| ["--skip", test]).collect();
-            args.extend(["--test-threads", "1"]);
+            args.extend(["--test-threads", "2"]);
             args.extend(test_args.iter().map(String::as_str));
             steps.push(step(name, Action::Run(run(program, &args))));
         }

@@ -79,7 +79,7 @@ impl Outcome {
             }
             Report::Status {
                 status,
-                programs,
+                verified,
                 links,
                 warnings,
                 ..
@@ -90,7 +90,7 @@ impl Outcome {
                     .and_then(|step| self.expected.get(step));
                 let wrong = expected.and_then(|judge| judge.differs(&status));
                 let ended = self.ended.last_mut()?;
-                ended.notes = notes(&status, programs, links, warnings);
+                ended.notes = notes(&status, &verified, links, warnings);
                 ended
                     .notes
                     .extend(wrong.map(|wrong| format!("WRONG: {wrong}")));
@@ -191,15 +191,16 @@ impl Judge {
 }
 
 /// What people want to know of a status.
-fn notes(status: &Value, programs: usize, links: usize, warnings: Vec<String>) -> Vec<String> {
+fn notes(status: &Value, verified: &[u64], links: usize, warnings: Vec<String>) -> Vec<String> {
     let text = |value: &Value, key: &str| {
         let found = value.get(key).and_then(Value::as_str);
         found.unwrap_or_default().to_owned()
     };
     let mut notes = vec![match text(status, "source_reason") {
         reason if reason.is_empty() => format!(
-            "{} judges; {programs} programs loaded, {links} links",
-            text(status, "source")
+            "{} judges: {} programs loaded, {links} links, {verified:?} instructions verified",
+            text(status, "source"),
+            verified.len(),
         ),
         reason => format!("{} judges: {reason}", text(status, "source")),
     }];
@@ -212,6 +213,15 @@ fn notes(status: &Value, programs: usize, links: usize, warnings: Vec<String>) -
     }
     notes.extend(warnings);
     notes
+}
+
+/// What people want to read of a console: all but the reports.
+pub(super) fn prose(console: &str) -> String {
+    let lines = console.lines();
+    let prose: Vec<&str> = lines
+        .filter(|line| Report::of_line(line).is_none())
+        .collect();
+    prose.join("\n")
 }
 
 /// Name and outcome in a line of libtest's.
@@ -256,7 +266,7 @@ mod tests {
         Report::Status {
             step: "daemon".to_owned(),
             status,
-            programs: 4,
+            verified: vec![120, 4, 71, 9000],
             links: 5,
             warnings: vec!["WARN one".to_owned()],
         }

@@ -74,8 +74,8 @@ pub(super) enum Report {
         step: String,
         /// `gs-ctl status`.
         status: serde_json::Value,
-        /// BPF programs that the daemon holds.
-        programs: usize,
+        /// Of each BPF program that the daemon holds, the instructions that the verifier has walked.
+        verified: Vec<u64>,
         /// Links of programs to where they are attached.
         links: usize,
         /// What it warned of.

@@ -7,6 +7,7 @@
 mod btf;
 mod capabilities;
 mod mmap;
+mod refusal;
 mod wake;
 
 use std::{
@@ -88,6 +89,34 @@ pub enum Error {
     /// Everything is attached, but no tick has come.
     #[error("no tick within {0:?} of attaching")]
     Silent(Duration),
+    /// The kernel refused it, and something about this kernel explains why.
+    #[error("{explanation} ({refusal})")]
+    Explained {
+        /// What it is about this kernel.
+        explanation: String,
+        /// What failed.
+        refusal: Box<Error>,
+    },
+}
+
+impl Error {
+    /// With what about the running kernel explains it.
+    pub(super) fn explained(self) -> Self {
+        // All that the verifier has said.
+        tracing::debug!(error = ?self, "the kernel half does not run");
+        match self {
+            Self::Load(_) | Self::Program { .. } | Self::Map { .. } => {
+                match refusal::explanation() {
+                    Some(explanation) => Self::Explained {
+                        explanation,
+                        refusal: Box::new(self),
+                    },
+                    None => self,
+                }
+            }
+            other => other,
+        }
+    }
 }
 
 /// The loaded kernel half. Dropping it detaches the programs.
@@ -289,7 +318,7 @@ fn object() -> Result<&'static [u8], Error> {
     Err(Error::NotBuiltIn)
 }
 
-/// An error with all its sources, on one line.
+/// An error with all its sources, on one line, without the verifier's log.
 struct Chain<'a>(&'a dyn std::error::Error);
 
 impl std::fmt::Display for Chain<'_> {
@@ -304,6 +333,6 @@ impl std::fmt::Display for Chain<'_> {
             }
             error = source.source();
         }
-        f.write_str(&text)
+        f.write_str(&refusal::without_verifier_log(&text))
     }
 }
