@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::workspace::Workspace;
+use crate::{vm::Tests, workspace::Workspace};
 
 /// Sets up, builds, runs and tests GopherShip.
 #[derive(Parser)]
@@ -57,10 +57,13 @@ enum Task {
         /// Debian kernels, or `all`
         #[arg(long = "kernel", default_value = "6.1", value_parser = vm::kernel_names())]
         kernels: Vec<String>,
-        /// Test binaries to run, instead of those about the kernel half
-        #[arg(long = "test")]
+        /// All tests about the kernel half, instead of a choice of them that takes two minutes
+        #[arg(long)]
+        thorough: bool,
+        /// Test binaries to run instead
+        #[arg(long = "test", conflicts_with = "thorough")]
         tests: Vec<String>,
-        /// Arguments of the test binaries
+        /// Arguments of the test binaries, such as names of tests
         #[arg(last = true)]
         test_args: Vec<String>,
     },
@@ -102,9 +105,14 @@ fn perform(task: Task) -> Result<()> {
         Task::Test { test_args } => test::all(&workspace, &test_args),
         Task::VmTest {
             kernels,
+            thorough,
             tests,
             test_args,
-        } => vm::test(&workspace, &kernels, &tests, &test_args),
+        } => vm::test(
+            &workspace,
+            &kernels,
+            &Tests::asked(thorough, tests, test_args),
+        ),
         Task::VmInit => unreachable!("done before there was a workspace"),
         Task::Tidy => tidy::check(&workspace.root),
         Task::Proto { check } => proto::generate(&workspace, check),

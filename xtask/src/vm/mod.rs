@@ -40,6 +40,17 @@ use crate::{
 const ALL: &str = "all";
 /// The tests about the kernel half.
 const TESTS: &[&str] = &["pressure_kernel", "kernel_verdict"];
+/// The choice of them that fits into CI: each loads the kernel half anew, which takes a translated
+/// machine some seconds. Each is a part of a test's name.
+const CHOICE: &[&str] = &[
+    "a_full_socket",
+    "a_close_that_no_probe_saw",
+    "a_dead_tick_is_replaced",
+    "a_stopped_daemon",
+    "closing_a_full_socket",
+    "sockets_in_another_network_namespace",
+    "the_operators_override",
+];
 /// Tests that a translated machine is too slow for: a load that is easy on hardware rightly is
 /// pressure there.
 const TOO_HEAVY: &[&str] = &["a_healthy_daemon_under_the_same_load_is_not_red_by_receive_queue"];
@@ -56,25 +67,42 @@ pub(crate) fn kernel_names() -> Vec<&'static str> {
     names.chain([ALL]).collect()
 }
 
-/// Tests on the kernels of these names; `tests` replaces the usual ones.
+/// What to run of the tests.
+pub(crate) struct Tests {
+    /// Test binaries.
+    binaries: Vec<String>,
+    /// Their arguments.
+    args: Vec<String>,
+}
+
+impl Tests {
+    /// From the command line.
+    pub(crate) fn asked(thorough: bool, binaries: Vec<String>, mut args: Vec<String>) -> Self {
+        let own = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let usual = binaries.is_empty();
+        if usual && !thorough && args.is_empty() {
+            args = own(CHOICE);
+        }
+        Self {
+            binaries: if usual { own(TESTS) } else { binaries },
+            args,
+        }
+    }
+}
+
+/// Tests on the kernels of these names.
 ///
 /// # Errors
 /// Something can't be fetched or built, or went wrong on a kernel.
-pub(crate) fn test(
-    workspace: &Workspace,
-    names: &[String],
-    tests: &[String],
-    test_args: &[String],
-) -> Result<()> {
+pub(crate) fn test(workspace: &Workspace, names: &[String], tests: &Tests) -> Result<()> {
     setup::for_virtual_machines(workspace)?;
-    let usual: Vec<String> = TESTS.iter().map(|&name| name.to_owned()).collect();
-    let binaries = binaries::build(workspace, if tests.is_empty() { &usual } else { tests })?;
+    let binaries = binaries::build(workspace, &tests.binaries)?;
     let asked = |kernel: &&Kernel| names.iter().any(|name| name == kernel.name || name == ALL);
     let mut report = String::new();
     let mut failed = false;
     for kernel in KERNELS.iter().filter(asked) {
         let started = Instant::now();
-        let (release, failures) = on_kernel(workspace, kernel, &binaries, test_args)?;
+        let (release, failures) = on_kernel(workspace, kernel, &binaries, &tests.args)?;
         let verdict = if failures.is_empty() { "ok" } else { "FAILED" };
         let seconds = started.elapsed().as_secs_f64();
         report += &format!("{release:28} {verdict:6} {seconds:8.1} s\n");
@@ -111,7 +139,10 @@ fn on_kernel(
         .with_context(|| format!("cannot write {}", console_path.display()))?;
     let mut failures = outcome.failures();
     failures.extend(ended.err().map(|error| format!("{error:#}")));
-    if !failures.is_empty() {
+    if failures.is_empty() {
+        fs::remove_file(&disk)?;
+        fs::remove_file(&initramfs)?;
+    } else {
         println!(
             "\n{}\n(the console of kernel {})",
             outcome::prose(&console),
@@ -269,6 +300,20 @@ mod tests {
             gophership: "/t/gophership".into(),
             gs_ctl: "/t/gs-ctl".into(),
         }
+    }
+
+    #[test]
+    fn the_choice_gives_way_to_what_is_asked_for() {
+        let asked = |thorough, binaries: &[&str], args: &[&str]| {
+            let own = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+            let tests = Tests::asked(thorough, own(binaries), own(args));
+            (tests.binaries, tests.args)
+        };
+        assert_eq!(asked(false, &[], &[]).1, CHOICE);
+        assert!(asked(true, &[], &[]).1.is_empty());
+        assert_eq!(asked(false, &[], &["idle"]).1, ["idle"]);
+        assert_eq!(asked(false, &["xdp"], &["idle"]).0, ["xdp"]);
+        assert_eq!(asked(true, &[], &[]).0, TESTS);
     }
 
     #[test]
