@@ -221,7 +221,9 @@ impl Pressure {
         let loaded = match config.kernel {
             KernelMode::Off => Err(None),
             KernelMode::Auto | KernelMode::Required => {
-                start_kernel(config, scope, &policy, &unavailable).map_err(Some)
+                start_kernel(config, scope, &policy, &unavailable)
+                    .map_err(KernelError::explained)
+                    .map_err(Some)
             }
         };
         match loaded {

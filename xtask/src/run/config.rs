@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{DevFiles, GRPC_ADDRESS, TELEMETRY_ADDRESS};
 
 /// The configuration file's text. Paths are absolute: the daemon may be started from anywhere.
-pub(super) fn yaml(files: &DevFiles, own_uid: u32) -> String {
+pub(crate) fn yaml(files: &DevFiles, own_uid: u32) -> String {
     let certs = &files.certs;
     format!(
         "\

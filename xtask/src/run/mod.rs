@@ -1,6 +1,6 @@
 //! `cargo xtask run`: from a bare machine to a daemon that accepts logs, in the foreground.
 
-mod config;
+pub(crate) mod config;
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ const GRPC_ADDRESS: &str = "127.0.0.1:4317";
 const TELEMETRY_ADDRESS: &str = "127.0.0.1:9091";
 
 /// Where the state of the development daemon is.
-struct DevFiles {
+pub(crate) struct DevFiles {
     config: PathBuf,
     certs: PathBuf,
     vault: PathBuf,
@@ -28,7 +28,7 @@ struct DevFiles {
 }
 
 impl DevFiles {
-    fn below(dev: &Path) -> Self {
+    pub(crate) fn below(dev: &Path) -> Self {
         Self {
             config: dev.join("gophership.yaml"),
             certs: dev.join("certs"),

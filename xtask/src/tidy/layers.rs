@@ -189,6 +189,8 @@ fn is_word(c: char) -> bool {
 mod tests {
     use super::{super::source::source, *};
 
+    const NONE: [usize; 0] = [];
+
     fn lines_found(path: &str, text: &str) -> Vec<usize> {
         dependencies_point_down(&source(path, text))
             .iter()
@@ -199,8 +201,8 @@ mod tests {
     #[test]
     fn a_use_downwards_passes_and_one_upwards_is_found() {
         let path = "gophership/src/ingest/service.rs";
-        assert_eq!(lines_found(path, "use crate::somatic::Reflex;\n"), []);
-        assert_eq!(lines_found(path, "use crate::ingest::Config;\n"), []);
+        assert_eq!(lines_found(path, "use crate::somatic::Reflex;\n"), NONE);
+        assert_eq!(lines_found(path, "use crate::ingest::Config;\n"), NONE);
         let path = "gophership/src/vault/lane.rs";
         assert_eq!(
             lines_found(path, "use crate::uring::Ring;\nuse crate::somatic::Zone;\n"),
@@ -218,11 +220,11 @@ mod tests {
         );
         assert_eq!(
             lines_found("gophership/src/bin/gophership.rs", "use crate::app;\n"),
-            []
+            NONE
         );
         assert_eq!(
             lines_found("gophership/src/app/mod.rs", "use crate::config;\n"),
-            []
+            NONE
         );
     }
 
@@ -243,19 +245,19 @@ mod tests {
         let path = "gophership/src/vault/mod.rs";
         assert_eq!(
             lines_found(path, "// like crate::app\nuse other_crate::app;\n"),
-            []
+            NONE
         );
         assert_eq!(
             lines_found(path, "#[cfg(test)]\nmod tests {\n    use crate::app;\n}\n"),
-            []
+            NONE
         );
         assert_eq!(
             lines_found("gophership/src/vault/tests.rs", "use crate::app;\n"),
-            []
+            NONE
         );
         assert_eq!(
             lines_found("gophership-common/src/lib.rs", "use crate::app;\n"),
-            []
+            NONE
         );
     }
 

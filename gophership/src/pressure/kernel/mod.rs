@@ -10,6 +10,7 @@ mod iter;
 mod log;
 mod mmap;
 mod programs;
+mod refusal;
 mod wake;
 mod xdp;
 
@@ -96,6 +97,34 @@ pub enum Error {
     /// Everything is attached, but no tick has come.
     #[error("no tick within {0:?} of attaching")]
     Silent(Duration),
+    /// The kernel refused it, and something about this kernel explains why.
+    #[error("{explanation} ({refusal})")]
+    Explained {
+        /// What it is about this kernel.
+        explanation: String,
+        /// What failed.
+        refusal: Box<Error>,
+    },
+}
+
+impl Error {
+    /// With what about the running kernel explains it.
+    pub(super) fn explained(self) -> Self {
+        // All that the verifier has said.
+        tracing::debug!(error = ?self, "the kernel half does not run");
+        match self {
+            Self::Load(_) | Self::Program { .. } | Self::Map { .. } => {
+                match refusal::explanation() {
+                    Some(explanation) => Self::Explained {
+                        explanation,
+                        refusal: Box::new(self),
+                    },
+                    None => self,
+                }
+            }
+            other => other,
+        }
+    }
 }
 
 /// The loaded kernel half. Dropping it detaches the programs.
@@ -356,7 +385,7 @@ fn object() -> Result<&'static [u8], Error> {
     Err(Error::NotBuiltIn)
 }
 
-/// An error with all its sources, on one line.
+/// An error with all its sources, on one line, without the verifier's log.
 struct Chain<'a>(&'a dyn std::error::Error);
 
 impl std::fmt::Display for Chain<'_> {
@@ -371,13 +400,6 @@ impl std::fmt::Display for Chain<'_> {
             }
             error = source.source();
         }
-        // The verifier explains itself on pages: they are in the log, at debug.
-        match text.split_once(". Verifier output:") {
-            Some((brief, pages)) => {
-                tracing::debug!(pages, "the verifier has refused a program");
-                f.write_str(brief)
-            }
-            None => f.write_str(&text),
-        }
+        f.write_str(&refusal::without_verifier_log(&text))
     }
 }
