@@ -758,7 +758,9 @@ impl Fixture {
         // The word changes first; what is seen last may still be the transition before.
         let ktime_ns = || {
             let seen = self.seen.lock().unwrap();
-            let last = seen.last().filter(|last| last.to.cause() == Cause::Override);
+            let last = seen
+                .last()
+                .filter(|last| last.to.cause() == Cause::Override);
             last.map(|last| last.ktime_ns)
         };
         wait("transition", || ktime_ns().is_some(), String::new);
