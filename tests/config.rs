@@ -181,6 +181,7 @@ export:
 control:
   unix: { path: /tmp/c.sock, mode: "0660", allow_uids: [0, 1000], allow_gids: [27] }
 telemetry: { listen: "[::1]:0", log: { level: "debug,h2=warn", format: pretty }, audit_log: /tmp/a }
+service: { user: "990:70", landlock: required }
 "#;
 
 #[test]

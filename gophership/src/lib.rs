@@ -11,6 +11,7 @@ pub mod ingest;
 pub mod otel;
 pub mod pipeline;
 pub mod pressure;
+pub mod privileges;
 pub mod replay;
 pub mod somatic;
 pub mod telemetry;

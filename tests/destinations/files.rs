@@ -24,6 +24,7 @@ struct Opened {
 
 fn open(path: &Path) -> Opened {
     let destinations = Destinations::open(&[file("local", path)]).unwrap();
+    destinations.start().unwrap();
     let destination = destinations.connect().remove(0);
     Opened {
         destinations,

@@ -5,13 +5,16 @@ mod daemon;
 mod drain;
 mod engine;
 mod metrics;
+mod service;
 mod status;
 mod stop;
 mod worker;
 
 use std::net::SocketAddr;
 
-use crate::{control, export, ingest, pipeline, pressure, replay, somatic, telemetry, vault};
+use crate::{
+    control, export, ingest, pipeline, pressure, privileges, replay, somatic, telemetry, vault,
+};
 
 /// Everything the daemon needs to know, validated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +35,10 @@ pub struct Config {
     pub control: control::Config,
     /// Metrics, health, own log.
     pub telemetry: telemetry::Config,
+    /// Whom to run as.
+    pub service: privileges::Config,
+    /// The file it was read from, if it was.
+    pub file: Option<std::path::PathBuf>,
     /// Bytes that all budgets add up to.
     pub memory_total_bytes: u64,
 }
@@ -73,6 +80,9 @@ pub enum Error {
     /// The control socket.
     #[error(transparent)]
     Control(#[from] control::Error),
+    /// The service user, its directories, or the drop of privileges.
+    #[error(transparent)]
+    Privileges(#[from] privileges::Error),
     /// A thread, a signal handler or the runtime.
     #[error("{what}: {source}")]
     System {

@@ -70,7 +70,14 @@ impl FileDestination {
 #[derive(Debug)]
 pub(super) struct OpenFile {
     destination: FileDestination,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Thread>,
+}
+
+#[derive(Debug)]
+enum Thread {
+    Waiting(Writer),
+    Running(JoinHandle<()>),
+    Gone,
 }
 
 impl OpenFile {
@@ -83,13 +90,6 @@ impl OpenFile {
             file,
             messages,
         };
-        let thread = thread::Builder::new()
-            .name("export-file".to_owned())
-            .spawn(|| writer.run())
-            .map_err(|source| Error::Thread {
-                name: name.to_owned(),
-                source,
-            })?;
         Ok(Self {
             destination: FileDestination {
                 name: name.into(),
@@ -97,8 +97,26 @@ impl OpenFile {
                 waiting,
                 room: Arc::new(Semaphore::new(WAITING_MAX)),
             },
-            thread: Mutex::new(Some(thread)),
+            thread: Mutex::new(Thread::Waiting(writer)),
         })
+    }
+
+    /// Starts the thread, unless it has been started.
+    pub(super) fn start(&self) -> Result<(), Error> {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *thread, Thread::Gone) {
+            Thread::Waiting(writer) => {
+                let spawned = thread::Builder::new()
+                    .name("export-file".to_owned())
+                    .spawn(|| writer.run());
+                *thread = Thread::Running(spawned.map_err(|source| Error::Thread {
+                    name: self.destination.name.to_string(),
+                    source,
+                })?);
+            }
+            other => *thread = other,
+        }
+        Ok(())
     }
 
     pub(super) fn connect(&self) -> FileDestination {
@@ -110,12 +128,11 @@ impl OpenFile {
         self.destination.room.close();
         // The thread may have ended already: closing twice is allowed.
         let _ = self.destination.waiting.send(Message::Close);
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(thread) = thread
+        let thread = std::mem::replace(
+            &mut *self.thread.lock().unwrap_or_else(PoisonError::into_inner),
+            Thread::Gone,
+        );
+        if let Thread::Running(thread) = thread
             && thread.join().is_err()
         {
             tracing::error!(path = %self.destination.path.display(), "the thread of this file panicked");
@@ -148,6 +165,7 @@ struct Job {
 }
 
 /// The thread of one file.
+#[derive(Debug)]
 struct Writer {
     path: PathBuf,
     file: AppendFile,

@@ -137,7 +137,8 @@ enum Opened {
 }
 
 impl Destinations {
-    /// Opens the files, reads the TLS material and checks endpoints and headers. Blocks on files; connects nowhere.
+    /// Opens the files, reads the TLS material and checks endpoints and headers. Blocks on files; connects nowhere,
+    /// and starts no thread: that is [`Self::start`].
     ///
     /// # Errors
     /// The first thing that is wrong, by destination and path or key.
@@ -158,6 +159,17 @@ impl Destinations {
         };
         Ok(Self {
             opened: configs.iter().map(open).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Starts the files' threads; before that, deliveries to files wait.
+    ///
+    /// # Errors
+    /// [`Error::Thread`].
+    pub fn start(&self) -> Result<(), Error> {
+        self.opened.iter().try_for_each(|opened| match opened {
+            Opened::File(file) => file.start(),
+            Opened::Otlp(_) => Ok(()),
         })
     }
 

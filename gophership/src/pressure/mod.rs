@@ -35,6 +35,7 @@ mod engine;
 mod kernel;
 mod memory;
 mod pages;
+mod release;
 mod snapshot;
 mod stochastic;
 mod watch;
@@ -57,6 +58,7 @@ pub use engine::{Budget, EngineLine, Verdict};
 pub use gophership_common::{Cause, Signals, Word, Zone};
 pub use kernel::Error as KernelError;
 pub use memory::memory_limit_bytes;
+pub use release::Release;
 pub use snapshot::{SignalReading, Snapshot, Source};
 pub use watch::{TICK_DEAD_MIN, Transition, WatchHandle};
 
@@ -256,6 +258,17 @@ impl Pressure {
             None => Some((self.sample_every.max(1), self.wake)),
         };
         EngineLine::of(self.pages.line(worker), sampling)
+    }
+
+    /// Whether `CAP_BPF` must outlive the drop of privileges: before 5.19 an unprivileged `bpf(2)` is
+    /// refused altogether, also on descriptors held.
+    #[must_use]
+    pub fn needs_bpf_after_the_drop(&self) -> bool {
+        let lenient = Release {
+            major: 5,
+            minor: 19,
+        };
+        self.kernel.is_some() && Release::running().is_none_or(|running| running < lenient)
     }
 
     /// Sets the operator's override, or clears it. In force from the next judgement on: one tick,
