@@ -56,13 +56,16 @@ use gophership_common::{
 pub use clock::monotonic_ns;
 pub use engine::{Budget, EngineLine, Verdict};
 pub use gophership_common::{Cause, Signals, Word, Zone};
-pub use kernel::Error as KernelError;
+pub use kernel::{
+    Error as KernelError, Feature, Lockdown, ProgramTrial, check_fields, features,
+    missing_capabilities, try_programs,
+};
 pub use memory::memory_limit_bytes;
 pub use release::Release;
 pub use snapshot::{SignalReading, Snapshot, Source};
 pub use watch::{TICK_DEAD_MIN, Transition, WatchHandle};
 
-use kernel::{Events, Kernel, Wake};
+use kernel::{Events, Kernel, Wake, explained};
 use pages::Pages;
 
 /// Whether the kernel half must judge.
@@ -180,7 +183,8 @@ impl Pressure {
         let policy = policy(config, scope, workers)?;
         let loaded = match config.kernel {
             KernelMode::Off => Err(None),
-            KernelMode::Auto | KernelMode::Required => start_kernel(config, &policy).map_err(Some),
+            KernelMode::Auto | KernelMode::Required => start_kernel(config, &policy)
+                .map_err(|error| Some(explained(error, Lockdown::current()))),
         };
         match loaded {
             Ok((kernel, pages, events, policy)) => {

@@ -6,8 +6,23 @@ use super::{
 };
 
 /// Each module and what it may use. A module not listed here may use nothing, and `config` and
-/// `app` may be used by nobody but each other and the programs.
+/// `app` may be used by nobody but each other, `doctor` and the programs.
 const ALLOWED: &[(&str, &[&str])] = &[
+    (
+        "doctor",
+        &[
+            "app",
+            "config",
+            "control",
+            "ingest",
+            "export",
+            "vault",
+            "uring",
+            "pressure",
+            "privileges",
+            "render",
+        ],
+    ),
     (
         "app",
         &[
@@ -95,6 +110,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vault", &["uring", "telemetry"]),
     ("pressure", &["telemetry"]),
     ("privileges", &[]),
+    ("render", &[]),
     ("uring", &[]),
     ("otel", &[]),
     ("telemetry", &[]),

@@ -8,15 +8,14 @@ mod failure;
 mod human;
 mod json;
 mod output;
-mod table;
 mod view;
-mod yaml;
 
 use std::{io::Write, process::ExitCode};
 
 use clap::Parser;
 use cli::Cli;
 use failure::{Exit, Failure};
+use gophership::render::{table, yaml};
 
 fn main() -> ExitCode {
     // Bad usage ends inside `parse`, with 2.

@@ -6,7 +6,9 @@
 
 mod btf;
 mod capabilities;
+mod lockdown;
 mod mmap;
+mod probe;
 mod wake;
 
 use std::{
@@ -32,7 +34,10 @@ use gophership_common::{
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
+pub use lockdown::Lockdown;
+pub(super) use lockdown::explained;
 pub(super) use mmap::Page;
+pub use probe::{Feature, ProgramTrial, features, try_programs};
 pub(super) use wake::Wake;
 
 use super::pages::Pages;
@@ -77,6 +82,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// Nobody may read the kernel's memory, which is what the programs are for.
+    #[error("kernel lockdown (confidentiality) forbids reading the kernel and perf events: {0}")]
+    Lockdown(#[source] Box<Self>),
     /// The CPUs can't be listed.
     #[error("{path}: {source}")]
     Cpus {
@@ -88,6 +96,21 @@ pub enum Error {
     /// Everything is attached, but no tick has come.
     #[error("no tick within {0:?} of attaching")]
     Silent(Duration),
+}
+
+/// Looks up every field of the running kernel that the kernel half reads.
+///
+/// # Errors
+/// [`Error::Btf`] or [`Error::Field`].
+pub fn check_fields() -> Result<(), Error> {
+    btf::offsets().map(drop)
+}
+
+/// What of CAP_BPF and CAP_PERFMON this thread lacks, separated by commas; `None` if nothing, or if
+/// it can't be told.
+#[must_use]
+pub fn missing_capabilities() -> Option<String> {
+    capabilities::missing()
 }
 
 /// The loaded kernel half. Dropping it detaches the programs.
