@@ -173,20 +173,15 @@ fn feature(lacking: Lacking, feature: Feature) -> Check {
     let name = format!("kernel.{}", feature.name);
     match feature.supported {
         Ok(true) => Check::ok(name, format!("available, for {}", feature.purpose)),
-        Ok(false) => match missing_capabilities() {
-            // A refusal looks the same as a kind that isn't there.
-            Some(missing) => Check::new(
-                name,
-                Verdict::NotApplicable,
-                "can't be told without privileges",
-                Some(needs(&missing)),
-            ),
-            None => lacking.check(
-                name,
-                format!("not in this kernel, wanted for {}", feature.purpose),
-                "use a kernel that was built with it",
-            ),
-        },
+        // A refusal looks the same as a kind that isn't there.
+        Ok(false) if missing_capabilities().is_some() => {
+            Check::not_applicable(name, "can't be told without CAP_BPF and CAP_PERFMON")
+        }
+        Ok(false) => lacking.check(
+            name,
+            format!("not in this kernel, wanted for {}", feature.purpose),
+            "use a kernel that was built with it",
+        ),
         Err(error) => lacking.check(
             name,
             error.to_string(),

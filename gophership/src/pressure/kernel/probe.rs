@@ -42,16 +42,12 @@ pub struct ProgramTrial {
     pub outcome: Result<(), String>,
 }
 
-/// Asks for every kind of program and map that the kernel half uses.
+/// Asks for the kinds of programs and maps that the kernel half uses; not for tracing, which libbpf
+/// asks for by fentry, and hardened kernels refuse that alone. [`try_programs`] answers for it.
 #[must_use]
 pub fn features() -> Vec<Feature> {
     use libbpf_sys as bpf;
     let programs = [
-        (
-            "prog_type_tracing",
-            "probes and iterators",
-            bpf::BPF_PROG_TYPE_TRACING,
-        ),
         (
             "prog_type_perf_event",
             "the tick",
