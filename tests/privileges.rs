@@ -156,7 +156,11 @@ fn assert_works(served: &Served, daemon: &Daemon<'_>) {
     daemon.await_zone("green");
     daemon.await_empty_vault();
     let written = jsonl::records(&served.logs());
-    assert_eq!(written.len() as u64, 2 * SHAPE.records, "records in the file");
+    assert_eq!(
+        written.len() as u64,
+        2 * SHAPE.records,
+        "records in the file"
+    );
     let audit = fs::read_to_string(served.home.audit_log()).expect("the audit log");
     assert_eq!(audit.lines().count(), 2, "{audit}");
 }
@@ -329,6 +333,11 @@ fn without_privileges_or_btf_the_fallback_judges_and_says_why() {
 fn assert_falls_back(daemon: &Daemon<'_>, reason: &str) {
     assert_eq!(daemon.text("/source"), "stochastic");
     let found = daemon.text("/source_reason");
+    let required = std::env::var("GOPHERSHIP_REQUIRE_KERNEL").is_ok_and(|value| value == "1");
+    if found.starts_with("not built in") && !required {
+        eprintln!("not tested: the kernel half is {found}");
+        return;
+    }
     assert!(found.contains(reason), "{found}");
 }
 
