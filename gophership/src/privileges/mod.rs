@@ -115,7 +115,7 @@ pub enum Error {
         /// The configuration key.
         key: &'static str,
         /// Who can't.
-        user: Identity,
+        user: Box<Identity>,
         /// What the system said.
         source: io::Error,
     },

@@ -185,7 +185,7 @@ pub(super) fn check_written(needs: &Needs, user: &Identity) -> Result<(), Error>
             },
             path,
             key,
-            user: user.clone(),
+            user: Box::new(user.clone()),
             source,
         })?;
     }
