@@ -280,3 +280,27 @@ fn a_taken_port_is_found() {
         "{port}"
     );
 }
+
+#[test]
+fn lockdown_that_forbids_reading_the_kernel_is_named() {
+    if !is_root() {
+        return;
+    }
+    for (mode, verdict) in [("integrity", "ok"), ("confidentiality", "warning")] {
+        let patient = Patient::new(&settings());
+        // The file that the kernel would show, since its mode can't be taken back.
+        let modes = "none integrity confidentiality".replace(mode, &format!("[{mode}]"));
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c"]);
+        command.arg(
+            "mount -t tmpfs none /sys/kernel/security && echo \"$2\" > /sys/kernel/security/lockdown \
+             && exec \"$0\" doctor --output json --config \"$1\"",
+        );
+        command.arg(patient.public.path().join("gophership"));
+        command.arg(patient.config()).arg(modes);
+        let (finished, report) = parsed(process::run(&mut command, PATIENCE));
+        let lockdown = check(&report, "kernel.lockdown");
+        assert_eq!(lockdown["verdict"], verdict, "{finished}");
+        assert_eq!(lockdown["found"], mode, "{finished}");
+    }
+}

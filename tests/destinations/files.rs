@@ -42,6 +42,7 @@ fn lines(path: &Path) -> Vec<ExportLogsServiceRequest> {
 
 fn refusal(path: &Path) -> String {
     Destinations::open(&[file("local", path)])
+        .and_then(|destinations| destinations.start())
         .unwrap_err()
         .to_string()
 }

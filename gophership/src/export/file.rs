@@ -66,7 +66,7 @@ impl FileDestination {
     }
 }
 
-/// An open file and its thread, shared by the runtimes.
+/// A file and its thread, shared by the runtimes.
 #[derive(Debug)]
 pub(super) struct OpenFile {
     destination: FileDestination,
@@ -75,47 +75,49 @@ pub(super) struct OpenFile {
 
 #[derive(Debug)]
 enum Thread {
-    Waiting(Writer),
+    Waiting(mpsc::UnboundedReceiver<Message>),
     Running(JoinHandle<()>),
     Gone,
 }
 
 impl OpenFile {
-    pub(super) fn open(name: &str, config: &FileConfig) -> Result<Self, Error> {
-        let file = AppendFile::open(&config.path)
-            .map_err(|error| open_error(name, &config.path, error))?;
+    /// A file that isn't open yet.
+    pub(super) fn new(name: &str, config: &FileConfig) -> Self {
         let (waiting, messages) = mpsc::unbounded_channel();
-        let writer = Writer {
-            path: config.path.clone(),
-            file,
-            messages,
-        };
-        Ok(Self {
+        Self {
             destination: FileDestination {
                 name: name.into(),
                 path: config.path.as_path().into(),
                 waiting,
                 room: Arc::new(Semaphore::new(WAITING_MAX)),
             },
-            thread: Mutex::new(Thread::Waiting(writer)),
-        })
+            thread: Mutex::new(Thread::Waiting(messages)),
+        }
     }
 
-    /// Starts the thread, unless it has been started.
+    /// Opens the file and starts the thread, unless that has been done.
     pub(super) fn start(&self) -> Result<(), Error> {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        match std::mem::replace(&mut *thread, Thread::Gone) {
-            Thread::Waiting(writer) => {
-                let spawned = thread::Builder::new()
-                    .name("export-file".to_owned())
-                    .spawn(|| writer.run());
-                *thread = Thread::Running(spawned.map_err(|source| Error::Thread {
-                    name: self.destination.name.to_string(),
-                    source,
-                })?);
+        let messages = match std::mem::replace(&mut *thread, Thread::Gone) {
+            Thread::Waiting(messages) => messages,
+            other => {
+                *thread = other;
+                return Ok(());
             }
-            other => *thread = other,
-        }
+        };
+        let (name, path) = (&self.destination.name, &self.destination.path);
+        let writer = Writer {
+            path: path.to_path_buf(),
+            file: AppendFile::open(path).map_err(|error| open_error(name, path, error))?,
+            messages,
+        };
+        let spawned = thread::Builder::new()
+            .name("export-file".to_owned())
+            .spawn(|| writer.run());
+        *thread = Thread::Running(spawned.map_err(|source| Error::Thread {
+            name: name.to_string(),
+            source,
+        })?);
         Ok(())
     }
 

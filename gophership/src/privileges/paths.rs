@@ -5,7 +5,7 @@ use std::{
     env, fs,
     fs::{File, OpenOptions},
     io::{self, ErrorKind},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, fchown},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown},
     path::{Path, PathBuf},
 };
 
@@ -106,8 +106,11 @@ pub fn prepare(needs: &Needs, service: &Service) -> Result<(), Error> {
                 if let Some(mode) = directory_mode {
                     make_directory(parent(path), *mode, owner)?;
                 }
-                // Whoever doesn't change can make it later.
-                if let Some(owner) = owner {
+                // In its own directories the service user makes it later. Root keeps out of those,
+                // where names may lead anywhere.
+                if let Some(owner) = owner
+                    && fs::metadata(parent(path)).is_ok_and(|dir| dir.uid() != owner.uid)
+                {
                     make_file(path, owner)?;
                 }
             }
