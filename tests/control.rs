@@ -11,8 +11,10 @@ use std::{
 };
 
 use gophership::control::{
-    self, Config, ControlError, DrainSpec, Engine, Error, OverrideSpec, ReplayCommand, pb,
+    self, Config, ControlError, DrainSpec, Engine, Error, OverrideSpec, ReplayCommand, SocketsSpec,
+    pb,
 };
+use gophership::pressure::SocketOrder;
 use serde_json::Value;
 use tokio::sync::oneshot;
 
@@ -28,6 +30,7 @@ struct State {
     specs: Vec<OverrideSpec>,
     replays: Vec<ReplayCommand>,
     drains: Vec<DrainSpec>,
+    listings: Vec<SocketsSpec>,
     /// Progress reports still to give before the last.
     steps: u64,
     /// The replay never ends.
@@ -44,6 +47,15 @@ impl FakeEngine {
 impl Engine for FakeEngine {
     fn status(&self) -> Result<pb::StatusReply, ControlError> {
         Ok(status(self.state().held.clone()))
+    }
+
+    fn sockets(&self, spec: SocketsSpec) -> Result<pb::SocketsReply, ControlError> {
+        self.state().listings.push(spec);
+        if spec.order == SocketOrder::Idle || spec.limit == 5 {
+            let message = "/proc/net/tcp: permission denied".to_owned();
+            return Err(ControlError::Failed(message));
+        }
+        Ok(pb::SocketsReply::default())
     }
 
     fn set_override(&self, spec: OverrideSpec) -> Result<pb::Override, ControlError> {
@@ -180,6 +192,10 @@ fn signal(name: &str, value: Option<f64>) -> pb::Signal {
         value: value.unwrap_or(0.0),
         unit: "ratio".to_owned(),
         available: value.is_some(),
+        reason: value.map_or("no such device".to_owned(), |_| String::new()),
+        yellow: value.map(|_| 0.5),
+        red: None,
+        worst: None,
     }
 }
 
@@ -318,6 +334,9 @@ fn status_as_json_has_the_keys_of_the_contract() {
     assert_eq!(status["signals"]["receive_queue"]["value"], 0.875);
     assert_eq!(status["signals"]["budget"]["available"], false);
     assert_eq!(status["signals"]["budget"]["value"], Value::Null);
+    assert_eq!(status["signals"]["budget"]["reason"], "no such device");
+    assert_eq!(status["signals"]["receive_queue"]["yellow"], 0.5);
+    assert_eq!(status["signals"]["receive_queue"]["red"], Value::Null);
     assert_eq!(status["memory"]["components"]["ingest"]["used"], 3 << 20);
     assert_eq!(status["ingest"]["records"], 1_234_567);
     assert_eq!(status["export"][0]["name"], "main");
@@ -352,12 +371,44 @@ fn status_as_yaml_and_as_table_say_the_same() {
         "1 234 567 records, 1.5 KiB; 2 refused",
         "3.0 MiB of 1.0 GiB",
         "87.5 %",
-        "unavailable",
+        "unavailable: no such device",
+        "50.0 %",
         "connection refused",
     ] {
         assert!(table.contains(part), "{part}: {table}");
     }
     assert!(!table.contains('\x1b'), "no colour into a pipe");
+}
+
+#[test]
+fn sockets_are_asked_for_in_order_and_number() {
+    let daemon = Daemon::start();
+    daemon.ctl_ok(&["sockets"]);
+    daemon.ctl_ok(&["sockets", "--sort", "high-water", "--limit", "7"]);
+    let spec = |limit, order| SocketsSpec { limit, order };
+    let expected = [
+        spec(100, SocketOrder::Depth),
+        spec(7, SocketOrder::HighWater),
+    ];
+    assert_eq!(daemon.engine.state().listings, expected);
+    let failed = daemon.ctl(&["sockets", "--sort", "idle"]);
+    assert_eq!(code(&failed), 1);
+    assert!(stderr(&failed).contains("/proc/net/tcp: permission denied"));
+    assert_eq!(daemon.audit(), [] as [Value; 0], "only read");
+}
+
+#[test]
+fn top_goes_on_without_what_cannot_be_had() {
+    let daemon = Daemon::start();
+    let shown = daemon.ctl_ok(&["top", "--count", "2", "--interval", "100ms"]);
+    for part in [
+        "sockets: /proc/net/tcp: permission denied",
+        "unavailable: no such device",
+        "cause: receive_queue",
+    ] {
+        assert_eq!(shown.matches(part).count(), 2, "{part}: {shown}");
+    }
+    assert_eq!(code(&gs_ctl(Path::new("/nowhere"), &["top"])), 3);
 }
 
 #[test]

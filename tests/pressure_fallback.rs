@@ -1,5 +1,8 @@
 //! The fallback: the same verdicts from user space alone.
 
+#[path = "common/pressure.rs"]
+mod judged;
+
 use std::{
     sync::{Arc, Mutex},
     thread,
@@ -7,8 +10,8 @@ use std::{
 };
 
 use gophership::pressure::{
-    Budget, Cause, Config, IngestScope, KernelMode, Levels, OverrideUntil, Pressure, Source,
-    Transition, WatchHandle, Zone, memory_limit_bytes, monotonic_ns,
+    Budget, Cause, Config, IngestScope, KernelMode, Occurrence, OverrideUntil, Pressure,
+    SignalReading, Source, Transition, WatchHandle, Zone, memory_limit_bytes, monotonic_ns,
 };
 
 const HOLD: Duration = Duration::from_millis(200);
@@ -16,24 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 fn config() -> Config {
     Config {
-        kernel: KernelMode::Off,
-        tick: Duration::from_millis(10),
         sample_every: 64,
-        hold: HOLD,
-        receive_queue: Levels {
-            yellow_permille: 500,
-            red_permille: 800,
-        },
-        receive_queue_for: Duration::from_millis(5),
-        memory_available: Levels {
-            yellow_permille: 0,
-            red_permille: 0,
-        },
-        budget: Levels {
-            yellow_permille: 800,
-            red_permille: 950,
-        },
-        heartbeat_limit: Duration::from_millis(300),
+        ..judged::config(KernelMode::Off)
     }
 }
 
@@ -48,12 +35,17 @@ impl Fixture {
         let scope = IngestScope {
             ports: vec![4317],
             h2_window_bytes: 0,
+            vault_dir: None,
         };
         let pressure = Arc::new(Pressure::start(config, &scope, 2).unwrap());
         let seen = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&seen);
         let watch = pressure
-            .spawn_watch(move |transition| sink.lock().unwrap().push(*transition))
+            .spawn_watch(move |occurrence| {
+                if let Occurrence::Transition(transition) = occurrence {
+                    sink.lock().unwrap().push(*transition);
+                }
+            })
             .unwrap();
         Self {
             pressure,
@@ -80,7 +72,10 @@ impl Fixture {
 
     fn available(&self, name: &str) -> bool {
         let snapshot = self.pressure.snapshot();
-        let found = snapshot.signals.iter().find(|signal| signal.name == name);
+        let found = snapshot
+            .signals
+            .iter()
+            .find(|reading| reading.signal.as_str() == name);
         found
             .unwrap_or_else(|| panic!("no signal {name}"))
             .available
@@ -114,7 +109,7 @@ fn budgets_of_all_workers_add_up() {
     assert!(freed.elapsed() >= HOLD, "lowered before the hold was over");
 
     let seen = fixture.seen.lock().unwrap();
-    let steps: Vec<_> = seen.iter().map(|t| (t.from, t.to)).collect();
+    let steps: Vec<_> = seen.iter().map(|t| (t.from.zone(), t.to.zone())).collect();
     assert_eq!(
         steps,
         [
@@ -191,7 +186,18 @@ fn says_who_judges_and_what_it_cannot_see() {
         assert!(start.elapsed() < PATIENCE);
         thread::sleep(Duration::from_millis(1));
     }
-    for name in ["receive_queue", "heartbeat_age", "budget_export"] {
+    for name in ["receive_queue", "memory_stall", "cpu_wait", "disk_latency"] {
+        let snapshot = fixture.pressure.snapshot();
+        let found = |reading: &&SignalReading| reading.signal.as_str() == name;
+        let reading = snapshot.signals.iter().find(found).unwrap();
+        assert!(!reading.available, "{name}");
+        assert!(
+            reading.reason.contains("off in the configuration"),
+            "{name}: {}",
+            reading.reason
+        );
+    }
+    for name in ["heartbeat_age", "budget_export"] {
         assert!(!fixture.available(name), "{name}");
     }
     assert!(memory_limit_bytes() > 1 << 20);
@@ -213,6 +219,7 @@ fn too_many_ports_or_workers_are_errors() {
     let scope = |ports| IngestScope {
         ports,
         h2_window_bytes: 0,
+        vault_dir: None,
     };
     assert!(Pressure::start(&config(), &scope(vec![1; 9]), 1).is_err());
     assert!(Pressure::start(&config(), &scope(vec![1]), 129).is_err());

@@ -3,6 +3,9 @@
 //! Needs root and a build with `GOPHERSHIP_EBPF_OBJ`. Otherwise each test says why it did nothing
 //! and passes, unless `GOPHERSHIP_REQUIRE_KERNEL=1`.
 
+#[path = "common/pressure.rs"]
+mod judged;
+
 use std::{
     io::{ErrorKind, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream},
@@ -20,11 +23,11 @@ use aya::{
     programs::{ProgramInfo, loaded_programs},
 };
 use gophership::pressure::{
-    Cause, Config, Error, IngestScope, KernelMode, Levels, OverrideUntil, Pressure, Snapshot,
-    Source, TICK_DEAD_MIN, Transition, WatchHandle, Zone, monotonic_ns,
+    Cause, Config, Error, IngestScope, KernelMode, Occurrence, OverrideUntil, Pressure, Signal,
+    Snapshot, Source, TICK_DEAD_MIN, Transition, WatchHandle, Zone, monotonic_ns,
 };
 use gophership_common::{
-    MAP_SOCKETS, MAP_VERDICT, PROGRAM_SOCKET_STATE, PROGRAM_TCP_PROBE, VerdictPage, available,
+    MAP_SOCKETS, MAP_VERDICT, PROGRAM_SOCKET_STATE, PROGRAM_TCP_PROBE, VerdictPage,
 };
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -34,27 +37,7 @@ const HOLD: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn config() -> Config {
-    Config {
-        kernel: KernelMode::Required,
-        tick: TICK,
-        sample_every: 1024,
-        hold: HOLD,
-        receive_queue: Levels {
-            yellow_permille: 500,
-            red_permille: 800,
-        },
-        receive_queue_for: Duration::from_millis(5),
-        // Never a cause here: these tests are about sockets.
-        memory_available: Levels {
-            yellow_permille: 0,
-            red_permille: 0,
-        },
-        budget: Levels {
-            yellow_permille: 800,
-            red_permille: 950,
-        },
-        heartbeat_limit: Duration::from_millis(300),
-    }
+    judged::config(KernelMode::Required)
 }
 
 /// The kernel half judging one listener's sockets.
@@ -82,6 +65,7 @@ impl Fixture {
         let scope = IngestScope {
             ports: vec![port],
             h2_window_bytes,
+            vault_dir: None,
         };
         let pressure = match Pressure::start(config, &scope, 2) {
             Ok(pressure) => Arc::new(pressure),
@@ -98,7 +82,11 @@ impl Fixture {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&seen);
         let watch = pressure
-            .spawn_watch(move |transition| sink.lock().unwrap().push(*transition))
+            .spawn_watch(move |occurrence| {
+                if let Occurrence::Transition(transition) = occurrence {
+                    sink.lock().unwrap().push(*transition);
+                }
+            })
             .unwrap();
         Some(Self {
             pressure,
@@ -150,7 +138,10 @@ impl Fixture {
 }
 
 fn signal(snapshot: &Snapshot, name: &str) -> f64 {
-    let reading = snapshot.signals.iter().find(|signal| signal.name == name);
+    let reading = snapshot
+        .signals
+        .iter()
+        .find(|reading| reading.signal.as_str() == name);
     let reading = reading.unwrap_or_else(|| panic!("no signal {name}"));
     assert!(reading.available, "{name} is unavailable");
     reading.value
@@ -258,7 +249,10 @@ fn a_full_socket_turns_red_and_reading_it_empty_turns_green() {
     assert!(fixture.signal("sockets_above_yellow") < 1.0);
 
     let seen = fixture.seen.lock().unwrap();
-    let steps: Vec<_> = seen.iter().map(|t| (t.from, t.to, t.cause)).collect();
+    let steps: Vec<_> = seen
+        .iter()
+        .map(|t| (t.from.zone(), t.to.zone(), t.to.cause()))
+        .collect();
     assert_eq!(
         steps.first().map(|step| step.0),
         Some(Zone::Green),
@@ -273,9 +267,12 @@ fn a_full_socket_turns_red_and_reading_it_empty_turns_green() {
         steps.windows(2).all(|pair| pair[0].1 == pair[1].0),
         "each transition starts where the last ended: {steps:?}"
     );
-    let red = seen.iter().find(|t| t.to == Zone::Red).unwrap();
-    assert!(red.values.receive_queue_permille >= 800, "{red:?}");
-    assert!(red.values.receive_queue_stalled_ns >= 5_000_000, "{red:?}");
+    let red = seen.iter().find(|t| t.to.zone() == Zone::Red).unwrap();
+    assert!(red.values.get(Signal::ReceiveQueue) >= Some(800), "{red:?}");
+    assert!(
+        red.values.get(Signal::ReceiveQueueStalled) >= Some(5_000),
+        "{red:?}"
+    );
 }
 
 #[test]
@@ -311,12 +308,14 @@ fn a_reader_that_keeps_reading_never_turns_red() {
     assert_eq!(reader.join().unwrap(), written);
     let seen = fixture.seen.lock().unwrap();
     assert!(
-        seen.iter().all(|transition| transition.to != Zone::Red),
+        seen.iter()
+            .all(|transition| transition.to.zone() != Zone::Red),
         "{seen:#?}"
     );
     // Otherwise this proves nothing: the bursts did fill the queue.
     assert!(
-        seen.iter().any(|transition| transition.to == Zone::Yellow),
+        seen.iter()
+            .any(|transition| transition.to.zone() == Zone::Yellow),
         "{seen:#?}"
     );
 }
@@ -377,12 +376,12 @@ fn a_probe_raises_without_waiting_for_the_tick() {
     );
     // A probe knows its own socket only; the tick would have read everything there is.
     let raised = fixture.seen.lock().unwrap()[0];
-    assert_eq!(
-        raised.values.available,
-        available::RECEIVE_QUEUE,
-        "{raised:?}"
-    );
-    assert!(raised.values.receive_queue_permille >= 500, "{raised:?}");
+    let own = Signal::ReceiveQueue.bit() | Signal::ReceiveQueueStalled.bit();
+    assert_eq!(raised.values.available, own, "{raised:?}");
+    let depth = raised.values.get(Signal::ReceiveQueue).unwrap();
+    assert!(depth >= 500, "{raised:?}");
+    let rule = raised.rules[Signal::ReceiveQueue as usize];
+    assert_eq!(rule.entries().0, Some(500), "and what it was judged by");
 }
 
 #[test]
@@ -496,10 +495,7 @@ fn ipv6_and_mapped_ipv4_sockets_count() {
 fn a_full_socket_counts_whatever_the_size_of_its_segments() {
     let config = Config {
         // Of some sizes the kernel takes three quarters of its capacity, then closes the window.
-        receive_queue: Levels {
-            yellow_permille: 900,
-            red_permille: 950,
-        },
+        receive_queue: judged::levels(900, 950),
         ..config()
     };
     let Some(fixture) = Fixture::start(&config) else {

@@ -200,6 +200,10 @@ fn the_kernel_half_keeps_judging_after_the_drop() {
         return;
     }
     assert_works(&served, &daemon);
+    // The workers made themselves known to the kernel half without a capability.
+    let status = daemon.status();
+    let cpu_wait = &status["signals"]["cpu_wait"];
+    assert_eq!(cpu_wait["available"], true, "{cpu_wait}");
     // In the kernel's ring, which was opened before the drop.
     for zone in ["red", "green"] {
         eventually("the kernel's events", PATIENCE, || {

@@ -1,6 +1,8 @@
 //! From "the message bytes are here" to "in a batch or a vault block", nothing is allocated.
 
 mod counting_allocator;
+#[path = "common/pressure.rs"]
+mod judged;
 #[expect(dead_code, reason = "each test file uses its part")]
 mod vault_support;
 
@@ -18,9 +20,7 @@ use gophership::{
     export::{DestinationConfig, DestinationKind, Destinations, FileConfig},
     otel::skim,
     pipeline::{self, Member, Pipeline, circuit::Circuit},
-    pressure::{
-        Config as PressureConfig, IngestScope, KernelMode, Levels, OverrideUntil, Pressure, Zone,
-    },
+    pressure::{Config as PressureConfig, IngestScope, KernelMode, OverrideUntil, Pressure, Zone},
     somatic::{Answer, Hurry, Placed, Reflex, Request, settle_held},
     telemetry::counters::WorkerCounters,
     vault::{Config, ContentEncoding, Vault},
@@ -65,30 +65,16 @@ fn frames() -> Vec<Bytes> {
 }
 
 fn pressure() -> Arc<Pressure> {
-    let never = Levels {
-        yellow_permille: 0,
-        red_permille: 0,
-    };
     let config = PressureConfig {
-        kernel: KernelMode::Off,
-        tick: Duration::from_millis(10),
         sample_every: 16,
         hold: Duration::from_millis(10),
-        receive_queue: Levels {
-            yellow_permille: 500,
-            red_permille: 800,
-        },
-        receive_queue_for: Duration::from_millis(5),
-        memory_available: never,
-        budget: Levels {
-            yellow_permille: 800,
-            red_permille: 950,
-        },
         heartbeat_limit: Duration::from_secs(1000),
+        ..judged::config(KernelMode::Off)
     };
     let scope = IngestScope {
         ports: vec![4317],
         h2_window_bytes: 0,
+        vault_dir: None,
     };
     Arc::new(Pressure::start(&config, &scope, 1).expect("the fallback starts"))
 }

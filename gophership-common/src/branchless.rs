@@ -27,13 +27,15 @@ pub(crate) fn least(a: u64, b: u64) -> u64 {
 
 /// The greater of two numbers below 2^63.
 #[inline(always)]
+#[must_use]
 pub fn greatest(a: u64, b: u64) -> u64 {
     a.wrapping_add(b).wrapping_sub(least(a, b))
 }
 
 /// 1 if `value` is at least `threshold`, else 0; both below 2^63.
 #[inline(always)]
-pub(crate) fn reached(value: u64, threshold: u64) -> u64 {
+#[must_use]
+pub fn reached(value: u64, threshold: u64) -> u64 {
     opaque(value.wrapping_sub(threshold) >> 63) ^ 1
 }
 

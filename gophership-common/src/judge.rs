@@ -1,28 +1,40 @@
-//! The decision table: what zone the signals, the policy and the past add up to.
+//! The decision: what zone the signals, the policy and the past add up to.
 //!
-//! Escalation is immediate. De-escalation waits until *every* signal has stayed below its exit
-//! threshold (entry × 0.8) for `hold`; two clocks, one below the Yellow exits and one below the Red
-//! exits, let Red go straight to Green when everything has been calm for long enough. The override
-//! lies on top of the natural zone, so that clearing it falls back at once to what the signals say.
+//! Which value of which signal speaks for which zone is in the table of [`crate::Thresholds`]; this
+//! is what follows from it:
 //!
-//! Within one stay in a zone the cause may only rise in precedence ([`Cause`]'s order): the word is
-//! written at most a handful of times per stay, and can't flap between two causes.
+//! - *Up* at once: the zone is at least the highest that any available signal enters.
+//! - *Down* after `hold`: when every signal has stayed below its exit threshold for that long. Two
+//!   clocks, one below the Yellow exits and one below the Red exits, let Red go straight to Green when
+//!   everything has been calm for long enough.
+//! - *Within one stay* in a zone the cause may only rise in precedence ([`Cause`]'s order): the word
+//!   is written at most a handful of times per stay, and can't flap between two causes.
+//! - *The override* lies on top of the natural zone until it expires, so that its end falls back at
+//!   once to what the signals say.
+//! - *The slow-disk flag* goes up with a disk signal's Yellow and down after `hold` below its exit,
+//!   whatever the zone is due to.
 
 use crate::branchless::{greatest, reached};
-use crate::pages::{Levels, OVERRIDE_FOREVER, OVERRIDE_NONE, Policy, Signals, available};
-use crate::zone::{Cause, FLAG_OVERRIDE, Word, Zone};
+use crate::pages::{OVERRIDE_FOREVER, OVERRIDE_NONE, Policy};
+use crate::rules::Rule;
+use crate::signal::{SIGNALS, Signals};
+use crate::zone::{Cause, FLAG_OVERRIDE, FLAG_SLOW_DISK, Word, Zone};
 
-/// What the judge remembers: the natural verdict and the two calm clocks.
+/// What the judge remembers: the natural verdict and the calm clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct State {
     /// Zone without the override.
     pub zone: Zone,
     /// Cause of `zone`.
     pub cause: Cause,
+    /// Flags of the word, but for [`FLAG_OVERRIDE`].
+    pub flags: u16,
     /// Since when every signal has been below its Yellow exit; 0: it isn't.
     pub below_yellow_since_ns: u64,
     /// Since when every signal has been below its Red exit; 0: it isn't.
     pub below_red_since_ns: u64,
+    /// Since when every disk signal has been below its exit; 0: it isn't.
+    pub disk_calm_since_ns: u64,
 }
 
 impl State {
@@ -30,8 +42,10 @@ impl State {
     pub const START: Self = Self {
         zone: Zone::Green,
         cause: Cause::None,
+        flags: 0,
         below_yellow_since_ns: 0,
         below_red_since_ns: 0,
+        disk_calm_since_ns: 0,
     };
 
     /// Takes over what a probe has raised since the last judgement, with the clocks restarted.
@@ -43,7 +57,9 @@ impl State {
         Self {
             zone: word.zone(),
             cause: word.cause(),
-            ..Self::START
+            below_yellow_since_ns: 0,
+            below_red_since_ns: 0,
+            ..self
         }
     }
 }
@@ -57,7 +73,7 @@ pub struct Judgement {
     pub zone: Zone,
     /// Its cause.
     pub cause: Cause,
-    /// [`FLAG_OVERRIDE`] or 0.
+    /// [`FLAG_OVERRIDE`] and [`FLAG_SLOW_DISK`].
     pub flags: u16,
 }
 
@@ -74,19 +90,18 @@ impl Judgement {
     }
 }
 
-/// How strongly signals speak for a zone: `zone << 3 | cause`, 0 for Green. Of two, the greater
+/// How strongly signals speak for a zone: `zone << 8 | cause`, 0 for Green. Of two, the greater
 /// counts: the higher zone and, within a zone, the cause of higher precedence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 struct Score(u64);
 
 impl Score {
-    const CAUSE_BITS: u32 = 3;
-
-    /// From what is reached of Yellow and of Red (0 or 1 each).
+    /// From what is reached of Yellow and of Red (0 or 1 each); what reaches Red has reached Yellow,
+    /// or never speaks for it.
     #[inline(always)]
-    const fn of(cause: Cause, yellow: u64, red: u64) -> Self {
+    const fn of(cause: u64, yellow: u64, red: u64) -> Self {
         let zone = red * Zone::Red as u64 + (yellow & (red ^ 1)) * Zone::Yellow as u64;
-        Self((zone << Self::CAUSE_BITS) + (yellow | red) * cause as u64)
+        Self((zone << 8) + (yellow | red) * cause)
     }
 
     #[inline(always)]
@@ -96,148 +111,71 @@ impl Score {
 
     #[inline(always)]
     const fn zone(self) -> Zone {
-        Zone::from_bits((self.0 >> Self::CAUSE_BITS).to_le_bytes()[0])
+        Zone::from_bits(self.0.to_le_bytes()[1])
     }
 
     #[inline(always)]
     const fn cause(self) -> Cause {
-        Cause::from_bits((self.0 & ((1 << Self::CAUSE_BITS) - 1)).to_le_bytes()[0])
+        Cause::from_bits(self.0.to_le_bytes()[0])
     }
 }
 
-/// The strongest say by the entry thresholds, and by the exit thresholds. A signal never enters
-/// more than it holds.
-#[derive(Debug, Clone, Copy)]
+/// The strongest say by the entry thresholds, and by the exit thresholds; and the flags. A signal
+/// never enters more than it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Say {
     enters: Score,
     holds: Score,
+    raises: u64,
+    keeps: u64,
 }
 
 impl Say {
+    /// One signal's say; `known` is 1 if it is available, else 0.
+    #[inline(always)]
+    fn of(rule: &Rule, value: u64, known: u64) -> Self {
+        let cause = rule.says & 0xff;
+        let flags = rule.says >> 16;
+        let value = value ^ rule.flip;
+        let at = |threshold: u64| reached(value, threshold) & known;
+        let (yellow, yellow_held) = (at(rule.yellow), at(rule.yellow_exit));
+        Self {
+            enters: Score::of(cause, yellow, at(rule.red)),
+            holds: Score::of(cause, yellow_held, at(rule.red_exit)),
+            raises: flags * yellow,
+            keeps: flags * yellow_held,
+        }
+    }
+
     #[inline(always)]
     fn and(self, other: Self) -> Self {
         Self {
             enters: self.enters.stronger(other.enters),
             holds: self.holds.stronger(other.holds),
-        }
-    }
-
-    /// Silences a signal that isn't available.
-    #[inline(always)]
-    const fn if_available(self, signals: &Signals, bit: u32) -> Self {
-        let known = (signals.available >> bit.trailing_zeros() & 1) as u64;
-        Self {
-            enters: Score(self.enters.0 * known),
-            holds: Score(self.holds.0 * known),
+            raises: self.raises | other.raises,
+            keeps: self.keeps | other.keeps,
         }
     }
 }
 
-/// The exit threshold that belongs to an entry threshold.
-#[must_use]
-pub const fn exit_permille(entry: u32) -> u32 {
-    entry / 10 * 8 + entry % 10 * 8 / 10
-}
-
-const fn exit_ns(entry: u64) -> u64 {
-    entry / 10 * 8 + entry % 10 * 8 / 10
-}
-
-/// A signal of which much is bad.
 #[inline(always)]
-fn rising(cause: Cause, value: u32, levels: Levels) -> Say {
-    let value = u64::from(value);
-    let at = |yellow: u32, red: u32| {
-        Score::of(
-            cause,
-            reached(value, u64::from(yellow)),
-            reached(value, u64::from(red)),
-        )
-    };
-    Say {
-        enters: at(levels.yellow_permille, levels.red_permille),
-        holds: at(
-            exit_permille(levels.yellow_permille),
-            exit_permille(levels.red_permille),
-        ),
+fn say(policy: &Policy, signals: &Signals) -> Say {
+    let mut say = Say::default();
+    let mut index = 0;
+    while index < SIGNALS {
+        let known = signals.available >> index & 1;
+        say = say.and(Say::of(&policy.rules[index], signals.values[index], known));
+        index += 1;
     }
+    say
 }
 
-#[inline(always)]
-fn receive_queue(policy: &Policy, signals: &Signals) -> Say {
-    let depth = u64::from(signals.receive_queue_permille);
-    let stalled_ns = signals.receive_queue_stalled_ns;
-    let stalled = reached(stalled_ns, 1);
-    // The probes count with hysteresis, so a count holds Yellow as well as it enters it.
-    let above = reached(u64::from(signals.sockets_above_yellow), 1);
-    // A level alone is never Red: bursts fill a healthy queue for an instant.
-    let at = |yellow: u32, for_ns: u64| {
-        Score::of(
-            Cause::ReceiveQueue,
-            reached(depth, u64::from(yellow)) | above,
-            reached(stalled_ns, for_ns) & stalled,
-        )
-    };
-    let yellow = policy.receive_queue.yellow_permille;
-    let say = Say {
-        enters: at(yellow, policy.receive_queue_for_ns),
-        holds: at(exit_permille(yellow), exit_ns(policy.receive_queue_for_ns)),
-    };
-    say.if_available(signals, available::RECEIVE_QUEUE)
-}
-
-#[inline(always)]
-fn heartbeat(policy: &Policy, signals: &Signals) -> Say {
-    let later_than = |limit_ns: u64| {
-        let late = reached(signals.heartbeat_age_ns, limit_ns + 1);
-        Score::of(Cause::Heartbeat, 0, late)
-    };
-    let say = Say {
-        enters: later_than(policy.heartbeat_limit_ns),
-        holds: later_than(exit_ns(policy.heartbeat_limit_ns)),
-    };
-    say.if_available(signals, available::HEARTBEAT)
-}
-
-#[inline(always)]
-fn budget(policy: &Policy, signals: &Signals) -> Say {
-    let [ingest, export, vault] = signals.budget_permille;
-    let one =
-        |permille, bit| rising(Cause::Budget, permille, policy.budget).if_available(signals, bit);
-    one(ingest, available::BUDGET_INGEST)
-        .and(one(export, available::BUDGET_EXPORT))
-        .and(one(vault, available::BUDGET_VAULT))
-}
-
-/// Low is bad here: leaves when it is back above entry ÷ 0.8.
-#[inline(always)]
-fn memory_available(policy: &Policy, signals: &Signals) -> Say {
-    let value = u64::from(signals.memory_available_permille);
-    let levels = policy.memory_available;
-    let at = |entry_factor: u64, value_factor: u64| {
-        let at_most = |entry: u32| reached(u64::from(entry) * entry_factor, value * value_factor);
-        Score::of(
-            Cause::MemoryAvailable,
-            at_most(levels.yellow_permille),
-            at_most(levels.red_permille),
-        )
-    };
-    let say = Say {
-        enters: at(1, 1),
-        holds: at(10, 8),
-    };
-    say.if_available(signals, available::MEMORY_AVAILABLE)
-}
-
-/// Decides. Pure; `now_ns` is the same clock as every time in `policy`, `signals` and `previous`,
-/// all below 2^63.
+/// Decides. Pure; `now_ns` is the same clock as every time in `policy` and `previous`, all below
+/// 2^62, as every value is.
 #[must_use]
 #[inline(always)]
 pub fn judge(policy: &Policy, signals: &Signals, previous: &State, now_ns: u64) -> Judgement {
-    let say = receive_queue(policy, signals)
-        .and(heartbeat(policy, signals))
-        .and(budget(policy, signals))
-        .and(memory_available(policy, signals));
+    let say = say(policy, signals);
     let (enters, entry_cause) = (say.enters.zone(), say.enters.cause());
     let (holds, hold_cause) = (say.holds.zone(), say.holds.cause());
 
@@ -271,13 +209,35 @@ pub fn judge(policy: &Policy, signals: &Signals, previous: &State, now_ns: u64) 
         (Zone::Red, Zone::Green | Zone::Yellow) if below_red => (Zone::Yellow, lowered_cause),
         (Zone::Red, Zone::Green | Zone::Yellow) => (Zone::Red, previous.cause),
     };
+    let (flags, disk_calm_since_ns) = slow_disk(policy, say, previous, now_ns);
     let state = State {
         zone,
         cause,
+        flags,
         below_yellow_since_ns,
         below_red_since_ns,
+        disk_calm_since_ns,
     };
     publish(policy, state, now_ns)
+}
+
+/// The flag of a slow disk, and the clock that lowers it.
+#[inline(always)]
+fn slow_disk(policy: &Policy, say: Say, previous: &State, now_ns: u64) -> (u16, u64) {
+    const FLAG: u64 = FLAG_SLOW_DISK as u64;
+    let since_ns = if say.keeps & FLAG == 0 {
+        since(previous.disk_calm_since_ns, now_ns)
+    } else {
+        0
+    };
+    let flags = if say.raises & FLAG != 0 {
+        FLAG_SLOW_DISK
+    } else if held_for(since_ns, now_ns, policy.hold_ns) {
+        0
+    } else {
+        previous.flags & FLAG_SLOW_DISK
+    };
+    (flags, since_ns)
 }
 
 #[inline(always)]
@@ -299,7 +259,7 @@ const fn publish(policy: &Policy, state: State, now_ns: u64) -> Judgement {
         state,
         zone,
         cause,
-        flags,
+        flags: flags | state.flags,
     }
 }
 

@@ -7,19 +7,29 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod branchless;
+mod forecast;
 mod judge;
 mod limits;
+mod listing;
 mod pages;
+mod recorded;
+mod rules;
+mod signal;
 mod tally;
 mod zone;
 
-pub use branchless::{Earliest, greatest};
-pub use judge::{Judgement, State, exit_permille, judge};
+pub use branchless::{Earliest, greatest, reached};
+pub use forecast::{Ingress, rate_per_second, share_permille};
+pub use judge::{Judgement, State, judge};
 pub use limits::*;
+pub use listing::*;
 pub use pages::{
-    Aggregates, BUDGETS, Budget, EnginePage, Event, Levels, OVERRIDE_FOREVER, OVERRIDE_NONE,
-    Policy, PolicyPage, Posted, Signals, SignalsPage, VerdictPage, WatchSlot, WorkerLine,
-    available,
+    Aggregates, BUDGETS, Budget, EVENT_OOM, EVENT_OOM_ELSEWHERE, EVENT_TRANSITION, EnginePage,
+    Event, Levels, OVERRIDE_FOREVER, OVERRIDE_NONE, Policy, PolicyPage, Posted, SignalsPage,
+    VerdictPage, WatchSlot, WorkerLine,
 };
-pub use tally::{POSTED_MAX_AGE_NS, Tally, permille};
-pub use zone::{Cause, FLAG_OVERRIDE, Word, Zone};
+pub use recorded::RecordedPage;
+pub use rules::{NEVER, Rule, Thresholds, rising_exit};
+pub use signal::{SIGNALS, Signal, Signals, TIME_TO_FULL_MAX_US, Unit};
+pub use tally::{POSTED, POSTED_MAX_AGE_NS, Tally, permille};
+pub use zone::{Cause, FLAG_OVERRIDE, FLAG_SLOW_DISK, Word, Zone};

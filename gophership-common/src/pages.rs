@@ -2,7 +2,9 @@
 //!
 //! All times are `CLOCK_MONOTONIC` nanoseconds (`bpf_ktime_get_ns` in the kernel).
 
-use crate::limits::{PORTS_MAX, WATCH_SLOTS, WORKERS_MAX};
+use crate::limits::{DISKS_MAX, PORTS_MAX, WATCH_SLOTS, WORKERS_MAX};
+use crate::rules::Rule;
+use crate::signal::{SIGNALS, Signals};
 use crate::zone::Word;
 
 /// `VERDICT`: line 0 is written only when the verdict changes, line 1 at each tick.
@@ -19,26 +21,35 @@ pub struct VerdictPage {
     pub judged_at_ns: u64,
     /// The next period; a CPU claims it by compare-and-swap.
     pub next_tick_ns: u64,
-    /// The natural verdict (zone and cause; what the signals say without the override).
+    /// The natural verdict (zone, cause and flags; what the signals say without the override).
     pub natural: Word,
     /// Since when every signal has been below its Yellow exit; 0: it isn't.
     pub below_yellow_since_ns: u64,
     /// Since when every signal has been below its Red exit; 0: it isn't.
     pub below_red_since_ns: u64,
-    /// Transitions that found the ring buffer full.
+    /// Events that found the ring buffer full.
     pub events_lost: u64,
     /// Changes of the word since the map was made.
     pub transitions: u64,
+    /// Since when every disk signal has been below its exit; 0: it isn't.
+    pub disk_calm_since_ns: u64,
+    /// Fills the line.
+    pub line2: [u64; 7],
 }
 
 /// Entry thresholds of a signal, in permille of its full scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct Levels {
-    /// Yellow at or beyond this.
+    /// Yellow at or beyond this, or [`Levels::OFF`].
     pub yellow_permille: u32,
-    /// Red at or beyond this.
+    /// Red at or beyond this, or [`Levels::OFF`].
     pub red_permille: u32,
+}
+
+impl Levels {
+    /// Never.
+    pub const OFF: u32 = u32::MAX;
 }
 
 /// [`Policy::override_zone`]: no override.
@@ -56,16 +67,19 @@ pub struct Policy {
     pub hold_ns: u64,
     /// Red by the receive queue needs this long above the Red level without a dequeue.
     pub receive_queue_for_ns: u64,
-    /// A heartbeat older than this is a cause of Red.
-    pub heartbeat_limit_ns: u64,
     /// When the override ends, or [`OVERRIDE_FOREVER`].
     pub override_until_ns: u64,
-    /// Depth of an ingest socket over its capacity.
+    /// [`Signal::bit`](crate::Signal::bit)s of what the kernel half can measure.
+    pub measured: u64,
+    /// How far ahead [`Signal::TimeToFull`](crate::Signal::TimeToFull) takes the growth of the
+    /// ingress into account.
+    pub ingress_horizon_ns: u64,
+    /// The judge's table, by [`Signal`](crate::Signal).
+    pub rules: [Rule; SIGNALS],
+    /// Depth of an ingest socket over its capacity, for the probes.
     pub receive_queue: Levels,
-    /// Available memory over its limit: low is bad, so Red is the smaller value.
-    pub memory_available: Levels,
-    /// Bytes in use over budget.
-    pub budget: Levels,
+    /// Block devices below the vault, as `major << 20 | minor`, the kernel's own `dev_t`.
+    pub disks: [u32; DISKS_MAX],
     /// The override's zone, or [`OVERRIDE_NONE`].
     pub override_zone: u32,
     /// Bytes an HTTP/2 peer can have in flight before it must stop; 0: not HTTP/2.
@@ -74,10 +88,10 @@ pub struct Policy {
     pub netns_inum: u32,
     /// Worker lines in use.
     pub workers: u32,
-    /// [`available`] bits that the probes can deliver.
-    pub measured: u32,
     /// Ports in use.
     pub port_count: u32,
+    /// Entries of `disks` in use.
+    pub disk_count: u32,
     /// Local ports of the ingest listeners, host order.
     pub ports: [u16; PORTS_MAX],
 }
@@ -90,44 +104,6 @@ pub struct PolicyPage {
     pub generation: u64,
     /// The two slots.
     pub slots: [Policy; 2],
-}
-
-/// Bits of [`Signals::available`].
-pub mod available {
-    /// Receive queues of the ingest sockets.
-    pub const RECEIVE_QUEUE: u32 = 1;
-    /// Heartbeats of the workers.
-    pub const HEARTBEAT: u32 = 1 << 1;
-    /// First budget; the bit of budget `i` is `BUDGET_INGEST << i`.
-    pub const BUDGET_INGEST: u32 = 1 << 2;
-    /// Second budget.
-    pub const BUDGET_EXPORT: u32 = 1 << 3;
-    /// Third budget.
-    pub const BUDGET_VAULT: u32 = 1 << 4;
-    /// Available memory, as user space posted it.
-    pub const MEMORY_AVAILABLE: u32 = 1 << 5;
-}
-
-/// What the judge sees: one reading of every signal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[repr(C)]
-pub struct Signals {
-    /// [`available`] bits; a signal without its bit is neither a cause nor a reason to stay.
-    pub available: u32,
-    /// Fullest ingest socket since the last tick, permille of its capacity.
-    pub receive_queue_permille: u32,
-    /// Longest time an ingest socket has been above Red without a dequeue.
-    pub receive_queue_stalled_ns: u64,
-    /// Ingest sockets above Yellow and not yet below its exit.
-    pub sockets_above_yellow: u32,
-    /// Ingest sockets above Red and not yet below its exit.
-    pub sockets_above_red: u32,
-    /// Age of the oldest heartbeat of a worker that has started.
-    pub heartbeat_age_ns: u64,
-    /// Bytes in use over limit, summed over the workers, by [`Budget`].
-    pub budget_permille: [u32; BUDGETS],
-    /// Available memory over the limit.
-    pub memory_available_permille: u32,
 }
 
 /// A byte budget that workers account for.
@@ -153,8 +129,14 @@ pub struct SignalsPage {
     pub aggregates: Aggregates,
     /// The tick's last reading.
     pub last: Signals,
+    /// Worst value of each signal over the last one to two seconds.
+    pub worst: [u64; SIGNALS],
+    /// Worst values of the second that is under way, and of the one before.
+    pub windows: [[u64; SIGNALS]; 2],
+    /// Number of the second under way: which of `windows` it is.
+    pub window: u64,
     /// Keeps the slots on their own lines.
-    pub line1: [u64; 2],
+    pub padding: [u64; 2],
     /// Sockets that the tick must look after because they may fall silent.
     pub watch: [WatchSlot; WATCH_SLOTS],
 }
@@ -212,10 +194,12 @@ pub struct EnginePage {
 pub struct Posted {
     /// When they were taken; 0: never.
     pub at_ns: u64,
-    /// Available memory over its limit, permille.
-    pub memory_available_permille: u64,
+    /// [`Signal::bit`](crate::Signal::bit)s of what could be sampled.
+    pub available: u64,
+    /// The values, by [`POSTED`](crate::POSTED).
+    pub values: [u64; crate::tally::POSTED.len()],
     /// Fills the line.
-    pub padding: [u64; 6],
+    pub padding: [u64; 1],
 }
 
 /// One worker's report; only that worker writes it.
@@ -230,14 +214,31 @@ pub struct WorkerLine {
     pub limit: [u64; BUDGETS],
     /// Operations since the start, for the fallback's counted sampling.
     pub operations: u64,
+    /// Time that the worker's synced vault writes take now, microseconds.
+    pub vault_write_us: u64,
+    /// When `vault_write_us` was last known; 0: never.
+    pub vault_write_at_ns: u64,
+    /// Fills the line.
+    pub line1: [u64; 6],
 }
 
-/// A change of the verdict.
+/// [`Event::kind`]: the word has changed.
+pub const EVENT_TRANSITION: u64 = 0;
+/// [`Event::kind`]: a process was killed for lack of memory, somewhere where it doesn't concern the
+/// engine.
+pub const EVENT_OOM_ELSEWHERE: u64 = 1;
+/// [`Event::kind`]: a process was killed for lack of memory of the host or of the engine's cgroup.
+pub const EVENT_OOM: u64 = 2;
+
+/// What the kernel half has to tell.
 ///
-/// `from` and `to` have the same zone when only the cause changed (see [`crate::judge`]).
+/// `from` and `to` have the same zone when only the cause or a flag changed (see [`crate::judge`]);
+/// they are equal where nothing did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct Event {
+    /// [`EVENT_TRANSITION`] and its siblings.
+    pub kind: u64,
     /// The word before.
     pub from: Word,
     /// The word after.
@@ -249,16 +250,16 @@ pub struct Event {
 }
 
 const _: () = {
-    assert!(size_of::<VerdictPage>() == 128);
+    assert!(size_of::<VerdictPage>() == 192);
     assert!(core::mem::offset_of!(VerdictPage, since_ns) == 64);
-    assert!(size_of::<Policy>() == 104);
-    assert!(size_of::<Signals>() == 48);
+    assert!(size_of::<Policy>() == 6 * 8 + SIGNALS * 48 + 8 + 4 * DISKS_MAX + 24 + 2 * PORTS_MAX);
+    assert!(size_of::<Signals>() == 8 + 8 * SIGNALS);
     assert!(size_of::<Aggregates>() == 64);
     assert!(size_of::<WatchSlot>() == 32);
-    assert!(core::mem::offset_of!(SignalsPage, watch) == 128);
-    assert!(size_of::<WorkerLine>() == 64);
+    assert!(core::mem::offset_of!(SignalsPage, watch).is_multiple_of(64));
+    assert!(size_of::<WorkerLine>() == 128);
     assert!(size_of::<Posted>() == 64);
-    assert!(size_of::<Event>() == 72);
+    assert!(size_of::<Event>() == 32 + size_of::<Signals>());
 };
 
 #[cfg(feature = "user")]

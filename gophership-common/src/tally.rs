@@ -1,10 +1,30 @@
 //! Sums the engine's report into [`Signals`]; both halves feed it one worker line at a time.
 
-use crate::branchless::Earliest;
-use crate::pages::{BUDGETS, Policy, Posted, Signals, WorkerLine, available};
+use crate::branchless::{Earliest, greatest};
+use crate::pages::{BUDGETS, Posted, WorkerLine};
+use crate::signal::{SIGNALS, Signal};
 
 /// A posted sample older than this reads as unavailable.
 pub const POSTED_MAX_AGE_NS: u64 = 2_000_000_000;
+
+/// What user space samples, in the order of [`Posted::values`].
+pub const POSTED: [Signal; 5] = [
+    Signal::MemoryAvailable,
+    Signal::MemoryPressure,
+    Signal::MemoryPressureCgroup,
+    Signal::CpuPressure,
+    Signal::IoPressure,
+];
+
+/// [`Signal::bit`]s of [`POSTED`].
+const POSTED_BITS: u64 = {
+    let (mut bits, mut index) = (0, 0);
+    while index < POSTED.len() {
+        bits |= POSTED[index].bit();
+        index += 1;
+    }
+    bits
+};
 
 /// `part` in permille of `whole`, at most `u32::MAX`; 0 of 0 is 0, and anything else of 0 is the most.
 #[must_use]
@@ -38,6 +58,8 @@ pub struct Tally {
     oldest_heartbeat: Earliest,
     used: [u64; BUDGETS],
     limit: [u64; BUDGETS],
+    vault_write_us: u64,
+    vault_written: u64,
 }
 
 impl Tally {
@@ -46,47 +68,61 @@ impl Tally {
     #[inline(always)]
     pub fn add(&mut self, line: &WorkerLine) {
         self.oldest_heartbeat.add(line.heartbeat_ns);
-        for budget in 0..BUDGETS {
+        let mut budget = 0;
+        while budget < BUDGETS {
             self.used[budget] = self.used[budget].wrapping_add(line.used[budget]);
             self.limit[budget] = self.limit[budget].wrapping_add(line.limit[budget]);
+            budget += 1;
         }
+        self.vault_write_us = greatest(self.vault_write_us, line.vault_write_us);
+        self.vault_written |= line.vault_write_at_ns;
     }
 
-    /// The engine's part of the reading, with what `policy` says the probes measure marked
-    /// available; the caller fills in the receive queue.
+    /// Writes the engine's part of the reading; returns the [`Signal::bit`]s of what is available
+    /// of it. What isn't reported is left as it is.
     #[must_use]
     #[inline(always)]
-    pub const fn signals(&self, policy: &Policy, posted: &Posted, now_ns: u64) -> Signals {
-        let mut available = policy.measured;
-        let mut heartbeat_age_ns = 0;
+    pub const fn report(&self, posted: &Posted, now_ns: u64, values: &mut [u64; SIGNALS]) -> u64 {
+        const BUDGET_SIGNALS: [Signal; BUDGETS] = [
+            Signal::BudgetIngest,
+            Signal::BudgetExport,
+            Signal::BudgetVault,
+        ];
+        let mut available = 0;
         if let Some(age_ns) = self.oldest_heartbeat.age_ns(now_ns) {
-            available |= available::HEARTBEAT;
-            heartbeat_age_ns = age_ns;
+            values[Signal::HeartbeatAge as usize] = age_ns / 1000;
+            available |= Signal::HeartbeatAge.bit();
         }
-        let mut budget_permille = [0; BUDGETS];
         let mut budget = 0;
         while budget < BUDGETS {
             if self.limit[budget] != 0 {
-                available |= available::BUDGET_INGEST << budget;
-                budget_permille[budget] = permille(self.used[budget], self.limit[budget]);
+                let signal = BUDGET_SIGNALS[budget];
+                values[signal as usize] = permille(self.used[budget], self.limit[budget]) as u64;
+                available |= signal.bit();
             }
             budget += 1;
         }
-        let mut memory_available_permille = 0;
+        if self.vault_written != 0 {
+            values[Signal::VaultWrite as usize] = self.vault_write_us;
+            available |= Signal::VaultWrite.bit();
+        }
         if posted.at_ns != 0 && now_ns.saturating_sub(posted.at_ns) <= POSTED_MAX_AGE_NS {
-            available |= available::MEMORY_AVAILABLE;
-            memory_available_permille = permille(posted.memory_available_permille, 1000);
+            available |= posted.available & POSTED_BITS;
+            let mut index = 0;
+            while index < POSTED.len() {
+                // A value beyond what the judge compares would wrap around there.
+                values[POSTED[index] as usize] = posted.values[index] & ((1 << 32) - 1);
+                index += 1;
+            }
         }
-        Signals {
-            available,
-            receive_queue_permille: 0,
-            receive_queue_stalled_ns: 0,
-            sockets_above_yellow: 0,
-            sockets_above_red: 0,
-            heartbeat_age_ns,
-            budget_permille,
-            memory_available_permille,
-        }
+        available
+    }
+
+    /// Bytes in use and allowed of the ingest budget.
+    #[must_use]
+    #[inline(always)]
+    pub const fn ingest_budget(&self) -> (u64, u64) {
+        (self.used[0], self.limit[0])
     }
 }
 
@@ -101,5 +137,21 @@ mod tests {
         assert_eq!(permille(3, 2), 1500);
         assert_eq!(permille(u64::MAX, u64::MAX), 1000);
         assert_eq!(permille(u64::MAX, 1), u32::MAX);
+    }
+
+    #[test]
+    fn what_was_posted_long_ago_is_not_available() {
+        let posted = Posted {
+            at_ns: 1,
+            available: Signal::MemoryAvailable.bit(),
+            values: [700, 0, 0, 0, 0],
+            padding: [0; 1],
+        };
+        let mut values = [0; SIGNALS];
+        let fresh = Tally::default().report(&posted, 1 + POSTED_MAX_AGE_NS, &mut values);
+        assert_eq!(fresh, Signal::MemoryAvailable.bit());
+        assert_eq!(values[Signal::MemoryAvailable as usize], 700);
+        let stale = Tally::default().report(&posted, 2 + POSTED_MAX_AGE_NS, &mut values);
+        assert_eq!(stale, 0);
     }
 }

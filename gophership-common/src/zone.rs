@@ -39,67 +39,72 @@ impl Zone {
     }
 }
 
-/// What a zone is due to, in rising precedence: where several signals enter the same zone, the
-/// greatest names it.
-///
-/// A full receive queue outranks a stale heartbeat because it says what the stall does to producers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum Cause {
-    /// Nothing: the zone is Green.
-    None = 0,
-    /// Little memory is available.
-    MemoryAvailable = 1,
-    /// A byte budget is nearly spent.
-    Budget = 2,
-    /// A worker hasn't beaten for longer than the limit.
-    Heartbeat = 3,
-    /// An ingest socket's receive queue fills up.
-    ReceiveQueue = 4,
-    /// The operator said so.
-    Override = 5,
+macro_rules! causes {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $number:literal, $name:literal;)+) => {
+        /// What a zone is due to, in rising precedence: where several signals enter the same zone,
+        /// the greatest names it.
+        ///
+        /// What says most about what happens to producers outranks what explains it: a full receive
+        /// queue counts more than a stale heartbeat, and that more than a lack of CPU.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u8)]
+        pub enum Cause {
+            $($(#[doc = $doc])+ $variant = $number,)+
+        }
+
+        impl Cause {
+            /// Every cause, by rising precedence.
+            pub const ALL: [Self; [$($number),+].len()] = [$(Self::$variant),+];
+
+            /// Decodes a cause; a value nobody writes reads as `None`.
+            #[must_use]
+            pub const fn from_bits(bits: u8) -> Self {
+                match bits {
+                    $($number => Self::$variant,)+
+                    _ => Self::None,
+                }
+            }
+
+            /// The snake-case name used by commands, metrics and events.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
+        }
+    };
 }
 
-impl Cause {
-    /// Every cause, by rising precedence.
-    pub const ALL: [Self; 6] = [
-        Self::None,
-        Self::MemoryAvailable,
-        Self::Budget,
-        Self::Heartbeat,
-        Self::ReceiveQueue,
-        Self::Override,
-    ];
-
-    /// Decodes a cause; a value nobody writes reads as `None`.
-    #[must_use]
-    pub const fn from_bits(bits: u8) -> Self {
-        match bits {
-            1 => Self::MemoryAvailable,
-            2 => Self::Budget,
-            3 => Self::Heartbeat,
-            4 => Self::ReceiveQueue,
-            5 => Self::Override,
-            0 | 6..=u8::MAX => Self::None,
-        }
-    }
-
-    /// The snake-case name used by commands, metrics and events.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::MemoryAvailable => "memory_available",
-            Self::Budget => "budget",
-            Self::Heartbeat => "heartbeat",
-            Self::ReceiveQueue => "receive_queue",
-            Self::Override => "override",
-        }
-    }
+causes! {
+    /// Nothing: the zone is Green.
+    None = 0, "none";
+    /// The ingest budget would be spent soon, if what arrives goes on growing as now.
+    Ingress = 1, "ingress";
+    /// The vault's disk is slow.
+    DiskLatency = 2, "disk_latency";
+    /// The workers wait for a CPU.
+    CpuWait = 3, "cpu_wait";
+    /// Little memory is available.
+    MemoryAvailable = 4, "memory_available";
+    /// Time is lost to reclaiming memory.
+    MemoryStall = 5, "memory_stall";
+    /// A process was killed because memory had run out.
+    OomKill = 6, "oom_kill";
+    /// A byte budget is nearly spent.
+    Budget = 7, "budget";
+    /// Connections wait to be accepted.
+    ListenBacklog = 8, "listen_backlog";
+    /// A worker hasn't beaten for longer than the limit.
+    Heartbeat = 9, "heartbeat";
+    /// An ingest socket's receive queue fills up.
+    ReceiveQueue = 10, "receive_queue";
+    /// The operator said so.
+    Override = 11, "override";
 }
 
 /// Flag of [`Word`]: the zone is the operator's, not the signals'.
 pub const FLAG_OVERRIDE: u16 = 1;
+/// Flag of [`Word`]: the vault's disk is slow, whatever the zone is due to.
+pub const FLAG_SLOW_DISK: u16 = 1 << 1;
 
 /// The verdict as stored: written only when it changes, read with one atomic load.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -125,7 +130,7 @@ impl Word {
         Cause::from_bits(self.0.to_le_bytes()[1])
     }
 
-    /// Flag bits, see [`FLAG_OVERRIDE`].
+    /// Flag bits, see [`FLAG_OVERRIDE`] and [`FLAG_SLOW_DISK`].
     #[must_use]
     pub const fn flags(self) -> u16 {
         let bytes = self.0.to_le_bytes();
@@ -136,6 +141,12 @@ impl Word {
     #[must_use]
     pub const fn overridden(self) -> bool {
         self.flags() & FLAG_OVERRIDE != 0
+    }
+
+    /// Whether the vault's disk is slow.
+    #[must_use]
+    pub const fn slow_disk(self) -> bool {
+        self.flags() & FLAG_SLOW_DISK != 0
     }
 
     /// Counts the changes of the word; wraps.
@@ -174,8 +185,7 @@ mod tests {
     #[test]
     fn word_round_trips_every_field() {
         for zone in [Zone::Green, Zone::Yellow, Zone::Red] {
-            for cause in 0..=6 {
-                let cause = Cause::from_bits(cause);
+            for cause in Cause::ALL {
                 let word = Word::new(zone, cause, FLAG_OVERRIDE, u32::MAX - 1);
                 assert_eq!(
                     (word.zone(), word.cause(), word.flags(), word.epoch()),
@@ -188,6 +198,14 @@ mod tests {
     #[test]
     fn zeroed_memory_reads_as_green() {
         assert_eq!(Word::default(), Word::new(Zone::Green, Cause::None, 0, 0));
+    }
+
+    #[test]
+    fn causes_decode_to_themselves() {
+        for cause in Cause::ALL {
+            assert_eq!(Cause::from_bits(cause as u8), cause);
+        }
+        assert_eq!(Cause::from_bits(u8::MAX), Cause::None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The kernel half: measures the receive queues of the ingest sockets and judges the zone.
+//! The kernel half: measures what presses on the engine and judges the zone.
 //!
 //! A probe compares its own socket only and may only *raise* the verdict; the full [`judge`] and
 //! every lowering run in the tick. The probes and the closing of a socket run under that socket's
@@ -19,17 +19,30 @@
 )]
 
 mod atomic;
+mod block;
+mod enlist;
 mod event;
+mod iter;
+mod listen;
 mod maps;
+mod measures;
+mod oom;
 mod queue;
+mod reclaim;
+mod sample;
+mod sched;
 mod socket;
 mod sweep;
 mod tick;
+mod traffic;
+mod worst;
 
 use aya_ebpf::{
-    macros::{btf_tracepoint, perf_event},
-    programs::{BtfTracePointContext, PerfEventContext},
+    EbpfContext as _,
+    macros::{btf_tracepoint, perf_event, raw_tracepoint},
+    programs::{BtfTracePointContext, PerfEventContext, RawTracePointContext},
 };
+use gophership_common::{State, judge};
 
 use crate::socket::Socket;
 
@@ -47,15 +60,125 @@ fn tcp_rcv_space_adjust(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// `tp_btf/inet_sock_set_state(sk, old, new)`: a closed socket leaves the aggregates. What it
-/// misses, [`sweep`] finds.
+/// `tp_btf/inet_sock_set_state(sk, old, new)`: a closed socket leaves the aggregates (what it misses,
+/// [`sweep`] finds), a listening one shows its accept queue.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
     /// `TCP_CLOSE` of `include/net/tcp_states.h`.
     const TCP_CLOSE: i32 = 7;
-    if ctx.arg::<i32>(2) == TCP_CLOSE {
-        queue::close(Socket::at(ctx.arg(0)));
+    /// `TCP_LISTEN` of `include/net/tcp_states.h`.
+    const TCP_LISTEN: i32 = 10;
+    let socket = Socket::at(ctx.arg(0));
+    match ctx.arg::<i32>(2) {
+        TCP_CLOSE => {
+            queue::close(socket);
+            listen::close(socket);
+        }
+        TCP_LISTEN => listen::open(socket),
+        _ => {}
     }
+    0
+}
+
+/// `tp_btf/mm_vmscan_direct_reclaim_begin`: this task reclaims, for want of memory in the host.
+#[btf_tracepoint(function = "mm_vmscan_direct_reclaim_begin")]
+fn mm_vmscan_direct_reclaim_begin(_ctx: BtfTracePointContext) -> i32 {
+    reclaim::begin_for_host();
+    0
+}
+
+/// `tp_btf/mm_vmscan_direct_reclaim_end`.
+#[btf_tracepoint(function = "mm_vmscan_direct_reclaim_end")]
+fn mm_vmscan_direct_reclaim_end(_ctx: BtfTracePointContext) -> i32 {
+    reclaim::end();
+    0
+}
+
+/// `tp_btf/mm_vmscan_memcg_reclaim_begin`: this task reclaims, under a cgroup's limit.
+#[btf_tracepoint(function = "mm_vmscan_memcg_reclaim_begin")]
+fn mm_vmscan_memcg_reclaim_begin(_ctx: BtfTracePointContext) -> i32 {
+    reclaim::begin_for_cgroup();
+    0
+}
+
+/// `tp_btf/mm_vmscan_memcg_reclaim_end`.
+#[btf_tracepoint(function = "mm_vmscan_memcg_reclaim_end")]
+fn mm_vmscan_memcg_reclaim_end(_ctx: BtfTracePointContext) -> i32 {
+    reclaim::end();
+    0
+}
+
+/// `tp_btf/mm_vmscan_wakeup_kswapd`.
+#[btf_tracepoint(function = "mm_vmscan_wakeup_kswapd")]
+fn mm_vmscan_wakeup_kswapd(_ctx: BtfTracePointContext) -> i32 {
+    reclaim::kswapd();
+    0
+}
+
+/// `tp_btf/mark_victim(task, …)`, or `(pid)` before Linux 6.8.
+#[btf_tracepoint(function = "mark_victim")]
+fn mark_victim(ctx: BtfTracePointContext) -> i32 {
+    oom::victim(ctx.arg(0));
+    0
+}
+
+/// `tp_btf/sched_wakeup(task)`.
+#[btf_tracepoint(function = "sched_wakeup")]
+fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: the argument is a task.
+    unsafe { sched::wakeup(ctx.arg(0)) };
+    0
+}
+
+/// `tp_btf/sched_wakeup_new(task)`.
+#[btf_tracepoint(function = "sched_wakeup_new")]
+fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: the argument is a task.
+    unsafe { sched::wakeup(ctx.arg(0)) };
+    0
+}
+
+/// `tp_btf/sched_switch(preempt, previous, next, …)`.
+#[btf_tracepoint(function = "sched_switch")]
+fn sched_switch(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: the arguments are tasks.
+    unsafe { sched::switch(ctx.arg(1), ctx.arg(2)) };
+    0
+}
+
+/// `tp_btf/block_rq_issue(request)`.
+#[btf_tracepoint(function = "block_rq_issue")]
+fn block_rq_issue(ctx: BtfTracePointContext) -> i32 {
+    block::issue(&ctx);
+    0
+}
+
+/// `tp_btf/block_rq_complete(request, …)`.
+#[btf_tracepoint(function = "block_rq_complete")]
+fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
+    block::complete(&ctx);
+    0
+}
+
+/// Run by the engine on its own threads: learns who it is.
+#[raw_tracepoint]
+fn enlist(ctx: RawTracePointContext) -> i32 {
+    // SAFETY: the caller passes one word of context.
+    let worker = unsafe { ctx.as_ptr().cast::<u64>().read() };
+    enlist::run(worker)
+}
+
+/// Run by a test: judges what is recorded, with the code of the tick.
+#[raw_tracepoint]
+fn judge_recorded(_ctx: RawTracePointContext) -> i32 {
+    let Some(page) = maps::recorded() else {
+        return 1;
+    };
+    // SAFETY: the RECORDED map's only element; the test waits for the program to end.
+    let page = unsafe { &mut *page };
+    let before = State::of(page.before, page.clocks_before_ns);
+    let judgement = judge(&page.policy, &page.signals, &before, page.now_ns);
+    page.conclude(&judgement);
     0
 }
 

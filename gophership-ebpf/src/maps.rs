@@ -3,13 +3,14 @@
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, HashMap, RingBuf},
+    maps::{Array, HashMap, LruHashMap, RingBuf},
 };
 use gophership_common::{
-    EVENTS_BYTES, EnginePage, Offsets, PolicyPage, SOCKETS_MAX, SignalsPage, VerdictPage,
+    EVENTS_BYTES, EnginePage, Offsets, PolicyPage, RecordedPage, SOCKETS_MAX, SignalsPage,
+    VerdictPage, WORKERS_MAX,
 };
 
-use crate::{atomic, socket::Followed};
+use crate::{atomic, measures::Measures, socket::Followed};
 
 #[map]
 static VERDICT: Array<VerdictPage> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -26,18 +27,39 @@ pub(crate) static SOCKETS: HashMap<u64, Followed> = HashMap::with_max_entries(SO
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 
+/// What the probes count and the tick turns into signals.
+#[map]
+static MEASURES: Array<Measures> = Array::with_max_entries(1, 0);
+/// Threads that are workers, by thread id: their numbers.
+#[map]
+pub(crate) static WORKERS: HashMap<u32, u32> = HashMap::with_max_entries(2 * WORKERS_MAX as u32, 0);
+/// Threads that are reclaiming, by thread id: for whom, see [`crate::reclaim`].
+#[map]
+pub(crate) static RECLAIMING: HashMap<u32, u32> = HashMap::with_max_entries(4096, 0);
+/// For whom threads last reclaimed.
+#[map]
+pub(crate) static RECLAIMED: LruHashMap<u32, u32> = LruHashMap::with_max_entries(4096, 0);
+#[map]
+static RECORDED: Array<RecordedPage> = Array::with_max_entries(1, 0);
+
 /// Field offsets of the running kernel: the loader replaces what the compiler sees here.
 #[unsafe(no_mangle)]
 pub(crate) static OFFSETS: Offsets = Offsets::UNKNOWN;
 
-/// One field of `OFFSETS`, by one load: a copy of all would be ten for each packet on the host.
+/// One field of `OFFSETS`, by one load: a copy of all would be twenty for each packet on the host.
 macro_rules! offset_in_kernel {
     ($field:ident) => {
-        // SAFETY: a field of a static; volatile, so that its initial value isn't taken for granted.
-        unsafe { (&raw const crate::maps::OFFSETS.$field).read_volatile() }
+        crate::maps::read_offset(&raw const crate::maps::OFFSETS.$field)
     };
 }
 pub(crate) use offset_in_kernel;
+
+#[inline(always)]
+pub(crate) fn read_offset(field: *const u32) -> u32 {
+    // SAFETY: a field of a static, says the macro; volatile, so that its initial value isn't taken
+    // for granted.
+    unsafe { field.read_volatile() }
+}
 
 /// The verdict's page.
 #[inline(always)]
@@ -49,6 +71,18 @@ pub(crate) fn verdict() -> Option<*mut VerdictPage> {
 #[inline(always)]
 pub(crate) fn signals() -> Option<*mut SignalsPage> {
     SIGNALS.get_ptr_mut(0)
+}
+
+/// The probes' counts.
+#[inline(always)]
+pub(crate) fn measures() -> Option<*mut Measures> {
+    MEASURES.get_ptr_mut(0)
+}
+
+/// What a test wants judged.
+#[inline(always)]
+pub(crate) fn recorded() -> Option<*mut RecordedPage> {
+    RECORDED.get_ptr_mut(0)
 }
 
 /// The engine's page.

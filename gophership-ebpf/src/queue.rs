@@ -8,13 +8,13 @@ use core::ffi::c_void;
 use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::BtfTracePointContext};
 use aya_log_ebpf::{debug, warn};
 use gophership_common::{
-    Cause, Policy, Signals, SignalsPage, WATCH_SLOTS, WATCH_SLOTS_YELLOW, WatchSlot, Zone,
-    available, exit_permille, permille,
+    Cause, Policy, SignalsPage, WATCH_SLOTS, WATCH_SLOTS_YELLOW, WatchSlot, Zone, permille,
 };
 
 use crate::{
     atomic, event, maps,
     socket::{self, Followed, Socket},
+    traffic,
 };
 
 const BELOW: u32 = 0;
@@ -50,6 +50,7 @@ pub(crate) fn arrival(ctx: &BtfTracePointContext, socket: Socket, skb: *const c_
     let arriving = end_seq.wrapping_sub(rcv_nxt);
     let in_order = rcv_nxt.wrapping_sub(seq) as i32 >= 0 && arriving as i32 > 0;
     let end = if in_order { end_seq } else { rcv_nxt };
+    traffic::arrived(end_seq.wrapping_sub(seq));
     // A closed window is full, whatever it could hold: it closes when less than a segment's room is
     // left, and segments can be large. Here the peer probes it.
     let full = socket.is_window_closed() == Some(true);
@@ -93,6 +94,7 @@ pub(crate) fn close(socket: Socket) {
     let followed = unsafe { &mut *followed };
     count(page, followed.level, BELOW);
     release(page, followed);
+    traffic::unread(followed.depth_bytes, 0);
     if maps::SOCKETS.remove(socket.key()).is_ok() {
         // SAFETY: `page` is the SIGNALS map's only element.
         unsafe { atomic::add(&raw mut (*page).aggregates.tracked, u64::MAX) };
@@ -117,14 +119,17 @@ fn follow<'a>(
     if maps::SOCKETS.insert(key, Followed::NEW, 0).is_err() {
         // SAFETY: `page` is the SIGNALS map's only element.
         unsafe { atomic::add(&raw mut (*page).aggregates.untracked, 1) };
-        warn!(ctx, "socket table full: socket 0x{:x} is not followed", key);
+        warn!(ctx, "socket table full: a socket is not followed");
         return None;
     }
     // SAFETY: as above.
     unsafe { atomic::add(&raw mut (*page).aggregates.tracked, 1) };
     let followed = maps::SOCKETS.get_ptr_mut(key)?;
     // SAFETY: as above.
-    Some(unsafe { &mut *followed })
+    let followed = unsafe { &mut *followed };
+    // What was taken before doesn't count as taken now.
+    followed.copied_seq = socket.copied_seq()?;
+    Some(followed)
 }
 
 /// Measures, and settles what follows from it. `end` is the first byte that isn't here yet; `full`
@@ -176,6 +181,7 @@ fn settle(
     let was = followed.level;
     let level = level(policy, value, was);
 
+    traffic::unread(followed.depth_bytes, depth.bytes);
     followed.depth_bytes = depth.bytes;
     followed.capacity_bytes = depth.capacity_bytes;
     followed.copied_seq = depth.copied_seq;
@@ -200,6 +206,7 @@ fn settle(
 /// The level after a reading: up at the entry thresholds, down only below the exit thresholds.
 #[inline(always)]
 fn level(policy: &Policy, value: u32, was: u32) -> u32 {
+    let exit_permille = |entry: u32| entry / 10 * 8 + entry % 10 * 8 / 10;
     let levels = policy.receive_queue;
     let red = levels.red_permille;
     let yellow = levels.yellow_permille;
@@ -350,12 +357,7 @@ fn raise(
     } else {
         return;
     };
-    let values = Signals {
-        available: available::RECEIVE_QUEUE,
-        receive_queue_permille: value,
-        receive_queue_stalled_ns: stalled_ns,
-        ..Signals::default()
-    };
+    let values = event::Values::Queue(u64::from(value), stalled_ns / 1000);
     if event::raise(zone, Cause::ReceiveQueue, &values, now_ns) {
         debug!(
             ctx,

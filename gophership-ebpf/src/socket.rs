@@ -47,9 +47,11 @@ impl Followed {
 #[derive(Clone, Copy)]
 pub(crate) struct Socket(*const c_void);
 
+/// One field, by helper; `None` if the address is bad.
 #[inline(always)]
-fn read<T>(base: *const c_void, offset: u32) -> Option<T> {
-    // SAFETY: the helper checks the address and fails on a bad one; `T` is an integer.
+pub(crate) fn read<T>(base: *const c_void, offset: u32) -> Option<T> {
+    // SAFETY: the helper checks the address and fails on a bad one; `T` is an integer or an array
+    // of bytes.
     unsafe { bpf_probe_read_kernel(base.byte_add(offset as usize).cast::<T>()) }.ok()
 }
 
@@ -58,6 +60,12 @@ impl Socket {
     #[inline(always)]
     pub(crate) fn at(address: *const c_void) -> Self {
         Self(address)
+    }
+
+    /// Where it is.
+    #[inline(always)]
+    pub(crate) fn address(self) -> *const c_void {
+        self.0
     }
 
     /// The key in `SOCKETS`.
@@ -80,20 +88,31 @@ impl Socket {
         is_ingest(unsafe { field.cast::<u16>().read_volatile() }, policy)
     }
 
+    /// The local port, host order.
+    #[inline(always)]
+    pub(crate) fn local_port(self) -> Option<u16> {
+        read(self.0, offset_in_kernel!(local_port))
+    }
+
     /// Whether an ingest socket lives at this address, if any.
     #[inline(always)]
     pub(crate) fn is_still_ours(self, policy: &Policy) -> bool {
-        read(self.0, offset_in_kernel!(local_port)).is_some_and(|port| is_ingest(port, policy))
+        self.local_port()
+            .is_some_and(|port| is_ingest(port, policy))
             && self.in_netns(policy)
     }
 
     /// Whether it lives in the engine's network namespace: ports alone aren't ours alone.
     #[inline(always)]
     pub(crate) fn in_netns(self, policy: &Policy) -> bool {
-        let Some(net) = read::<u64>(self.0, offset_in_kernel!(net)) else {
-            return false;
-        };
-        read::<u32>(net as *const c_void, offset_in_kernel!(net_inum)) == Some(policy.netns_inum)
+        self.netns() == Some(policy.netns_inum)
+    }
+
+    /// Inode number of its network namespace.
+    #[inline(always)]
+    pub(crate) fn netns(self) -> Option<u32> {
+        let net = read::<u64>(self.0, offset_in_kernel!(net))?;
+        read(net as *const c_void, offset_in_kernel!(net_inum))
     }
 
     /// `rcv_nxt`: the next byte expected from the peer.
@@ -133,8 +152,9 @@ impl Socket {
     }
 }
 
+/// Whether it is one of the ingest ports.
 #[inline(always)]
-fn is_ingest(port: u16, policy: &Policy) -> bool {
+pub(crate) fn is_ingest(port: u16, policy: &Policy) -> bool {
     let mut i = 0;
     while i < policy.ports.len() {
         if i as u32 >= policy.port_count {

@@ -3,20 +3,21 @@
 use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::PerfEventContext};
 use aya_log_ebpf::debug;
 use gophership_common::{
-    Earliest, EnginePage, Policy, Posted, Signals, SignalsPage, State, Tally, VerdictPage,
+    Earliest, EnginePage, Policy, Posted, Signal, SignalsPage, State, Tally, VerdictPage,
     WATCH_SLOTS, WORKERS_MAX, WatchSlot, Word, WorkerLine, greatest, judge,
 };
 
-use crate::{atomic, event, maps, sweep};
+use crate::{atomic, event, maps, sample, sweep, worst};
 
 /// Judges this period, unless another CPU has claimed it.
 #[inline(always)]
 pub(crate) fn run(ctx: &PerfEventContext) {
-    let (Some(verdict), Some(signals), Some(engine), Some(policies)) = (
+    let (Some(verdict), Some(signals), Some(engine), Some(policies), Some(measures)) = (
         maps::verdict(),
         maps::signals(),
         maps::engine(),
         maps::policy(),
+        maps::measures(),
     ) else {
         return;
     };
@@ -32,18 +33,26 @@ pub(crate) fn run(ctx: &PerfEventContext) {
     if generation == 0 || !claim(verdict, policy.tick_ns, now_ns) {
         return;
     }
-    let mut reading = report(engine, policy, now_ns);
-    measure(signals, &mut reading, now_ns);
-    // SAFETY: the SIGNALS map's only element, written by the tick only. Read back, every value is
-    // unknown to the verifier: the paths that led here become one.
+    let tally = tally(engine);
+    // SAFETY: the maps' only elements, and this is the tick. The reading is put together in place,
+    // and what is available of it stored last; read back from there, every value is unknown to the
+    // verifier, so that the paths which led here become one.
     let reading = unsafe {
-        (&raw mut (*signals).last).write_volatile(reading);
-        (&raw const (*signals).last).read_volatile()
+        sample::take(measures, signals, &tally, policy, now_ns);
+        queues(signals, now_ns);
+        let posted: Posted = (&raw const (*engine).posted).read_volatile();
+        let last = &raw mut (*signals).last;
+        let reported = tally.report(&posted, now_ns, &mut (*last).values);
+        let sampled = atomic::load(&raw const (*measures).sampled);
+        let available = policy.measured & sampled | reported;
+        atomic::store(&raw mut (*last).available, available);
+        worst::keep(signals, policy, now_ns);
+        &*last
     };
 
     let previous = previous(verdict);
     let word = event::word(verdict);
-    let judgement = judge(policy, &reading, &previous.adopt(word), now_ns);
+    let judgement = judge(policy, reading, &previous.adopt(word), now_ns);
     // SAFETY: as above.
     let (after, due_ns) = unsafe {
         (
@@ -59,7 +68,13 @@ pub(crate) fn run(ctx: &PerfEventContext) {
     }
     let next = judgement.word_after(word);
     if !next.same_verdict(word) {
-        if !event::change(verdict, word, next, &reading, now_ns) {
+        if !event::change(
+            verdict,
+            word,
+            next,
+            &event::Values::Reading(reading),
+            now_ns,
+        ) {
             // A probe has raised meanwhile: the next tick starts from there.
             return;
         }
@@ -90,7 +105,7 @@ fn claim(page: *mut VerdictPage, tick_ns: u64, now_ns: u64) -> bool {
 }
 
 #[inline(always)]
-fn report(engine: *const EnginePage, policy: &Policy, now_ns: u64) -> Signals {
+fn tally(engine: *const EnginePage) -> Tally {
     let mut tally = Tally::default();
     let lines = unsafe {
         // SAFETY: `engine` is the ENGINE map's only element.
@@ -103,19 +118,18 @@ fn report(engine: *const EnginePage, policy: &Policy, now_ns: u64) -> Signals {
         tally.add(unsafe { &*lines.add(worker) });
         worker += 1;
     }
-    // SAFETY: as above.
-    let posted: Posted = unsafe { (&raw const (*engine).posted).read_volatile() };
-    tally.signals(policy, &posted, now_ns)
+    tally
 }
 
 /// The receive queues: the window's maximum and the watched sockets, which may have been silent.
+///
+/// # Safety
+/// `page` is the SIGNALS map's only element, and only the tick calls this.
 #[inline(always)]
-fn measure(page: *mut SignalsPage, reading: &mut Signals, now_ns: u64) {
-    // SAFETY: `page` is the SIGNALS map's only element; indices are below WATCH_SLOTS.
+unsafe fn queues(page: *mut SignalsPage, now_ns: u64) {
+    // SAFETY: says the caller; indices are below WATCH_SLOTS and SIGNALS.
     unsafe {
         let aggregates = &raw mut (*page).aggregates;
-        reading.sockets_above_yellow = atomic::load(&raw const (*aggregates).above_yellow) as u32;
-        reading.sockets_above_red = atomic::load(&raw const (*aggregates).above_red) as u32;
         let mut deepest = atomic::load(&raw const (*aggregates).window_permille);
         atomic::store(&raw mut (*aggregates).window_permille, 0);
         let mut stalled = Earliest::default();
@@ -127,8 +141,23 @@ fn measure(page: *mut SignalsPage, reading: &mut Signals, now_ns: u64) {
             stalled.add(atomic::load(&raw const (*slot).stalled_since_ns));
             index += 1;
         }
-        reading.receive_queue_permille = deepest as u32;
-        reading.receive_queue_stalled_ns = stalled.age_ns(now_ns).unwrap_or(0);
+        let set = |signal: Signal, value: u64| {
+            let values = (&raw mut (*page).last.values).cast::<u64>();
+            atomic::store(values.add(signal as usize), value);
+        };
+        set(Signal::ReceiveQueue, deepest);
+        set(
+            Signal::ReceiveQueueStalled,
+            stalled.age_ns(now_ns).unwrap_or(0) / 1000,
+        );
+        set(
+            Signal::SocketsAboveYellow,
+            atomic::load(&raw const (*aggregates).above_yellow),
+        );
+        set(
+            Signal::SocketsAboveRed,
+            atomic::load(&raw const (*aggregates).above_red),
+        );
     }
 }
 
@@ -137,12 +166,14 @@ fn previous(page: *mut VerdictPage) -> State {
     // SAFETY: `page` is the VERDICT map's only element.
     unsafe {
         let natural = Word(atomic::load((&raw const (*page).natural).cast()));
-        State {
-            zone: natural.zone(),
-            cause: natural.cause(),
-            below_yellow_since_ns: atomic::load(&raw const (*page).below_yellow_since_ns),
-            below_red_since_ns: atomic::load(&raw const (*page).below_red_since_ns),
-        }
+        State::of(
+            natural,
+            [
+                atomic::load(&raw const (*page).below_yellow_since_ns),
+                atomic::load(&raw const (*page).below_red_since_ns),
+                atomic::load(&raw const (*page).disk_calm_since_ns),
+            ],
+        )
     }
 }
 
@@ -150,16 +181,11 @@ fn previous(page: *mut VerdictPage) -> State {
 fn remember(page: *mut VerdictPage, state: &State, now_ns: u64) {
     // SAFETY: `page` is the VERDICT map's only element.
     unsafe {
-        let natural = Word::new(state.zone, state.cause, 0, 0);
-        atomic::store((&raw mut (*page).natural).cast(), natural.0);
-        atomic::store(
-            &raw mut (*page).below_yellow_since_ns,
-            state.below_yellow_since_ns,
-        );
-        atomic::store(
-            &raw mut (*page).below_red_since_ns,
-            state.below_red_since_ns,
-        );
+        let [below_yellow, below_red, disk_calm] = state.clocks_ns();
+        atomic::store((&raw mut (*page).natural).cast(), state.word().0);
+        atomic::store(&raw mut (*page).below_yellow_since_ns, below_yellow);
+        atomic::store(&raw mut (*page).below_red_since_ns, below_red);
+        atomic::store(&raw mut (*page).disk_calm_since_ns, disk_calm);
         atomic::store(&raw mut (*page).judged_at_ns, now_ns);
     }
 }

@@ -7,6 +7,8 @@ use super::daemon::Home;
 pub(crate) struct Settings {
     /// `pressure.kernel`.
     pub(crate) kernel: &'static str,
+    /// Of `pressure`: what the machine around the test does, off unless the test is about it.
+    pub(crate) thresholds: &'static [&'static str],
     /// `ingest.workers`.
     pub(crate) workers: u32,
     /// `ingest.max_request_bytes`.
@@ -36,6 +38,14 @@ impl Settings {
     pub(crate) fn to(destination: String) -> Self {
         Self {
             kernel: "auto",
+            thresholds: &[
+                "memory_stall: { yellow: off, red: off }",
+                "memory_available: { yellow: 2%, red: 1% }",
+                "cpu_wait: { yellow: off, red: off }",
+                "disk_latency: { yellow: off }",
+                "listen_backlog: { yellow: off, red: off }",
+                "ingress: { horizon: off }",
+            ],
             workers: 2,
             max_request_bytes: "2MiB",
             memory_total: "192MiB",
@@ -73,7 +83,7 @@ memory: {{ total: {memory_total}, ingest: 50%, export: {memory_export}, vault: 2
 pressure:
   kernel: {kernel}
   hold: 300ms
-  memory_available: {{ yellow: 2%, red: 1% }}
+  {thresholds}
 vault:
   dir: "{vault}"
   max_bytes: {vault_max_bytes}
@@ -99,6 +109,7 @@ service: {{ user: "{service_user}" }}
             memory_total = self.memory_total,
             memory_export = self.memory_export,
             kernel = self.kernel,
+            thresholds = self.thresholds.join("\n  "),
             vault = home.vault().display(),
             vault_max_bytes = self.vault_max_bytes,
             segment_bytes = self.segment_bytes,

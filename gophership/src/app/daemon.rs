@@ -20,7 +20,7 @@ use super::{
 use crate::{
     ingest::Mode,
     pipeline::circuit::Circuit,
-    pressure::{Pressure, Transition},
+    pressure::{Occurrence, Pressure, Transition},
     replay,
     somatic::overrides::Override,
     telemetry::counters::Totals,
@@ -52,14 +52,30 @@ impl Daemon {
         Totals::of(self.workers.iter().map(|worker| &*worker.counters))
     }
 
-    pub(super) fn transition(&self, transition: &Transition) {
-        let Transition {
-            from, to, cause, ..
-        } = *transition;
+    /// Takes note of what the judge has to tell.
+    pub(super) fn occurrence(&self, occurrence: &Occurrence) {
+        match occurrence {
+            Occurrence::Transition(transition) => self.transition(transition),
+            Occurrence::OomKill { ours: true, .. } => {
+                tracing::warn!("a process was killed: memory has run out");
+            }
+            Occurrence::OomKill { ours: false, .. } => {
+                tracing::info!("a process was killed in a cgroup that has run out of memory");
+            }
+        }
+    }
+
+    fn transition(&self, transition: &Transition) {
+        let (from, to, cause) = (
+            transition.from.zone(),
+            transition.to.zone(),
+            transition.to.cause(),
+        );
         tracing::info!(
             from = from.as_str(),
             to = to.as_str(),
             cause = cause.as_str(),
+            slow_disk = transition.to.slow_disk(),
             "zone"
         );
         // The cause may rise within a zone; that is no change of zone.

@@ -7,10 +7,11 @@ use gophership_common::Zone;
 use super::{
     daemon::{Daemon, lock},
     drain::Phase,
+    sockets,
     status::overridden,
 };
 use crate::{
-    control::{ControlError, DrainSpec, Engine, OverrideSpec, ReplayCommand, pb},
+    control::{ControlError, DrainSpec, Engine, OverrideSpec, ReplayCommand, SocketsSpec, pb},
     somatic::overrides::{Error, Override},
 };
 
@@ -20,6 +21,12 @@ pub(super) struct Operated(pub(super) Arc<Daemon>);
 impl Engine for Operated {
     fn status(&self) -> Result<pb::StatusReply, ControlError> {
         Ok(self.0.status_reply())
+    }
+
+    fn sockets(&self, spec: SocketsSpec) -> Result<pb::SocketsReply, ControlError> {
+        let listing = self.0.pressure.sockets(spec.order, spec.limit);
+        let listing = listing.map_err(|error| ControlError::Failed(error.to_string()))?;
+        Ok(sockets::reply(listing))
     }
 
     fn set_override(&self, spec: OverrideSpec) -> Result<pb::Override, ControlError> {

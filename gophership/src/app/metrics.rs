@@ -50,7 +50,7 @@ fn zone(daemon: &Daemon, families: &mut Families) {
         .add(&[], count(judged.events_lost));
     let mut signals = families.gauge("gophership_signal", "Last value of each available signal.");
     for signal in judged.signals.iter().filter(|signal| signal.available) {
-        signals.add(&[("name", signal.name)], signal.value);
+        signals.add(&[("name", signal.signal.as_str())], signal.value);
     }
     let mut transitions =
         families.counter("gophership_zone_transitions_total", "Changes of the zone.");

@@ -6,6 +6,7 @@ mod drain;
 mod engine;
 mod metrics;
 mod service;
+mod sockets;
 mod status;
 mod stop;
 mod worker;

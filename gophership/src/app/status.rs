@@ -21,10 +21,14 @@ impl Daemon {
             Source::Stochastic => pb::Source::Stochastic,
         };
         let signals = judged.signals.iter().map(|signal| pb::Signal {
-            name: signal.name.to_owned(),
+            name: signal.signal.as_str().to_owned(),
             value: signal.value,
             unit: signal.unit.to_owned(),
             available: signal.available,
+            reason: signal.reason.clone(),
+            yellow: signal.yellow,
+            red: signal.red,
+            worst: signal.worst.filter(|_| signal.available),
         });
         pb::StatusReply {
             version: env!("CARGO_PKG_VERSION").to_owned(),

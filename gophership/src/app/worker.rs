@@ -101,6 +101,9 @@ pub(super) fn spawn(
                 Ok(runtime) => runtime,
                 Err(error) => return drop(ready.send(Err(error.into()))),
             };
+            if let Err(error) = own.engine.enlist() {
+                tracing::warn!(worker = own.index, %error, "its waits for a CPU aren't measured");
+            }
             LocalSet::new().block_on(&runtime, async move {
                 match Worker::build(shared, own) {
                     Ok(worker) => {

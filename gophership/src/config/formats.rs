@@ -126,6 +126,18 @@ text_formats! {
     /// A share in permille.
     Share: u32, "a share such as 50%, at most 100%",
         units::parse_permille;
+    /// A share in permille that may never be reached.
+    Level: u32, "a share such as 50%, at most 100%, or off",
+        |text| match text {
+            "off" => Some(crate::pressure::Levels::OFF),
+            share => units::parse_permille(share),
+        };
+    /// A time that may never be reached.
+    Limit: Option<Duration>, "a duration longer than 0, such as 50ms or 1s, or off",
+        |text| match text {
+            "off" => Some(None),
+            time => units::parse_duration(time).filter(|d| !d.is_zero()).map(Some),
+        };
     /// A whole number, more than none.
     Count: NonZeroU64, "a whole number, at least 1",
         |text| text.parse().ok();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    formats::Share,
+    formats::Format,
     schema::{self, Key},
     settings::Settings,
     units::exact_permille,
@@ -25,12 +25,29 @@ pub(super) fn config(s: &mut Settings) -> Option<pressure::Config> {
         &schema::PRESSURE_RECEIVE_QUEUE_YELLOW,
         &schema::PRESSURE_RECEIVE_QUEUE_RED,
     );
+    let listen_backlog = rising(
+        s,
+        &schema::PRESSURE_LISTEN_BACKLOG_YELLOW,
+        &schema::PRESSURE_LISTEN_BACKLOG_RED,
+    );
+    let memory_stall = rising(
+        s,
+        &schema::PRESSURE_MEMORY_STALL_YELLOW,
+        &schema::PRESSURE_MEMORY_STALL_RED,
+    );
+    let memory_available = falling(s);
+    let cpu_wait = rising(
+        s,
+        &schema::PRESSURE_CPU_WAIT_YELLOW,
+        &schema::PRESSURE_CPU_WAIT_RED,
+    );
+    let disk_latency = s.get(&schema::PRESSURE_DISK_LATENCY_YELLOW);
+    let ingress_horizon = s.get(&schema::PRESSURE_INGRESS_HORIZON);
     let budget = rising(
         s,
         &schema::PRESSURE_BUDGET_YELLOW,
         &schema::PRESSURE_BUDGET_RED,
     );
-    let memory_available = falling(s);
     let ticks = Duration::from_millis(1)..=Duration::from_secs(1);
     if let Some(tick) = tick.filter(|tick| !ticks.contains(tick)) {
         let message = format!("pressure.tick = {tick:?} must be from 1ms to 1s");
@@ -43,16 +60,27 @@ pub(super) fn config(s: &mut Settings) -> Option<pressure::Config> {
         hold: hold?,
         receive_queue: receive_queue?,
         receive_queue_for: receive_queue_for?,
+        listen_backlog: listen_backlog?,
+        memory_stall: memory_stall?,
         memory_available: memory_available?,
+        cpu_wait: cpu_wait?,
+        disk_latency: disk_latency?,
+        ingress_horizon: ingress_horizon?,
         budget: budget?,
         heartbeat_limit: HEARTBEAT_LIMIT,
     })
 }
 
 /// Levels of a signal of which much is bad.
-fn rising(s: &mut Settings, yellow: &Key<Share>, red: &Key<Share>) -> Option<pressure::Levels> {
+fn rising<F: Format<Value = u32>>(
+    s: &mut Settings,
+    yellow: &Key<F>,
+    red: &Key<F>,
+) -> Option<pressure::Levels> {
     let levels = levels(s, yellow, red)?;
-    if levels.yellow_permille >= levels.red_permille {
+    // What is off is above all.
+    if levels.yellow_permille >= levels.red_permille && levels.red_permille != pressure::Levels::OFF
+    {
         order(s, yellow, red, levels, "less than");
     }
     Some(levels)
@@ -69,7 +97,11 @@ fn falling(s: &mut Settings) -> Option<pressure::Levels> {
     Some(levels)
 }
 
-fn levels(s: &mut Settings, yellow: &Key<Share>, red: &Key<Share>) -> Option<pressure::Levels> {
+fn levels<F: Format<Value = u32>>(
+    s: &mut Settings,
+    yellow: &Key<F>,
+    red: &Key<F>,
+) -> Option<pressure::Levels> {
     let (yellow, red) = (s.get(yellow), s.get(red));
     Some(pressure::Levels {
         yellow_permille: yellow?,
@@ -77,13 +109,17 @@ fn levels(s: &mut Settings, yellow: &Key<Share>, red: &Key<Share>) -> Option<pre
     })
 }
 
-fn order(
+fn order<F: Format<Value = u32>>(
     s: &mut Settings,
-    yellow: &Key<Share>,
-    red: &Key<Share>,
+    yellow: &Key<F>,
+    red: &Key<F>,
     levels: pressure::Levels,
     relation: &str,
 ) {
+    let exact_permille = |level: u32| match level {
+        pressure::Levels::OFF => "off".to_owned(),
+        share => exact_permille(share),
+    };
     let message = format!(
         "{} = {} must be {relation} {} = {}",
         yellow.entry.path,

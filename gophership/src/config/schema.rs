@@ -7,8 +7,8 @@ use std::marker::PhantomData;
 
 use super::formats::{
     Address, Auto, Bool, ClientAuth, Compression, Count, Endpoint, Format, Headers, Ids,
-    KernelMode, LandlockMode, LogFormat, LogLevel, Mode, Name, Path, Period, ServiceUser, Shape,
-    Share, Size, Span, Sync,
+    KernelMode, LandlockMode, Level, Limit, LogFormat, LogLevel, Mode, Name, Path, Period,
+    ServiceUser, Shape, Share, Size, Span, Sync,
 };
 
 /// What a key is worth where nobody sets it.
@@ -111,10 +111,26 @@ keys! {
     PRESSURE_RECEIVE_QUEUE_RED: Share = "pressure.receive_queue.red", Default("80%");
     /// That while.
     PRESSURE_RECEIVE_QUEUE_FOR: Span = "pressure.receive_queue.for", Default("5ms");
+    /// Yellow from this fill of a listener's accept queue, or off.
+    PRESSURE_LISTEN_BACKLOG_YELLOW: Level = "pressure.listen_backlog.yellow", Default("50%");
+    /// Red from this fill of a listener's accept queue, or off.
+    PRESSURE_LISTEN_BACKLOG_RED: Level = "pressure.listen_backlog.red", Default("90%");
+    /// Yellow from this share of a second lost to reclaiming memory, or off.
+    PRESSURE_MEMORY_STALL_YELLOW: Level = "pressure.memory_stall.yellow", Default("5%");
+    /// Red from this share of a second lost to reclaiming memory, or off.
+    PRESSURE_MEMORY_STALL_RED: Level = "pressure.memory_stall.red", Default("20%");
     /// Yellow when no more than this share of the memory is available.
     PRESSURE_MEMORY_AVAILABLE_YELLOW: Share = "pressure.memory_available.yellow", Default("15%");
     /// Red when no more than this share of the memory is available.
     PRESSURE_MEMORY_AVAILABLE_RED: Share = "pressure.memory_available.red", Default("7%");
+    /// Yellow from this share of a second that a worker waits for a CPU, or off.
+    PRESSURE_CPU_WAIT_YELLOW: Level = "pressure.cpu_wait.yellow", Default("30%");
+    /// Red from this share of a second that a worker waits for a CPU, or off.
+    PRESSURE_CPU_WAIT_RED: Level = "pressure.cpu_wait.red", Default("70%");
+    /// Yellow when the vault's disk takes this long for a request, or off; never Red.
+    PRESSURE_DISK_LATENCY_YELLOW: Limit = "pressure.disk_latency.yellow", Default("50ms");
+    /// Yellow when the ingest budget would be spent within this, if what arrives goes on growing, or off.
+    PRESSURE_INGRESS_HORIZON: Limit = "pressure.ingress.horizon", Default("1s");
     /// Yellow from this use of the fullest memory budget.
     PRESSURE_BUDGET_YELLOW: Share = "pressure.budget.yellow", Default("80%");
     /// Red from this use of the fullest memory budget.

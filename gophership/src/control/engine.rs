@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::pb;
+use crate::pressure::SocketOrder;
 
 /// A zone to be held.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +46,15 @@ pub enum DrainSpec {
     Cancel,
 }
 
+/// Which of the ingest sockets to list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketsSpec {
+    /// At most this many connections; at least 1.
+    pub limit: usize,
+    /// What comes first.
+    pub order: SocketOrder,
+}
+
 /// Why the daemon didn't do what it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
@@ -61,7 +71,7 @@ pub enum ControlError {
 
 /// The daemon, as operators see it.
 ///
-/// The methods are called on the control service's thread and must not block for long: they start
+/// But for [`Engine::sockets`], the methods are called on the control service's thread and must not block for long: they start
 /// things, and report how far these are.
 pub trait Engine: Send + Sync + 'static {
     /// Everything, at one moment.
@@ -69,6 +79,12 @@ pub trait Engine: Send + Sync + 'static {
     /// # Errors
     /// If the figures can't be had.
     fn status(&self) -> Result<pb::StatusReply, ControlError>;
+
+    /// The ingest sockets. It may take a while, and is called on a thread for blocking work.
+    ///
+    /// # Errors
+    /// If they can't be listed.
+    fn sockets(&self, spec: SocketsSpec) -> Result<pb::SocketsReply, ControlError>;
 
     /// Holds a zone, in place of any other override, and returns it as it is in force.
     ///

@@ -14,7 +14,7 @@ mod socket;
 
 use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
 
-pub use engine::{ControlError, DrainSpec, Engine, OverrideSpec, ReplayCommand};
+pub use engine::{ControlError, DrainSpec, Engine, OverrideSpec, ReplayCommand, SocketsSpec};
 use pb::control_server::ControlServer;
 use tokio_stream::wrappers::UnixListenerStream;
 

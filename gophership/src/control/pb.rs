@@ -83,12 +83,24 @@ pub struct Signal {
     /// The last value; meaningless if not available.
     #[prost(double, tag = "2")]
     pub value: f64,
-    /// Unit of the value: `ratio`, `bytes`, `seconds`.
+    /// Unit of the value: `ratio`, `seconds`, `bytes`, `bytes_per_second` or `count`.
     #[prost(string, tag = "3")]
     pub unit: ::prost::alloc::string::String,
     /// Whether it is measured at all.
     #[prost(bool, tag = "4")]
     pub available: bool,
+    /// Why it isn't; empty if it is, or if nobody can say.
+    #[prost(string, tag = "5")]
+    pub reason: ::prost::alloc::string::String,
+    /// Yellow at this value or beyond it, in the same unit; absent: it never makes Yellow.
+    #[prost(double, optional, tag = "6")]
+    pub yellow: ::core::option::Option<f64>,
+    /// Red at this value or beyond it, in the same unit; absent: it never makes Red.
+    #[prost(double, optional, tag = "7")]
+    pub red: ::core::option::Option<f64>,
+    /// The worst value of the last one to two seconds; absent where the kernel half doesn't judge.
+    #[prost(double, optional, tag = "8")]
+    pub worst: ::core::option::Option<f64>,
 }
 /// Budgets and their use, in bytes.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -330,6 +342,96 @@ pub struct DrainProgress {
     #[prost(uint64, tag = "5")]
     pub records_pending: u64,
 }
+/// Asks for the ingest sockets.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SocketsRequest {
+    /// At most this many connections; 0: 100.
+    #[prost(uint32, tag = "1")]
+    pub limit: u32,
+    /// What comes first.
+    #[prost(enumeration = "SocketOrder", tag = "2")]
+    pub order: i32,
+}
+/// The ingest sockets at one moment.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SocketsReply {
+    /// Who listed them.
+    #[prost(enumeration = "SocketSource", tag = "1")]
+    pub source: i32,
+    /// Why the kernel half didn't; empty if it did.
+    #[prost(string, tag = "2")]
+    pub source_reason: ::prost::alloc::string::String,
+    /// Why the kernel half doesn't name processes, so that only those are named that the daemon's user
+    /// may look into; empty if it does.
+    #[prost(string, tag = "3")]
+    pub processes_reason: ::prost::alloc::string::String,
+    /// Connections that there are.
+    #[prost(uint64, tag = "4")]
+    pub total: u64,
+    /// The first of them, in the order asked for.
+    #[prost(message, repeated, tag = "5")]
+    pub sockets: ::prost::alloc::vec::Vec<IngestSocket>,
+    /// The listeners.
+    #[prost(message, repeated, tag = "6")]
+    pub listeners: ::prost::alloc::vec::Vec<IngestListener>,
+}
+/// One connection of a producer.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IngestSocket {
+    /// The producer's address and port.
+    #[prost(string, tag = "1")]
+    pub peer: ::prost::alloc::string::String,
+    /// The daemon's address and port.
+    #[prost(string, tag = "2")]
+    pub local: ::prost::alloc::string::String,
+    /// TCP state, such as `established`.
+    #[prost(string, tag = "3")]
+    pub state: ::prost::alloc::string::String,
+    /// Bytes that the daemon hasn't read.
+    #[prost(uint64, tag = "4")]
+    pub depth_bytes: u64,
+    /// The depth that stops the producer; absent if not known.
+    #[prost(uint64, optional, tag = "5")]
+    pub capacity_bytes: ::core::option::Option<u64>,
+    /// Greatest depth seen; absent if the probes don't follow the socket.
+    #[prost(uint64, optional, tag = "6")]
+    pub high_water_bytes: ::core::option::Option<u64>,
+    /// Since the daemon last took bytes; absent if it never did, or if the probes don't follow it.
+    #[prost(message, optional, tag = "7")]
+    pub since_dequeue: ::core::option::Option<::prost_types::Duration>,
+    /// The level that the queue has reached; unspecified if the probes don't follow it.
+    #[prost(enumeration = "Zone", tag = "8")]
+    pub level: i32,
+    /// The kernel's cookie, as `ss -e` shows it; absent if not known.
+    #[prost(uint64, optional, tag = "9")]
+    pub cookie: ::core::option::Option<u64>,
+    /// The producer, if it is a process on this machine and can be told.
+    #[prost(message, optional, tag = "10")]
+    pub process: ::core::option::Option<Process>,
+}
+/// A process on the daemon's machine.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Process {
+    /// Its number, in the daemon's pid namespace.
+    #[prost(uint32, tag = "1")]
+    pub pid: u32,
+    /// Its name, cut off after 15 bytes.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+}
+/// A listener.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IngestListener {
+    /// Its address and port.
+    #[prost(string, tag = "1")]
+    pub local: ::prost::alloc::string::String,
+    /// Connections that the daemon hasn't accepted.
+    #[prost(uint64, tag = "2")]
+    pub waiting: u64,
+    /// Connections that may wait; absent if not known.
+    #[prost(uint64, optional, tag = "3")]
+    pub backlog: ::core::option::Option<u64>,
+}
 /// How hard the host is pressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -564,6 +666,80 @@ impl DrainPhase {
         }
     }
 }
+/// What comes first in a list of sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SocketOrder {
+    /// As DEPTH.
+    Unspecified = 0,
+    /// The most unread bytes.
+    Depth = 1,
+    /// The greatest depth seen.
+    HighWater = 2,
+    /// The greatest depth in proportion to the capacity.
+    Fill = 3,
+    /// The longest time since bytes were last taken.
+    Idle = 4,
+}
+impl SocketOrder {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SOCKET_ORDER_UNSPECIFIED",
+            Self::Depth => "SOCKET_ORDER_DEPTH",
+            Self::HighWater => "SOCKET_ORDER_HIGH_WATER",
+            Self::Fill => "SOCKET_ORDER_FILL",
+            Self::Idle => "SOCKET_ORDER_IDLE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SOCKET_ORDER_UNSPECIFIED" => Some(Self::Unspecified),
+            "SOCKET_ORDER_DEPTH" => Some(Self::Depth),
+            "SOCKET_ORDER_HIGH_WATER" => Some(Self::HighWater),
+            "SOCKET_ORDER_FILL" => Some(Self::Fill),
+            "SOCKET_ORDER_IDLE" => Some(Self::Idle),
+            _ => None,
+        }
+    }
+}
+/// Who listed the sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SocketSource {
+    /// Never sent.
+    Unspecified = 0,
+    /// The kernel half.
+    Kernel = 1,
+    /// /proc: without capacity, high-water mark, last dequeue and level.
+    Proc = 2,
+}
+impl SocketSource {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SOCKET_SOURCE_UNSPECIFIED",
+            Self::Kernel => "SOCKET_SOURCE_KERNEL",
+            Self::Proc => "SOCKET_SOURCE_PROC",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SOCKET_SOURCE_UNSPECIFIED" => Some(Self::Unspecified),
+            "SOCKET_SOURCE_KERNEL" => Some(Self::Kernel),
+            "SOCKET_SOURCE_PROC" => Some(Self::Proc),
+            _ => None,
+        }
+    }
+}
 /// Generated client implementations.
 pub mod control_client {
     #![allow(
@@ -670,6 +846,22 @@ pub mod control_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("gophership.control.v1.Control", "Status"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The ingest sockets: how full each is, who is at the other end.
+        pub async fn sockets(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SocketsRequest>,
+        ) -> std::result::Result<tonic::Response<super::SocketsReply>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path =
+                http::uri::PathAndQuery::from_static("/gophership.control.v1.Control/Sockets");
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("gophership.control.v1.Control", "Sockets"));
             self.inner.unary(req, path, codec).await
         }
         /// Holds the zone, whatever the signals say.
@@ -786,6 +978,11 @@ pub mod control_server {
             &self,
             request: tonic::Request<super::StatusRequest>,
         ) -> std::result::Result<tonic::Response<super::StatusReply>, tonic::Status>;
+        /// The ingest sockets: how full each is, who is at the other end.
+        async fn sockets(
+            &self,
+            request: tonic::Request<super::SocketsRequest>,
+        ) -> std::result::Result<tonic::Response<super::SocketsReply>, tonic::Status>;
         /// Holds the zone, whatever the signals say.
         async fn set_override(
             &self,
@@ -920,6 +1117,43 @@ pub mod control_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = StatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/gophership.control.v1.Control/Sockets" => {
+                    #[allow(non_camel_case_types)]
+                    struct SocketsSvc<T: Control>(pub Arc<T>);
+                    impl<T: Control> tonic::server::UnaryService<super::SocketsRequest> for SocketsSvc<T> {
+                        type Response = super::SocketsReply;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SocketsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Control>::sockets(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SocketsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::{
-    engine::{ControlError, DrainSpec, OverrideSpec, ReplayCommand},
+    engine::{ControlError, DrainSpec, OverrideSpec, ReplayCommand, SocketsSpec},
     pb,
 };
+use crate::pressure::SocketOrder;
 
 /// A drain waits this long for the pipeline unless the caller says otherwise.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -13,6 +14,10 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 const DURATION_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 /// Reasons are for people to read.
 const REASON_BYTES_MAX: usize = 1024;
+/// Sockets listed unless the caller says otherwise.
+const SOCKETS_LIMIT: usize = 100;
+/// The reply stays far below the 4 MiB that a client takes.
+const SOCKETS_LIMIT_MAX: u32 = 10_000;
 
 /// As operators type it.
 pub(super) fn zone_name(zone: pb::Zone) -> &'static str {
@@ -44,6 +49,25 @@ pub(super) fn override_spec(
         reason: asked.reason,
         by,
     })
+}
+
+/// Which sockets to list.
+pub(super) fn sockets_spec(asked: pb::SocketsRequest) -> Result<SocketsSpec, ControlError> {
+    let limit = match asked.limit {
+        0 => SOCKETS_LIMIT,
+        limit @ 1..=SOCKETS_LIMIT_MAX => limit as usize,
+        _ => {
+            let message = format!("limit must be at most {SOCKETS_LIMIT_MAX}");
+            return Err(ControlError::Invalid(message));
+        }
+    };
+    let order = match asked.order() {
+        pb::SocketOrder::Unspecified | pb::SocketOrder::Depth => SocketOrder::Depth,
+        pb::SocketOrder::HighWater => SocketOrder::HighWater,
+        pb::SocketOrder::Fill => SocketOrder::Fill,
+        pb::SocketOrder::Idle => SocketOrder::Idle,
+    };
+    Ok(SocketsSpec { limit, order })
 }
 
 /// What the replay shall do.

@@ -146,6 +146,18 @@ impl pb::control_server::Control for Service {
         Ok(Response::new(self.engine.status()?))
     }
 
+    async fn sockets(
+        &self,
+        request: Request<pb::SocketsRequest>,
+    ) -> Result<Response<pb::SocketsReply>, Status> {
+        self.permit(&request, "sockets", &json!({})).await?;
+        let spec = request::sockets_spec(request.into_inner())?;
+        let engine = Arc::clone(&self.engine);
+        let listed = tokio::task::spawn_blocking(move || engine.sockets(spec)).await;
+        let listed = listed.map_err(|error| Status::internal(format!("sockets: {error}")))?;
+        Ok(Response::new(listed?))
+    }
+
     async fn set_override(
         &self,
         request: Request<pb::SetOverrideRequest>,

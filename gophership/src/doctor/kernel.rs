@@ -236,7 +236,7 @@ fn program(lacking: Lacking, trial: ProgramTrial) -> Check {
         trial.point,
     );
     match trial.outcome {
-        Ok(()) => Check::ok(name, format!("{point} attaches ({weight})")),
+        Ok(()) => Check::ok(name, format!("{point} works ({weight})")),
         Err(reason) if trial.required => lacking.check(
             name,
             format!("{point} ({weight}): {reason}"),

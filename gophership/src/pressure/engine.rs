@@ -1,13 +1,18 @@
 //! The hot path's handles: the verdict, and a worker's own line.
 
 use std::{
+    io,
     mem::offset_of,
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use gophership_common::{Word, WorkerLine};
 
-use super::{clock::monotonic_ns, kernel::Wake};
+use super::{
+    clock::monotonic_ns,
+    kernel::{Enlist, Wake},
+};
 
 pub use gophership_common::Budget;
 
@@ -36,14 +41,42 @@ pub struct EngineLine {
     line: &'static [AtomicU64],
     /// With the fallback: sample after this many operations, by waking the watch thread.
     sampling: Option<(u64, &'static Wake)>,
+    /// With the kernel half: this worker's number and the way to tell it.
+    enlist: Option<(usize, Enlist)>,
 }
 
 impl EngineLine {
     pub(super) const fn of(
         line: &'static [AtomicU64],
         sampling: Option<(u64, &'static Wake)>,
+        enlist: Option<(usize, Enlist)>,
     ) -> Self {
-        Self { line, sampling }
+        Self {
+            line,
+            sampling,
+            enlist,
+        }
+    }
+
+    /// Makes the calling thread known to the kernel half as this worker's, so that its waits for a
+    /// CPU are measured. Does nothing without the kernel half.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn enlist(self) -> io::Result<()> {
+        match self.enlist {
+            Some((worker, enlist)) => enlist.worker(worker),
+            None => Ok(()),
+        }
+    }
+
+    /// Reports how long this worker's synced vault writes take now.
+    pub fn set_vault_write(self, takes: Duration) {
+        let takes_us = u64::try_from(takes.as_micros()).unwrap_or(u64::MAX >> 2);
+        self.word(offset_of!(WorkerLine, vault_write_us))
+            .store(takes_us, Ordering::Relaxed);
+        self.word(offset_of!(WorkerLine, vault_write_at_ns))
+            .store(monotonic_ns(), Ordering::Release);
     }
 
     fn word(self, offset: usize) -> &'static AtomicU64 {

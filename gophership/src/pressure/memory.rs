@@ -94,6 +94,14 @@ impl MemorySources {
         Some(shares.fold(host, u32::min))
     }
 
+    /// The engine's own cgroup directory, if its memory is accounted for by version 2.
+    pub(super) fn cgroup(&self) -> Option<&Path> {
+        self.levels
+            .first()
+            .filter(|level| level.unified && level.directory.join("memory.pressure").exists())
+            .map(|level| &*level.directory)
+    }
+
     fn host(&self) -> Option<Room> {
         let text = fs::read_to_string(&self.meminfo).ok()?;
         let bytes = |key: &str| {

@@ -31,42 +31,49 @@
 //! been used up. A receive queue counts as full at that depth, however large the socket's buffer.
 
 mod clock;
+mod disks;
 mod engine;
 mod kernel;
 mod memory;
 mod pages;
+mod policy;
+mod psi;
 mod release;
 mod snapshot;
+pub mod sockets;
 mod stochastic;
+mod unavailable;
 mod watch;
 
 use std::{
-    fs, io,
+    io,
     mem::offset_of,
-    os::unix::fs::MetadataExt,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 use gophership_common::{
-    OVERRIDE_FOREVER, OVERRIDE_NONE, PORTS_MAX, Policy, VerdictPage, WORKERS_MAX, available,
+    OVERRIDE_FOREVER, OVERRIDE_NONE, PORTS_MAX, Policy, VerdictPage, WORKERS_MAX,
 };
 
 pub use clock::monotonic_ns;
 pub use engine::{Budget, EngineLine, Verdict};
-pub use gophership_common::{Cause, Signals, Word, Zone};
+pub use gophership_common::{Cause, Levels, Rule, SIGNALS, Signal, Signals, Unit, Word, Zone};
 pub use kernel::{
     Error as KernelError, Feature, Lockdown, ProgramTrial, check_fields, features,
     missing_capabilities, try_programs,
 };
 pub use memory::memory_limit_bytes;
 pub use release::Release;
-pub use snapshot::{SignalReading, Snapshot, Source};
-pub use watch::{TICK_DEAD_MIN, Transition, WatchHandle};
+pub use snapshot::{SignalReading, Snapshot, Source, shown, unit};
+pub use sockets::{Listing, SocketOrder};
+pub use watch::{Occurrence, TICK_DEAD_MIN, Transition, WatchHandle};
 
-use kernel::{Events, Kernel, Wake, explained};
+use kernel::{Enlist, Events, Kernel, Wake, explained};
 use pages::Pages;
+use unavailable::Unavailable;
 
 /// Whether the kernel half must judge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,15 +84,6 @@ pub enum KernelMode {
     Required,
     /// Never load it.
     Off,
-}
-
-/// Entry thresholds of one signal, in permille of its full scale.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Levels {
-    /// Yellow at or beyond this.
-    pub yellow_permille: u32,
-    /// Red at or beyond this.
-    pub red_permille: u32,
 }
 
 /// Thresholds and sources of the verdict.
@@ -103,21 +101,34 @@ pub struct Config {
     pub receive_queue: Levels,
     /// Red by the receive queue needs this long without a dequeue on that socket.
     pub receive_queue_for: Duration,
+    /// Accept queue of an ingest listener over its limit.
+    pub listen_backlog: Levels,
+    /// Share of a second lost to reclaiming memory.
+    pub memory_stall: Levels,
     /// Available memory over the limit: low is bad, so red is the smaller value.
     pub memory_available: Levels,
+    /// Share of a second that a worker waits for a CPU.
+    pub cpu_wait: Levels,
+    /// Time the vault's disk may take for a request before it counts as slow; `None`: never.
+    pub disk_latency: Option<Duration>,
+    /// Yellow when the ingest budget would be spent within this; `None`: never.
+    pub ingress_horizon: Option<Duration>,
     /// Bytes in use over budget, the fullest budget counting.
     pub budget: Levels,
     /// A worker whose heartbeat is older than this is a cause of Red.
     pub heartbeat_limit: Duration,
 }
 
-/// What of the machine's sockets is ours: the listeners' ports, in this process's network namespace.
+/// What of the machine is ours: the listeners' ports, in this process's network namespace, and the
+/// vault's disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IngestScope {
     /// Local ports of the ingest listeners; at most [`PORTS_MAX`].
     pub ports: Vec<u16>,
     /// The smallest number of unread bytes that can stop an HTTP/2 peer; 0: not HTTP/2.
     pub h2_window_bytes: u32,
+    /// The vault's directory, whose block devices count; `None`: there is no vault.
+    pub vault_dir: Option<PathBuf>,
 }
 
 /// An operator's choice of zone.
@@ -167,7 +178,13 @@ pub struct Pressure {
     /// The kernel half's events, until the watch thread takes them.
     events: Mutex<Option<Events>>,
     source: snapshot::Judging,
+    /// Why signals aren't available.
+    unavailable: Unavailable,
+    /// The kernel half's way to learn who a worker is.
+    enlist: Option<Enlist>,
     wake: &'static Wake,
+    /// The ingest listeners' ports.
+    ports: Vec<u16>,
     sample_every: u64,
     /// The least time between two of the fallback's samples.
     tick: Duration,
@@ -180,19 +197,26 @@ impl Pressure {
     /// [`Error::KernelRequired`] if `config.kernel` is [`KernelMode::Required`] and the kernel half
     /// doesn't run; the others if what was asked for exceeds a limit or the system refuses memory.
     pub fn start(config: &Config, scope: &IngestScope, workers: usize) -> Result<Self, Error> {
-        let policy = policy(config, scope, workers)?;
+        let policy = policy::of(config, scope, workers)?;
+        let unavailable = Unavailable::default();
         let loaded = match config.kernel {
             KernelMode::Off => Err(None),
-            KernelMode::Auto | KernelMode::Required => start_kernel(config, &policy)
-                .map_err(|error| Some(explained(error, Lockdown::current()))),
+            KernelMode::Auto | KernelMode::Required => {
+                start_kernel(config, scope, &policy, &unavailable)
+                    .map_err(|error| Some(explained(error, Lockdown::current())))
+            }
         };
         match loaded {
             Ok((kernel, pages, events, policy)) => {
-                for reason in &kernel.unattached {
-                    tracing::warn!(reason, "the receive queue can't be measured");
+                for (signal, reason) in unavailable.all() {
+                    tracing::warn!(signal = signal.as_str(), reason, "a signal is unavailable");
+                }
+                for reason in kernel.iterators.missing() {
+                    tracing::info!(reason, "`gs-ctl sockets` will show less");
                 }
                 tracing::info!(ports = ?scope.ports, "the kernel half judges");
-                Self::assemble(config, pages, policy, Some((kernel, events)), None)
+                let kernel = Ok((kernel, events));
+                Self::assemble(config, scope, pages, policy, kernel, unavailable)
             }
             Err(Some(error)) if config.kernel == KernelMode::Required => {
                 Err(Error::KernelRequired(error))
@@ -214,32 +238,42 @@ impl Pressure {
                     source,
                 })?;
                 pages.publish(&policy);
-                Self::assemble(config, pages, policy, None, Some(reason))
+                let unavailable = Unavailable::without_kernel(&reason);
+                Self::assemble(config, scope, pages, policy, Err(reason), unavailable)
             }
         }
     }
 
     fn assemble(
         config: &Config,
+        scope: &IngestScope,
         pages: Pages,
         policy: Policy,
-        kernel: Option<(Kernel, Events)>,
-        why_not: Option<String>,
+        kernel: Result<(Kernel, Events), String>,
+        unavailable: Unavailable,
     ) -> Result<Self, Error> {
         pages.begin(monotonic_ns());
         let wake = Wake::new().map_err(|source| Error::System {
             what: "eventfd",
             source,
         })?;
+        let (kernel, why_not) = match kernel {
+            Ok(kernel) => (Some(kernel), None),
+            Err(reason) => (None, Some(reason)),
+        };
         let (kernel, events) = kernel.unzip();
+        let enlist = kernel.as_ref().and_then(Kernel::enlist);
         Ok(Self {
             pages,
             policy: Mutex::new(policy),
             kernel,
             events: Mutex::new(events),
             source: snapshot::Judging::new(why_not),
+            unavailable,
+            enlist,
             // Lives as long as the mappings: workers' handles point to both.
             wake: Box::leak(Box::new(wake)),
+            ports: scope.ports.clone(),
             sample_every: config.sample_every,
             tick: config.tick,
         })
@@ -261,7 +295,8 @@ impl Pressure {
             Some(_) => None,
             None => Some((self.sample_every.max(1), self.wake)),
         };
-        EngineLine::of(self.pages.line(worker), sampling)
+        let enlist = self.enlist.map(|enlist| (worker, enlist));
+        EngineLine::of(self.pages.line(worker), sampling, enlist)
     }
 
     /// Whether `CAP_BPF` must outlive the drop of privileges: before 5.19 an unprivileged `bpf(2)` is
@@ -292,37 +327,58 @@ impl Pressure {
     /// Everything there is to show, at one moment.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::of(&self.pages, &self.source)
+        let policy = *lock(&self.policy);
+        Snapshot::of(&self.pages, &self.source, &policy, &self.unavailable)
+    }
+
+    /// Lists the ingest sockets. Takes time in proportion to the sockets, and the descriptors, of the
+    /// machine: not for a worker's thread.
+    ///
+    /// # Errors
+    /// If neither the kernel half nor `/proc` can tell.
+    pub fn sockets(&self, order: SocketOrder, limit: usize) -> io::Result<Listing> {
+        let policy = *lock(&self.policy);
+        let measures_queues = policy.measured & Signal::ReceiveQueue.bit() != 0;
+        let kernel = match (&self.kernel, self.source.why_not_kernel()) {
+            (Some(kernel), _) if measures_queues => Ok(&kernel.iterators),
+            (Some(_), _) => Err(self.unavailable.reason(Signal::ReceiveQueue)),
+            (None, reason) => Err(reason.unwrap_or_default()),
+        };
+        sockets::list(&kernel, &self.ports, policy.netns_inum, order, limit)
     }
 
     /// Starts the watch thread: it posts samples every 100 ms, drains the kernel half's events into
-    /// `on_transition`, and judges where the kernel doesn't. Only the first call gets the events.
+    /// `on_occurrence`, and judges where the kernel doesn't. Only the first call gets the events.
     ///
     /// # Errors
     /// If the thread can't be spawned.
     pub fn spawn_watch(
         self: &Arc<Self>,
-        on_transition: impl Fn(&Transition) + Send + 'static,
+        on_occurrence: impl Fn(&Occurrence) + Send + 'static,
     ) -> io::Result<WatchHandle> {
-        watch::spawn(Arc::clone(self), on_transition)
+        watch::spawn(Arc::clone(self), on_occurrence)
     }
 }
 
 fn start_kernel(
     config: &Config,
+    scope: &IngestScope,
     policy: &Policy,
+    unavailable: &Unavailable,
 ) -> Result<(Kernel, Pages, Events, Policy), KernelError> {
     /// An attached tick comes within a few periods; slow machines get more.
     const FIRST_TICK_MIN: Duration = Duration::from_secs(2);
 
     let (mut kernel, pages, events) = Kernel::load()?;
-    kernel.attach(config.tick)?;
     let mut policy = *policy;
-    if kernel.measures_queues {
-        policy.measured |= available::RECEIVE_QUEUE;
-    } else {
+    policy::follow_disks(&mut policy, scope, unavailable);
+    policy.measured = kernel.attach(config.tick, unavailable)?;
+    if policy.measured & Signal::ReceiveQueue.bit() == 0 {
         // No port is ours to the probes that did attach: what isn't measured must not raise.
         policy.port_count = 0;
+    }
+    if policy.disk_count == 0 {
+        policy.measured &= !(Signal::DiskLatency.bit() | Signal::DiskDepth.bit());
     }
     pages.publish(&policy);
     let limit = FIRST_TICK_MIN.max(config.tick * 10);
@@ -334,50 +390,6 @@ fn start_kernel(
         thread::sleep(Duration::from_millis(1));
     }
     Ok((kernel, pages, events, policy))
-}
-
-fn policy(config: &Config, scope: &IngestScope, workers: usize) -> Result<Policy, Error> {
-    let mut ports = [0; PORTS_MAX];
-    ports
-        .get_mut(..scope.ports.len())
-        .ok_or(Error::TooManyPorts {
-            ports: scope.ports.len(),
-        })?
-        .copy_from_slice(&scope.ports);
-    if workers > WORKERS_MAX {
-        return Err(Error::TooManyWorkers { workers });
-    }
-    let netns = fs::metadata("/proc/self/ns/net").map_err(|source| Error::System {
-        what: "/proc/self/ns/net",
-        source,
-    })?;
-    // The judge adds to and subtracts from these: a century is forever.
-    const FOREVER_NS: u64 = 100 * 365 * 86_400 * 1_000_000_000;
-    let nanos = |duration: Duration| {
-        u64::try_from(duration.as_nanos()).map_or(FOREVER_NS, |ns| ns.min(FOREVER_NS))
-    };
-    let levels = |levels: Levels| gophership_common::Levels {
-        yellow_permille: levels.yellow_permille,
-        red_permille: levels.red_permille,
-    };
-    Ok(Policy {
-        tick_ns: nanos(config.tick),
-        hold_ns: nanos(config.hold),
-        receive_queue_for_ns: nanos(config.receive_queue_for),
-        heartbeat_limit_ns: nanos(config.heartbeat_limit),
-        override_until_ns: 0,
-        receive_queue: levels(config.receive_queue),
-        memory_available: levels(config.memory_available),
-        budget: levels(config.budget),
-        override_zone: OVERRIDE_NONE,
-        h2_window_bytes: scope.h2_window_bytes,
-        // The kernel's namespace numbers are 32 bits wide.
-        netns_inum: u32::try_from(netns.ino()).unwrap_or(0),
-        workers: u32::try_from(workers).unwrap_or(0),
-        measured: 0,
-        port_count: u32::try_from(scope.ports.len()).unwrap_or(0),
-        ports,
-    })
 }
 
 /// The lock, whoever panicked while holding it: what it guards is replaced as a whole.

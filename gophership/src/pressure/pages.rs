@@ -7,8 +7,8 @@ use std::{
 };
 
 use gophership_common::{
-    Aggregates, EnginePage, Policy, PolicyPage, Posted, Signals, SignalsPage, State, VerdictPage,
-    WatchSlot, Word, WorkerLine,
+    Aggregates, EnginePage, Policy, PolicyPage, Posted, SIGNALS, Signals, SignalsPage, State,
+    VerdictPage, WatchSlot, Word, WorkerLine,
 };
 
 use super::kernel::Page;
@@ -96,10 +96,13 @@ impl Pages {
     /// Posts samples; the time last, so that they are never fresher than they look.
     pub(super) fn post(&self, posted: &Posted) {
         let words = self.engine.words::<Posted>(offset_of!(EnginePage, posted));
-        let at = offset_of!(Posted, at_ns) / size_of::<u64>();
-        let value = offset_of!(Posted, memory_available_permille) / size_of::<u64>();
-        words[value].store(posted.memory_available_permille, Ordering::Relaxed);
-        words[at].store(posted.at_ns, Ordering::Release);
+        let word = |offset: usize| &words[offset / size_of::<u64>()];
+        for (index, value) in posted.values.iter().enumerate() {
+            word(offset_of!(Posted, values) + index * size_of::<u64>())
+                .store(*value, Ordering::Relaxed);
+        }
+        word(offset_of!(Posted, available)).store(posted.available, Ordering::Relaxed);
+        word(offset_of!(Posted, at_ns)).store(posted.at_ns, Ordering::Release);
     }
 
     /// The judge's last reading.
@@ -123,33 +126,34 @@ impl Pages {
             .read(offset_of!(SignalsPage, watch) + slot * size_of::<WatchSlot>())
     }
 
+    /// The worst values of the last one to two seconds, by the signal's number.
+    pub(super) fn worst(&self) -> [u64; SIGNALS] {
+        self.signals.read(offset_of!(SignalsPage, worst))
+    }
+
     /// What the judge remembers.
     pub(super) fn state(&self) -> State {
-        let natural = Word(self.verdict_at(offset_of!(VerdictPage, natural)));
-        State {
-            zone: natural.zone(),
-            cause: natural.cause(),
-            below_yellow_since_ns: self.verdict_at(offset_of!(VerdictPage, below_yellow_since_ns)),
-            below_red_since_ns: self.verdict_at(offset_of!(VerdictPage, below_red_since_ns)),
-        }
+        State::of(
+            Word(self.verdict_at(offset_of!(VerdictPage, natural))),
+            CLOCKS.map(|offset| self.verdict_at(offset)),
+        )
     }
 
     /// Remembers for the next judgement, also the kernel's.
     pub(super) fn remember(&self, state: &State) {
-        let natural = Word::new(state.zone, state.cause, 0, 0).0;
-        let fields = [
-            (offset_of!(VerdictPage, natural), natural),
-            (
-                offset_of!(VerdictPage, below_yellow_since_ns),
-                state.below_yellow_since_ns,
-            ),
-            (
-                offset_of!(VerdictPage, below_red_since_ns),
-                state.below_red_since_ns,
-            ),
-        ];
-        for (offset, value) in fields {
-            self.verdict.word(offset).store(value, Ordering::Release);
+        let natural = offset_of!(VerdictPage, natural);
+        self.verdict
+            .word(natural)
+            .store(state.word().0, Ordering::Release);
+        for (offset, clock_ns) in CLOCKS.into_iter().zip(state.clocks_ns()) {
+            self.verdict.word(offset).store(clock_ns, Ordering::Release);
         }
     }
 }
+
+/// Where [`State::clocks_ns`] are kept.
+const CLOCKS: [usize; 3] = [
+    offset_of!(VerdictPage, below_yellow_since_ns),
+    offset_of!(VerdictPage, below_red_since_ns),
+    offset_of!(VerdictPage, disk_calm_since_ns),
+];

@@ -9,9 +9,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use gophership_common::{Cause, Signals, VerdictPage, Zone, available};
+use gophership_common::{Cause, Policy, SIGNALS, Signal, Signals, Unit, VerdictPage, Zone};
 
-use super::{clock::monotonic_ns, pages::Pages};
+use super::{clock::monotonic_ns, pages::Pages, unavailable::Unavailable};
 
 /// Who judges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,16 +34,24 @@ impl Source {
 }
 
 /// One signal as last judged.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SignalReading {
-    /// Snake-case name.
-    pub name: &'static str,
-    /// Value in `unit`; meaningless unless `available`.
+    /// Which.
+    pub signal: Signal,
+    /// In `unit`; meaningless unless `available`.
     pub value: f64,
-    /// `ratio`, `seconds` or `sockets`.
+    /// The worst value of the last one to two seconds, in `unit`; where the kernel judges.
+    pub worst: Option<f64>,
+    /// `ratio`, `seconds`, `bytes`, `bytes_per_second` or `count`.
     pub unit: &'static str,
+    /// Where it enters Yellow, in `unit`; `None`: never.
+    pub yellow: Option<f64>,
+    /// Where it enters Red, in `unit`; `None`: never.
+    pub red: Option<f64>,
     /// Whether it could be measured.
     pub available: bool,
+    /// Why it couldn't be; empty if it could.
+    pub reason: String,
 }
 
 /// Everything there is to show, at one moment.
@@ -63,6 +71,8 @@ pub struct Snapshot {
     pub since: SystemTime,
     /// Whether the zone is the operator's.
     pub override_active: bool,
+    /// Whether the vault's disk is slow.
+    pub slow_disk: bool,
     /// Counts the changes of the word; wraps.
     pub epoch: u32,
     /// Changes of the word since the start.
@@ -104,7 +114,12 @@ impl Judging {
 }
 
 impl Snapshot {
-    pub(super) fn of(pages: &Pages, judging: &Judging) -> Self {
+    pub(super) fn of(
+        pages: &Pages,
+        judging: &Judging,
+        policy: &Policy,
+        unavailable: &Unavailable,
+    ) -> Self {
         let (word, since_ns) = pages.word_and_since();
         let now_ns = monotonic_ns();
         let judged_at_ns = pages
@@ -112,6 +127,14 @@ impl Snapshot {
             .max(judging.judged_at_ns.load(Ordering::Acquire));
         let age = Duration::from_nanos(now_ns.saturating_sub(since_ns));
         let why_not_kernel = judging.why_not_kernel();
+        let worst = why_not_kernel.is_none().then(|| pages.worst());
+        let signals = readings(&pages.last_signals(), worst, policy, |signal| {
+            // What the kernel half could measure is away with its tick.
+            match &why_not_kernel {
+                Some(why) if policy.measured & signal.bit() != 0 => why.clone(),
+                Some(_) | None => unavailable.reason(signal),
+            }
+        });
         Self {
             source: match why_not_kernel {
                 None => Source::Kernel,
@@ -125,61 +148,68 @@ impl Snapshot {
                 .checked_sub(age)
                 .unwrap_or(SystemTime::UNIX_EPOCH),
             override_active: word.overridden(),
+            slow_disk: word.slow_disk(),
             epoch: word.epoch(),
             transitions: pages.verdict_at(offset_of!(VerdictPage, transitions)),
             judged_age: Duration::from_nanos(now_ns.saturating_sub(judged_at_ns)),
-            signals: readings(&pages.last_signals()),
+            signals,
             events_lost: pages.verdict_at(offset_of!(VerdictPage, events_lost)),
         }
     }
+
+    /// The reading of one signal.
+    #[must_use]
+    pub fn signal(&self, signal: Signal) -> &SignalReading {
+        &self.signals[signal as usize]
+    }
 }
 
-fn readings(signals: &Signals) -> Vec<SignalReading> {
-    let known = |bit: u32| signals.available & bit != 0;
-    let ratio = |name, permille: u32, bit| SignalReading {
-        name,
-        value: f64::from(permille) / 1000.0,
-        unit: "ratio",
-        available: known(bit),
-    };
-    let seconds = |name, ns: u64, bit| SignalReading {
-        name,
-        value: Duration::from_nanos(ns).as_secs_f64(),
-        unit: "seconds",
-        available: known(bit),
-    };
-    let sockets = |name, count: u32| SignalReading {
-        name,
-        value: f64::from(count),
-        unit: "sockets",
-        available: known(available::RECEIVE_QUEUE),
-    };
-    let [ingest, export, vault] = signals.budget_permille;
-    vec![
-        ratio(
-            "receive_queue",
-            signals.receive_queue_permille,
-            available::RECEIVE_QUEUE,
-        ),
-        seconds(
-            "receive_queue_stalled",
-            signals.receive_queue_stalled_ns,
-            available::RECEIVE_QUEUE,
-        ),
-        sockets("sockets_above_yellow", signals.sockets_above_yellow),
-        sockets("sockets_above_red", signals.sockets_above_red),
-        seconds(
-            "heartbeat_age",
-            signals.heartbeat_age_ns,
-            available::HEARTBEAT,
-        ),
-        ratio("budget_ingest", ingest, available::BUDGET_INGEST),
-        ratio("budget_export", export, available::BUDGET_EXPORT),
-        ratio("budget_vault", vault, available::BUDGET_VAULT),
-        ratio(
-            "memory_available",
-            signals.memory_available_permille,
-            available::MEMORY_AVAILABLE,
-        ),
-    ]
+fn readings(
+    signals: &Signals,
+    worst: Option<[u64; SIGNALS]>,
+    policy: &Policy,
+    reason: impl Fn(Signal) -> String,
+) -> Vec<SignalReading> {
+    Signal::ALL
+        .into_iter()
+        .map(|signal| {
+            let index = signal as usize;
+            let known = signals.get(signal);
+            let (yellow, red) = policy.rules[index].entries();
+            SignalReading {
+                signal,
+                value: shown(signal, known.unwrap_or(0)),
+                worst: worst.map(|worst| shown(signal, worst[index])),
+                unit: unit(signal),
+                yellow: yellow.map(|at| shown(signal, at)),
+                red: red.map(|at| shown(signal, at)),
+                available: known.is_some(),
+                reason: known.map_or_else(|| reason(signal), |_| String::new()),
+            }
+        })
+        .collect()
+}
+
+/// A value in the unit that people and metrics see.
+#[must_use]
+#[expect(clippy::cast_precision_loss, reason = "for people and metrics")]
+pub fn shown(signal: Signal, value: u64) -> f64 {
+    let value = value as f64;
+    match signal.unit() {
+        Unit::Permille => value / 1e3,
+        Unit::Microseconds => value / 1e6,
+        Unit::Bytes | Unit::BytesPerSecond | Unit::Count => value,
+    }
+}
+
+/// The name of the unit that people and metrics see.
+#[must_use]
+pub const fn unit(signal: Signal) -> &'static str {
+    match signal.unit() {
+        Unit::Permille => "ratio",
+        Unit::Microseconds => "seconds",
+        Unit::Bytes => "bytes",
+        Unit::BytesPerSecond => "bytes_per_second",
+        Unit::Count => "count",
+    }
 }

@@ -7,8 +7,8 @@
 use std::{mem::offset_of, sync::atomic::Ordering};
 
 use gophership_common::{
-    Aggregates, Event, Policy, Signals, SignalsPage, Tally, VerdictPage, WATCH_SLOTS, Word,
-    available, judge,
+    Aggregates, EVENT_TRANSITION, Event, Policy, Signal, Signals, SignalsPage, Tally, VerdictPage,
+    WATCH_SLOTS, Word, judge,
 };
 
 use super::pages::Pages;
@@ -39,6 +39,7 @@ pub(super) fn judge_once(pages: &Pages, policy: &Policy, now_ns: u64) -> Option<
         .fetch_add(1, Ordering::AcqRel);
     pages.remember(&judgement.state);
     Some(Event {
+        kind: EVENT_TRANSITION,
         from: word,
         to: next,
         ktime_ns: now_ns,
@@ -51,28 +52,30 @@ fn sample(pages: &Pages, policy: &Policy, now_ns: u64) -> Signals {
     for worker in 0..policy.workers as usize {
         tally.add(&pages.report(worker));
     }
-    let mut signals = tally.signals(policy, &pages.posted(), now_ns);
-    if signals.available & available::RECEIVE_QUEUE != 0 {
+    let mut signals = Signals::NONE;
+    signals.available = tally.report(&pages.posted(), now_ns, &mut signals.values);
+    if policy.measured & Signal::ReceiveQueue.bit() != 0 {
         measure(pages, &mut signals, now_ns);
     }
     signals
 }
 
+/// What the probes have counted: they go on when the tick is dead.
 fn measure(pages: &Pages, signals: &mut Signals, now_ns: u64) {
     let counts = pages.aggregates();
-    let narrow = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
-    signals.sockets_above_yellow = narrow(counts.above_yellow);
-    signals.sockets_above_red = narrow(counts.above_red);
+    signals.set(Signal::SocketsAboveYellow, counts.above_yellow);
+    signals.set(Signal::SocketsAboveRed, counts.above_red);
     // Starts a new window, as the tick does.
     let window = offset_of!(SignalsPage, aggregates) + offset_of!(Aggregates, window_permille);
     let mut deepest = pages.signals.word(window).swap(0, Ordering::AcqRel);
+    let mut stalled_ns = 0;
     for slot in 0..WATCH_SLOTS {
         let watched = pages.watched(slot);
         deepest = deepest.max(watched.permille);
         if watched.stalled_since_ns != 0 {
-            let stalled_ns = now_ns.saturating_sub(watched.stalled_since_ns);
-            signals.receive_queue_stalled_ns = signals.receive_queue_stalled_ns.max(stalled_ns);
+            stalled_ns = stalled_ns.max(now_ns.saturating_sub(watched.stalled_since_ns));
         }
     }
-    signals.receive_queue_permille = narrow(deepest);
+    signals.set(Signal::ReceiveQueue, deepest);
+    signals.set(Signal::ReceiveQueueStalled, stalled_ns / 1000);
 }

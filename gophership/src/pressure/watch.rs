@@ -1,6 +1,7 @@
 //! The watch thread: posts samples, passes on transitions, minds the tick, stands in for it.
 
 use std::{
+    fs::File,
     io,
     mem::offset_of,
     os::fd::AsFd,
@@ -13,10 +14,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gophership_common::{Cause, Event, Posted, Signals, VerdictPage, Zone};
+use gophership_common::{
+    EVENT_OOM, EVENT_OOM_ELSEWHERE, EVENT_TRANSITION, Event, POSTED, Posted, Rule, SIGNALS, Signal,
+    Signals, VerdictPage, Word,
+};
 
 use super::{
-    Pressure, clock::monotonic_ns, kernel::Events, lock, memory::MemorySources, stochastic,
+    Pressure,
+    clock::monotonic_ns,
+    kernel::Events,
+    lock,
+    memory::MemorySources,
+    psi::{self, Psi},
+    stochastic,
 };
 
 /// How often samples are posted and the tick's age is checked.
@@ -26,30 +36,56 @@ const PERIOD: Duration = Duration::from_millis(100);
 pub const TICK_DEAD_MIN: Duration = Duration::from_millis(500);
 const TICK_DEAD_PERIODS: u32 = 20;
 
-/// A change of the verdict. `from` and `to` are the same zone when only the cause rose.
+/// What the judge has to tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "passed by reference, a handful a minute"
+)]
+pub enum Occurrence {
+    /// The verdict has changed.
+    Transition(Transition),
+    /// A process was killed for lack of memory.
+    OomKill {
+        /// Whether the host or the engine's cgroup lacked it, rather than another cgroup.
+        ours: bool,
+        /// When, `CLOCK_MONOTONIC` nanoseconds.
+        ktime_ns: u64,
+    },
+}
+
+/// A change of the verdict. `from` and `to` are the same zone when only the cause or a flag changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transition {
-    /// Zone before.
-    pub from: Zone,
-    /// Zone after.
-    pub to: Zone,
-    /// What it is due to.
-    pub cause: Cause,
+    /// Word before.
+    pub from: Word,
+    /// Word after.
+    pub to: Word,
     /// When, `CLOCK_MONOTONIC` nanoseconds.
     pub ktime_ns: u64,
     /// What it was decided on; when a probe raised, only its own socket's readings are available.
     pub values: Signals,
+    /// The thresholds in force when user space heard of it, by the signal's number.
+    pub rules: [Rule; SIGNALS],
 }
 
-impl From<Event> for Transition {
-    fn from(event: Event) -> Self {
-        Self {
-            from: event.from.zone(),
-            to: event.to.zone(),
-            cause: event.to.cause(),
-            ktime_ns: event.ktime_ns,
-            values: event.values,
-        }
+impl Occurrence {
+    /// `None` for what a later kernel half might tell.
+    fn of(event: &Event, rules: [Rule; SIGNALS]) -> Option<Self> {
+        Some(match event.kind {
+            EVENT_TRANSITION => Self::Transition(Transition {
+                from: event.from,
+                to: event.to,
+                ktime_ns: event.ktime_ns,
+                values: event.values,
+                rules,
+            }),
+            EVENT_OOM | EVENT_OOM_ELSEWHERE => Self::OomKill {
+                ours: event.kind == EVENT_OOM,
+                ktime_ns: event.ktime_ns,
+            },
+            _ => return None,
+        })
     }
 }
 
@@ -80,14 +116,24 @@ impl Drop for WatchHandle {
 
 pub(super) fn spawn(
     pressure: Arc<Pressure>,
-    on_transition: impl Fn(&Transition) + Send + 'static,
+    on_occurrence: impl Fn(&Occurrence) + Send + 'static,
 ) -> io::Result<WatchHandle> {
     let stop = Arc::new(AtomicBool::new(false));
+    let memory = MemorySources::discover(Path::new("/"));
+    if memory.cgroup().is_none() {
+        let reason = "the engine's memory cgroup isn't of version 2, which alone has PSI";
+        pressure
+            .unavailable
+            .set(Signal::MemoryPressureCgroup, reason);
+    }
     let mut watch = Watch {
         events: lock(&pressure.events).take(),
-        memory: MemorySources::discover(Path::new("/")),
+        psi: Psi::discover(Path::new("/"), memory.cgroup()),
+        memory,
+        trigger: trigger(&pressure),
         pressure: Arc::clone(&pressure),
-        on_transition,
+        on_occurrence,
+        triggered: false,
         sampled_at: None,
     };
     let stopped = Arc::clone(&stop);
@@ -106,36 +152,56 @@ pub(super) fn spawn(
     })
 }
 
+/// Wakes the thread when memory is short; where that isn't allowed, the next sample tells.
+fn trigger(pressure: &Pressure) -> Option<File> {
+    let (yellow, _) = lock(&pressure.policy).rules[Signal::MemoryPressure as usize].entries();
+    let permille = u32::try_from(yellow?).ok()?;
+    psi::memory_trigger(permille)
+        .inspect_err(|error| tracing::debug!(%error, "no trigger on memory pressure"))
+        .ok()
+}
+
 struct Watch<F> {
     pressure: Arc<Pressure>,
     events: Option<Events>,
     memory: MemorySources,
-    on_transition: F,
+    psi: Psi,
+    /// Ready when memory pressure has crossed its Yellow level.
+    trigger: Option<File>,
+    on_occurrence: F,
+    /// It was.
+    triggered: bool,
     /// When samples were last taken.
     sampled_at: Option<Instant>,
 }
 
-impl<F: Fn(&Transition)> Watch<F> {
+impl<F: Fn(&Occurrence)> Watch<F> {
     /// One look at everything, then a wait for the next reason to look.
     fn turn(&mut self) {
         self.drain();
         let since = self.sampled_at.map(|at| at.elapsed());
         let judging = self.pressure.source.why_not_kernel().is_some();
         // A wake-up is a reason to sample early, but not more often than a tick would judge.
-        if since.is_none_or(|since| since >= PERIOD || judging && since >= self.pressure.tick) {
+        let early = judging || std::mem::take(&mut self.triggered);
+        if since.is_none_or(|since| since >= PERIOD || early && since >= self.pressure.tick) {
             self.sample();
         }
         let elapsed = self.sampled_at.map_or(PERIOD, |at| at.elapsed());
-        let ring: Vec<_> = self.events.iter().map(AsFd::as_fd).collect();
-        self.pressure
+        let ring = self.events.as_ref().map(AsFd::as_fd);
+        let trigger = self.trigger.as_ref().map(AsFd::as_fd);
+        self.triggered = self
+            .pressure
             .wake
-            .wait(&ring, PERIOD.saturating_sub(elapsed));
+            .wait(ring, trigger, PERIOD.saturating_sub(elapsed));
     }
 
     fn drain(&mut self) {
         if let Some(events) = &mut self.events {
+            let rules = lock(&self.pressure.policy).rules;
             while let Some(event) = events.next() {
-                (self.on_transition)(&event.into());
+                if let Some(occurrence) = Occurrence::of(&event, rules) {
+                    (self.on_occurrence)(&occurrence);
+                }
             }
             events.flush_log();
         }
@@ -143,14 +209,7 @@ impl<F: Fn(&Transition)> Watch<F> {
 
     fn sample(&mut self) {
         self.sampled_at = Some(Instant::now());
-        // What can't be read isn't posted: the last sample grows stale, then unavailable.
-        if let Some(permille) = self.memory.available_permille() {
-            self.pressure.pages.post(&Posted {
-                at_ns: monotonic_ns(),
-                memory_available_permille: u64::from(permille),
-                padding: [0; 6],
-            });
-        }
+        self.post();
         if self.pressure.kernel.is_some() {
             self.mind_the_tick();
         }
@@ -159,11 +218,39 @@ impl<F: Fn(&Transition)> Watch<F> {
         }
     }
 
+    /// Posts what can be read; what can't grows unavailable, with its reason.
+    fn post(&mut self) {
+        let mut posted = Posted::default();
+        let pressure = &self.pressure;
+        let mut post = |signal: Signal, value: io::Result<u64>| {
+            let index = POSTED.iter().position(|posted| *posted == signal);
+            match (value, index) {
+                (Ok(value), Some(index)) => {
+                    posted.values[index] = value;
+                    posted.available |= signal.bit();
+                }
+                (Err(error), _) => pressure.unavailable.set(signal, &error.to_string()),
+                (Ok(_), None) => {}
+            }
+        };
+        post(
+            Signal::MemoryAvailable,
+            self.memory
+                .available_permille()
+                .map(u64::from)
+                .ok_or_else(|| io::Error::other("/proc/meminfo can't be read")),
+        );
+        self.psi.sample(Instant::now(), post);
+        posted.at_ns = monotonic_ns();
+        pressure.pages.post(&posted);
+    }
+
     fn judge(&self) {
         let policy = *lock(&self.pressure.policy);
         let now_ns = monotonic_ns();
-        if let Some(event) = stochastic::judge_once(&self.pressure.pages, &policy, now_ns) {
-            (self.on_transition)(&event.into());
+        let event = stochastic::judge_once(&self.pressure.pages, &policy, now_ns);
+        if let Some(occurrence) = event.and_then(|event| Occurrence::of(&event, policy.rules)) {
+            (self.on_occurrence)(&occurrence);
         }
         self.pressure.source.judged(now_ns);
     }

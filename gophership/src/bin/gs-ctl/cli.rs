@@ -16,6 +16,7 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 can't connect, 4 not permitted.
 Examples:
   gs-ctl status
   gs-ctl --output json status | jq .zone
+  gs-ctl top
   gs-ctl override --zone red --for 10m --reason 'collector upgrade'
   gs-ctl replay --follow"
 )]
@@ -77,6 +78,27 @@ Examples:
   gs-ctl status --output json | jq '.vault.records_pending'")]
     Status,
 
+    /// Show zone, cause, signals and the fullest sockets, again and again; Ctrl-C ends it.
+    #[command(after_help = "\
+Where standard output is no terminal, one block after the other is written; in JSON, one a line.
+
+Examples:
+  gs-ctl top
+  gs-ctl top --interval 200ms
+  gs-ctl --output json top --count 60 > minute.jsonl")]
+    Top(TopArgs),
+
+    /// List the ingest sockets: how full each is, and who is at the other end.
+    #[command(after_help = "\
+Depths and capacities come from the kernel half; where it doesn't run, from /proc, with less.
+A process is named if it runs on this machine.
+
+Examples:
+  gs-ctl sockets
+  gs-ctl sockets --sort high-water --limit 10
+  gs-ctl --output json sockets | jq '.sockets[] | select(.level == \"red\") | .process'")]
+    Sockets(SocketsArgs),
+
     /// Hold a zone whatever the signals say, or give it back to them.
     #[command(after_help = "\
 Examples:
@@ -107,6 +129,57 @@ Examples:
     /// Make and show certificates.
     #[command(subcommand)]
     Certs(CertsCommand),
+}
+
+/// `top`.
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// Time between two looks, at least 100ms.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval)]
+    pub(crate) interval: Duration,
+    /// End after this many looks.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+}
+
+/// `sockets`.
+#[derive(Debug, Args)]
+pub(crate) struct SocketsArgs {
+    /// At most this many connections.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "100",
+        value_parser = clap::value_parser!(u32).range(1..=10_000)
+    )]
+    pub(crate) limit: u32,
+    /// What comes first.
+    #[arg(long, default_value = "depth")]
+    pub(crate) sort: Sort,
+}
+
+/// Orders of sockets, as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Sort {
+    /// The most unread bytes.
+    Depth,
+    /// The greatest depth seen.
+    HighWater,
+    /// The greatest depth in proportion to what fits.
+    Fill,
+    /// The longest time since bytes were last taken.
+    Idle,
+}
+
+impl From<Sort> for pb::SocketOrder {
+    fn from(sort: Sort) -> Self {
+        match sort {
+            Sort::Depth => Self::Depth,
+            Sort::HighWater => Self::HighWater,
+            Sort::Fill => Self::Fill,
+            Sort::Idle => Self::Idle,
+        }
+    }
 }
 
 /// `override`.
@@ -243,6 +316,12 @@ fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "expected a duration such as 30s, 10m or 1h".to_owned())
 }
 
+fn interval(text: &str) -> Result<Duration, String> {
+    units::parse_duration(text)
+        .filter(|interval| *interval >= Duration::from_millis(100))
+        .ok_or_else(|| "expected a duration of at least 100ms, such as 500ms or 2s".to_owned())
+}
+
 fn rate(text: &str) -> Result<u64, String> {
     units::parse_bytes(text.strip_suffix("/s").unwrap_or(text))
         .filter(|rate| *rate > 0)
@@ -280,6 +359,10 @@ mod tests {
             &["replay", "--pause", "--rate", "1MiB"],
             &["drain", "--cancel", "--exit"],
             &["drain", "--timeout", "0"],
+            &["top", "--interval", "1ms"],
+            &["top", "--count", "0"],
+            &["sockets", "--limit", "0"],
+            &["sockets", "--sort", "size"],
             &["certs", "init", "--dir", "x"],
             &["--endpoint", "https://h:9092", "status"],
         ] {

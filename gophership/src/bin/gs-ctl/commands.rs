@@ -8,12 +8,12 @@ use tonic::{Streaming, transport::Channel};
 
 use crate::{
     certs,
-    cli::{CertsCommand, Cli, Command, DrainArgs, OverrideArgs, ReplayArgs},
+    cli::{CertsCommand, Cli, Command, DrainArgs, OverrideArgs, ReplayArgs, SocketsArgs},
     client,
     failure::Failure,
     json as shown,
     output::Sink,
-    view,
+    sockets, top, view,
 };
 
 /// Runs the command.
@@ -22,6 +22,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Certs(CertsCommand::Init { dir, hosts }) => certs::init(sink, dir, hosts),
         Command::Certs(CertsCommand::Show { file }) => certs::show(sink, file),
+        Command::Top(args) => top::run(cli, args, sink).await,
         command => {
             let daemon = client::connect(&cli.endpoint).await?;
             match command {
@@ -29,7 +30,8 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
                 Command::Override(args) => set_override(daemon, sink, args).await,
                 Command::Replay(args) => replay(daemon, sink, args).await,
                 Command::Drain(args) => drain(daemon, sink, args).await,
-                Command::Status | Command::Certs(_) => status(daemon, sink).await,
+                Command::Sockets(args) => sockets(daemon, sink, args).await,
+                Command::Status | Command::Certs(_) | Command::Top(_) => status(daemon, sink).await,
             }
         }
     }
@@ -41,6 +43,16 @@ async fn status(mut daemon: Daemon, sink: &mut Sink) -> Result<(), Failure> {
     let reply = daemon.status(pb::StatusRequest {}).await?.into_inner();
     let colour = sink.colour();
     sink.result(&shown::status(&reply), || view::status(&reply, colour))
+}
+
+async fn sockets(mut daemon: Daemon, sink: &mut Sink, args: &SocketsArgs) -> Result<(), Failure> {
+    let request = pb::SocketsRequest {
+        limit: args.limit,
+        order: pb::SocketOrder::from(args.sort).into(),
+    };
+    let reply = daemon.sockets(request).await?.into_inner();
+    let colour = sink.colour();
+    sink.result(&sockets::value(&reply), || sockets::page(&reply, colour))
 }
 
 async fn set_override(

@@ -19,6 +19,10 @@ pub(crate) fn status(status: &pb::StatusReply) -> Value {
             "value": signal.available.then_some(signal.value),
             "unit": signal.unit,
             "available": signal.available,
+            "reason": signal.reason,
+            "yellow": signal.yellow,
+            "red": signal.red,
+            "worst": signal.worst,
         }))),
         "memory": status.memory.as_ref().map(memory),
         "ingest": status.ingest.as_ref().map(|ingest| json!({

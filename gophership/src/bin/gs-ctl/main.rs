@@ -8,6 +8,8 @@ mod failure;
 mod human;
 mod json;
 mod output;
+mod sockets;
+mod top;
 mod view;
 
 use std::{io::Write, process::ExitCode};

@@ -12,14 +12,8 @@ use crate::{
 
 /// `status`.
 pub(crate) fn status(status: &pb::StatusReply, colour: bool) -> String {
-    let mut facts = Vec::new();
+    let mut facts = verdict_facts(status, colour);
     let mut fact = |name: &str, text: String| facts.push(vec![name.to_owned(), text]);
-    fact("zone", zone_line(status, colour));
-    fact("judged by", source_line(status));
-    fact(
-        "override",
-        status.r#override.as_ref().map_or("none".to_owned(), held),
-    );
     if let Some(memory) = &status.memory {
         fact("memory", memory_line(memory));
     }
@@ -48,6 +42,24 @@ pub(crate) fn status(status: &pb::StatusReply, colour: bool) -> String {
         }
     }
     out
+}
+
+/// The zone, who judges, and the override.
+pub(crate) fn verdict(status: &pb::StatusReply, colour: bool) -> String {
+    table(&verdict_facts(status, colour), &[])
+}
+
+fn verdict_facts(status: &pb::StatusReply, colour: bool) -> Vec<Vec<String>> {
+    let held = status.r#override.as_ref().map_or("none".to_owned(), held);
+    let facts = [
+        ("zone", zone_line(status, colour)),
+        ("judged by", source_line(status)),
+        ("override", held),
+    ];
+    let facts = facts.into_iter();
+    facts
+        .map(|(name, text)| vec![name.to_owned(), text])
+        .collect()
 }
 
 fn zone_line(status: &pb::StatusReply, colour: bool) -> String {
@@ -171,17 +183,39 @@ pub(crate) fn drain(drain: &pb::DrainProgress) -> String {
     )
 }
 
-fn signals(signals: &[pb::Signal]) -> String {
+/// The signals, with their thresholds where there are any.
+pub(crate) fn signals(signals: &[pb::Signal]) -> String {
+    let has_levels = signals
+        .iter()
+        .any(|signal| signal.yellow.or(signal.red).is_some());
     let rows = signals.iter().map(|signal| {
-        let value = match (signal.available, signal.unit.as_str()) {
-            (false, _) => "unavailable".to_owned(),
-            (true, "ratio") => format!("{:.1} %", signal.value * 100.0),
-            (true, "seconds") => format!("{:.1} ms", signal.value * 1000.0),
-            (true, unit) => format!("{} {unit}", signal.value),
+        let show = |value| quantity(value, &signal.unit);
+        let value = match (signal.available, signal.reason.as_str()) {
+            (true, _) => show(signal.value),
+            (false, "") => "unavailable".to_owned(),
+            (false, reason) => format!("unavailable: {}", plain(reason)),
         };
-        vec![signal.name.clone(), value]
+        let mut row = vec![plain(&signal.name)];
+        if has_levels {
+            let levels = [signal.yellow, signal.red];
+            row.extend(levels.map(|level| level.map_or("-".to_owned(), show)));
+        }
+        row.push(value);
+        row
     });
-    titled(&["SIGNAL", "VALUE"], rows, &[1])
+    // The value comes last: a reason may be long.
+    match has_levels {
+        true => titled(&["SIGNAL", "YELLOW", "RED", "VALUE"], rows, &[1, 2]),
+        false => titled(&["SIGNAL", "VALUE"], rows, &[]),
+    }
+}
+
+fn quantity(value: f64, unit: &str) -> String {
+    match unit {
+        "ratio" => format!("{:.1} %", value * 100.0),
+        "seconds" => format!("{:.1} ms", value * 1000.0),
+        unit => format!("{value} {}", plain(unit)),
+    }
 }
 
 fn destinations(destinations: &[pb::Destination]) -> String {

@@ -4,12 +4,12 @@
 
 use std::{
     ffi::{CStr, CString},
-    ptr::NonNull,
+    ptr::{self, NonNull},
     slice,
 };
 
-use gophership_common::{OFFSET_ABSENT, Offsets};
-use libbpf_sys::{btf_member, btf_type};
+use gophership_common::{ListOffsets, OFFSET_ABSENT, Offsets};
+use libbpf_sys::{btf_enum, btf_member, btf_param, btf_type};
 
 use super::Error;
 
@@ -50,17 +50,60 @@ impl Vmlinux {
         }
     }
 
-    fn structure(&self, name: &str) -> Option<&btf_type> {
+    fn named(&self, name: &str, kind: u32) -> Option<&btf_type> {
         let name = CString::new(name).ok()?;
         // SAFETY: `self.0` is live, the name is null-terminated.
-        let id = unsafe {
-            libbpf_sys::btf__find_by_name_kind(
-                self.0.as_ptr(),
-                name.as_ptr(),
-                libbpf_sys::BTF_KIND_STRUCT,
-            )
-        };
+        let id =
+            unsafe { libbpf_sys::btf__find_by_name_kind(self.0.as_ptr(), name.as_ptr(), kind) };
         self.by_id(u32::try_from(id).ok()?)
+    }
+
+    /// Offset of the memory controller's state in `struct css_set`.
+    fn memory_css(&self) -> Option<u32> {
+        let subsystems = self.offset("css_set", "subsys").ok()?;
+        let index = self.enumerator("cgroup_subsys_id", "memory_cgrp_id")?;
+        Some(subsystems + index * u32::try_from(size_of::<u64>()).ok()?)
+    }
+
+    /// The value of a small enumerator.
+    fn enumerator(&self, enumeration: &str, name: &str) -> Option<u32> {
+        let found = self.named(enumeration, libbpf_sys::BTF_KIND_ENUM)?;
+        let count = (found.info & 0xffff) as usize;
+        // SAFETY: libbpf keeps the enumerators right behind their `btf_type`, in memory that lives
+        // as long as the type.
+        let enumerators = unsafe {
+            let first = ptr::from_ref(found).add(1).cast::<btf_enum>();
+            slice::from_raw_parts(first, count)
+        };
+        let found = enumerators
+            .iter()
+            .find(|enumerator| self.name(enumerator.name_off) == name.as_bytes())?;
+        u32::try_from(found.val).ok()
+    }
+
+    /// Whether a tracepoint's first argument (behind the context) is a pointer.
+    fn takes_pointer(&self, typedef: &str) -> bool {
+        // The typedef is of a pointer to a function's prototype.
+        let target = |found: &btf_type| {
+            // SAFETY: typedefs and pointers use the `type` arm of the union.
+            self.by_id(unsafe { found.__bindgen_anon_1.type_ })
+        };
+        let prototype = self
+            .named(typedef, libbpf_sys::BTF_KIND_TYPEDEF)
+            .and_then(target)
+            .and_then(target)
+            .filter(|found| kind(found) == libbpf_sys::BTF_KIND_FUNC_PROTO);
+        let Some(prototype) = prototype.filter(|found| found.info & 0xffff >= 2) else {
+            return false;
+        };
+        // SAFETY: libbpf keeps the parameters of a prototype right behind its `btf_type`; there are
+        // at least two.
+        let argument = unsafe {
+            let first = ptr::from_ref(prototype).add(1).cast::<btf_param>();
+            (*first.add(1)).type_
+        };
+        self.by_id(argument)
+            .is_some_and(|found| kind(found) == libbpf_sys::BTF_KIND_PTR)
     }
 
     fn members<'a>(&self, composite: &'a btf_type) -> &'a [btf_member] {
@@ -68,7 +111,7 @@ impl Vmlinux {
         // SAFETY: libbpf keeps the members of a struct or union right behind its `btf_type`, in
         // memory that lives as long as the type.
         unsafe {
-            let first = std::ptr::from_ref(composite).add(1).cast::<btf_member>();
+            let first = ptr::from_ref(composite).add(1).cast::<btf_member>();
             slice::from_raw_parts(first, count)
         }
     }
@@ -118,7 +161,9 @@ impl Vmlinux {
     /// Byte offset of `path` (fields separated by dots) in a struct.
     fn offset(&self, structure: &'static str, path: &'static str) -> Result<u32, Error> {
         let missing = || Error::Field { structure, path };
-        let mut composite = self.structure(structure).ok_or_else(missing)?;
+        let mut composite = self
+            .named(structure, libbpf_sys::BTF_KIND_STRUCT)
+            .ok_or_else(missing)?;
         let mut offset = 0;
         let mut parts = path.split('.').peekable();
         while let Some(part) = parts.next() {
@@ -167,6 +212,51 @@ pub(super) fn offsets() -> Result<Offsets, Error> {
         segment_seq: control_block + btf.offset("tcp_skb_cb", "seq")?,
         segment_end_seq: control_block + btf.offset("tcp_skb_cb", "end_seq")?,
         receive_window: btf.offset("tcp_sock", "rcv_wnd")?,
+        accept_queue: btf.offset("sock", "sk_ack_backlog")?,
+        accept_queue_max: btf.offset("sock", "sk_max_ack_backlog")?,
+        task_tgid: btf.offset("task_struct", "tgid")?,
+        task_pid: btf.offset("task_struct", "pid")?,
+        task_state: btf
+            .offset("task_struct", "__state")
+            .or_else(|_| btf.offset("task_struct", "state"))?,
+        request_queue: btf.offset("request", "q")?,
+        queue_disk: btf.offset("request_queue", "disk").unwrap_or(OFFSET_ABSENT),
+        request_disk: btf.offset("request", "rq_disk").unwrap_or(OFFSET_ABSENT),
+        disk_major: btf.offset("gendisk", "major")?,
+        disk_minor: btf.offset("gendisk", "first_minor")?,
+        task_cgroups: btf.offset("task_struct", "cgroups")?,
+        memory_css: btf.memory_css().unwrap_or(OFFSET_ABSENT),
+        victim_is_task: u32::from(btf.takes_pointer("btf_trace_mark_victim")),
+    })
+}
+
+/// Looks up what only the iterators read.
+///
+/// # Errors
+/// As [`offsets`].
+pub(super) fn list_offsets() -> Result<ListOffsets, Error> {
+    let btf = Vmlinux::load()?;
+    Ok(ListOffsets {
+        family: btf.offset("sock", "__sk_common.skc_family")?,
+        state: btf.offset("sock", "__sk_common.skc_state")?,
+        peer_port: btf.offset("sock", "__sk_common.skc_dport")?,
+        local_ipv4: btf.offset("sock", "__sk_common.skc_rcv_saddr")?,
+        peer_ipv4: btf.offset("sock", "__sk_common.skc_daddr")?,
+        local_ipv6: btf
+            .offset("sock", "__sk_common.skc_v6_rcv_saddr")
+            .unwrap_or(OFFSET_ABSENT),
+        peer_ipv6: btf
+            .offset("sock", "__sk_common.skc_v6_daddr")
+            .unwrap_or(OFFSET_ABSENT),
+        protocol: btf.offset("sock", "sk_protocol")?,
+        backlog: btf.offset("sock", "sk_ack_backlog")?,
+        backlog_max: btf.offset("sock", "sk_max_ack_backlog")?,
+        socket_sock: btf.offset("socket", "sk")?,
+        group_leader: btf.offset("task_struct", "group_leader")?,
+        name: btf.offset("task_struct", "comm")?,
+        thread_pid: btf.offset("task_struct", "thread_pid")?,
+        pid_level: btf.offset("pid", "level")?,
+        pid_numbers: btf.offset("pid", "numbers")?,
     })
 }
 

@@ -141,6 +141,9 @@ mod tests {
             used: [2, 3, 4],
             limit: [5, 6, 7],
             operations: 8,
+            vault_write_us: 9,
+            vault_write_at_ns: 10,
+            line1: [11; 6],
         };
         let offset = offset_of!(EnginePage, workers) + size_of::<WorkerLine>();
         page.write(offset, &line);

@@ -1,17 +1,21 @@
 //! The kernel source: loads and attaches the kernel half, and maps what it shares.
 //!
 //! The object is embedded when the build was given one (`GOPHERSHIP_EBPF_OBJ`). `tcp_probe` and the
-//! tick must attach; without the dequeue or the close probe the receive queue reads "unavailable",
-//! since a depth that can only rise would be a lie.
+//! tick must attach; what else can't leaves its signals unavailable ([`programs`]).
 
 mod btf;
 mod capabilities;
+mod enlist;
+mod iter;
 mod lockdown;
+mod log;
 mod mmap;
 mod probe;
+mod programs;
 mod wake;
 
 use std::{
+    collections::BTreeMap,
     io,
     os::fd::{AsFd, BorrowedFd},
     time::Duration,
@@ -21,26 +25,28 @@ use aya::{
     Btf, Ebpf, EbpfLoader, Pod,
     maps::{Array, Map, MapData, RingBuf},
     programs::{
-        BtfTracePoint, PerfEvent, ProgramError,
+        BtfTracePoint, PerfEvent, ProgramError, RawTracePoint,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
     },
     util::online_cpus,
 };
 use aya_log::EbpfLogger;
 use gophership_common::{
-    EnginePage, Event, GLOBAL_OFFSETS, MAP_ENGINE, MAP_EVENTS, MAP_POLICY, MAP_SIGNALS,
-    MAP_VERDICT, PROGRAM_SOCKET_STATE, PROGRAM_TCP_DEQUEUE, PROGRAM_TCP_PROBE, PROGRAM_TICK,
+    EnginePage, Event, GLOBAL_LIST_OFFSETS, GLOBAL_OFFSETS, ListOffsets, MAP_ENGINE, MAP_EVENTS,
+    MAP_POLICY, MAP_SIGNALS, MAP_VERDICT, PROGRAM_ENLIST, PROGRAM_TCP_PROBE, PROGRAM_TICK,
     PolicyPage, SignalsPage, VerdictPage,
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
+pub(super) use enlist::Enlist;
+pub(super) use iter::Iterators;
 pub use lockdown::Lockdown;
 pub(super) use lockdown::explained;
 pub(super) use mmap::Page;
 pub use probe::{Feature, ProgramTrial, features, try_programs};
 pub(super) use wake::Wake;
 
-use super::pages::Pages;
+use super::{pages::Pages, unavailable::Unavailable};
 
 /// Why the kernel half isn't judging.
 #[derive(Debug, thiserror::Error)]
@@ -116,10 +122,11 @@ pub fn missing_capabilities() -> Option<String> {
 /// The loaded kernel half. Dropping it detaches the programs.
 pub(super) struct Kernel {
     ebpf: Ebpf,
-    /// What couldn't be attached, and why; empty when all is well.
-    pub(super) unattached: Vec<String>,
-    /// Whether the receive queue can be measured.
-    pub(super) measures_queues: bool,
+    enlist: Option<Enlist>,
+    /// What lists the sockets, or why it doesn't; it isn't needed to judge.
+    pub(super) iterators: Iterators,
+    /// Whether the running kernel's BTF has what the iterators read.
+    can_list: bool,
 }
 
 /// The kernel half's transitions, oldest first.
@@ -141,11 +148,17 @@ impl Kernel {
             return Err(Error::Privileges(missing));
         }
         let offsets = btf::offsets()?;
+        let list_offsets = btf::list_offsets();
         // Before 5.11 maps are charged to this limit; failing to raise it shows at the load.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
-        let log_level = u8::from(wants_log()) * aya_log::Level::Debug as u8;
+        let log_level = u8::from(log::is_wanted()) * aya_log::Level::Debug as u8;
         let mut ebpf = EbpfLoader::new()
             .override_global(GLOBAL_OFFSETS, &offsets, true)
+            .override_global(
+                GLOBAL_LIST_OFFSETS,
+                list_offsets.as_ref().unwrap_or(&ListOffsets::UNKNOWN),
+                true,
+            )
             .override_global(aya_log::LEVEL, &log_level, false)
             .load(object)?;
         let pages = Pages {
@@ -157,38 +170,86 @@ impl Kernel {
         let events = Events::of(&mut ebpf)?;
         let kernel = Self {
             ebpf,
-            unattached: Vec::new(),
-            measures_queues: false,
+            enlist: None,
+            can_list: list_offsets.is_ok(),
+            iterators: Iterators::none(&match list_offsets {
+                Ok(_) => "not attached".to_owned(),
+                Err(error) => error.to_string(),
+            }),
         };
         Ok((kernel, pages, events))
     }
 
-    /// Attaches the programs; the tick starts to judge as soon as a policy is published.
+    /// Attaches the programs; the tick starts to judge as soon as a policy is published. Returns the
+    /// [`gophership_common::Signal::bit`]s of what is measured, and notes why the rest isn't.
     ///
     /// # Errors
-    /// [`Error::Program`] for `tcp_probe` and the tick; what else can't attach is listed in
-    /// `unattached`.
-    pub(super) fn attach(&mut self, tick: Duration) -> Result<(), Error> {
+    /// [`Error::Program`] for `tcp_probe` and the tick.
+    pub(super) fn attach(
+        &mut self,
+        tick: Duration,
+        unavailable: &Unavailable,
+    ) -> Result<u64, Error> {
         let btf = Btf::from_sys_fs().map_err(|error| Error::Program {
             name: PROGRAM_TCP_PROBE,
             source: error.into(),
         })?;
-        // The close probe first: a socket followed without it would never leave the aggregates.
-        let mut optional = [PROGRAM_SOCKET_STATE, PROGRAM_TCP_DEQUEUE].map(|name| {
-            self.attach_tracepoint(name, &btf)
-                .map_err(|source| format!("{name}: {}", Chain(&source)))
-        });
-        self.measures_queues = optional.iter().all(Result::is_ok);
-        self.unattached = optional
-            .iter_mut()
-            .filter_map(|outcome| outcome.as_mut().err().map(std::mem::take))
-            .collect();
-        self.attach_tracepoint(PROGRAM_TCP_PROBE, &btf)
-            .map_err(|source| Error::Program {
-                name: PROGRAM_TCP_PROBE,
-                source,
-            })?;
-        self.attach_tick(tick)
+        let mut refused = BTreeMap::new();
+        if let Err(reason) = self.know_the_engine() {
+            refused.insert(PROGRAM_ENLIST, reason);
+        }
+        for name in programs::TRACEPOINTS {
+            match self.attach_tracepoint(name, &btf) {
+                Ok(()) => {}
+                Err(source) if name == PROGRAM_TCP_PROBE => {
+                    return Err(Error::Program { name, source });
+                }
+                Err(source) => {
+                    refused.insert(name, format!("{name}: {}", Chain(&source)));
+                }
+            }
+        }
+        self.attach_tick(tick)?;
+        if self.can_list {
+            self.iterators = Iterators::attach(&mut self.ebpf, &btf);
+        }
+        let mut measured = 0;
+        for (needed, signals) in programs::MEASURES {
+            let reason = needed.iter().find_map(|name| refused.get(name));
+            for &signal in signals {
+                match reason {
+                    Some(reason) => unavailable.set(signal, reason),
+                    None => measured |= signal.bit(),
+                }
+            }
+        }
+        Ok(measured)
+    }
+
+    /// Has the kernel half learn this process, before anything is attributed to it.
+    fn know_the_engine(&mut self) -> Result<(), String> {
+        let named = |error: &dyn std::error::Error| format!("{PROGRAM_ENLIST}: {}", Chain(error));
+        let program: &mut RawTracePoint = self
+            .ebpf
+            .program_mut(PROGRAM_ENLIST)
+            .ok_or_else(|| format!("{PROGRAM_ENLIST}: not in the object"))?
+            .try_into()
+            .map_err(|error: ProgramError| named(&error))?;
+        program.load().map_err(|error| named(&error))?;
+        let fd = program.fd().map_err(|error| named(&error))?;
+        let fd = fd
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|error| named(&error))?;
+        let enlist = Enlist::new(fd);
+        enlist.engine().map_err(|error| named(&error))?;
+        self.enlist = Some(enlist);
+        Ok(())
+    }
+
+    /// The way for workers to make themselves known; `None` where that isn't to be had.
+    pub(super) fn enlist(&self) -> Option<Enlist> {
+        self.enlist
     }
 
     fn attach_tracepoint(&mut self, name: &'static str, btf: &Btf) -> Result<(), ProgramError> {
@@ -243,9 +304,9 @@ impl Events {
             name: MAP_EVENTS,
             reason: Chain(&error).to_string(),
         })?;
-        let flush_log = if wants_log() {
+        let flush_log = if log::is_wanted() {
             // Without its ring the programs run all the same, unheard.
-            EbpfLogger::init(ebpf)
+            EbpfLogger::init_with_logger(ebpf, log::ToTracing)
                 .ok()
                 .map(|mut logger| Box::new(move || logger.flush()) as Box<dyn FnMut() + Send>)
         } else {
@@ -279,11 +340,6 @@ impl AsFd for Events {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.ring.as_fd()
     }
-}
-
-/// The programs log only for somebody who listens at TRACE here: a record costs a helper call.
-fn wants_log() -> bool {
-    tracing::enabled!(target: "gophership::pressure::kernel", tracing::Level::TRACE)
 }
 
 fn mapped<T: Pod>(ebpf: &mut Ebpf, name: &'static str) -> Result<Page<T>, Error> {
@@ -327,6 +383,13 @@ impl std::fmt::Display for Chain<'_> {
             }
             error = source.source();
         }
-        f.write_str(&text)
+        // The verifier explains itself on pages: they are in the log, at debug.
+        match text.split_once(". Verifier output:") {
+            Some((brief, pages)) => {
+                tracing::debug!(pages, "the verifier has refused a program");
+                f.write_str(brief)
+            }
+            None => f.write_str(&text),
+        }
     }
 }

@@ -9,7 +9,9 @@ use aya::{
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
     },
 };
-use gophership_common::{PROGRAM_TCP_PROBE, PROGRAM_TICK};
+use gophership_common::{
+    PROGRAM_LIST_PROCESSES, PROGRAM_LIST_SOCKETS, PROGRAM_TCP_PROBE, PROGRAM_TICK,
+};
 
 use super::{Chain, Error, Kernel};
 
@@ -131,8 +133,18 @@ fn point(name: &str, program: &Program) -> String {
         Program::BtfTracePoint(_) => format!("tp_btf/{name}"),
         Program::PerfEvent(_) => "perf_event/cpu-clock".to_owned(),
         Program::Xdp(_) => "xdp".to_owned(),
-        Program::Iter(_) => format!("iter/{name}"),
+        Program::Iter(_) => format!("iter/{}", walked(name)),
+        Program::RawTracePoint(_) => "raw tracepoint, run on demand".to_owned(),
         other => format!("{:?}", other.prog_type()),
+    }
+}
+
+/// What an iterator walks; the kernel refuses an unknown one by name.
+fn walked(name: &str) -> &str {
+    match name {
+        PROGRAM_LIST_SOCKETS => "tcp",
+        PROGRAM_LIST_PROCESSES => "task_file",
+        other => other,
     }
 }
 
@@ -153,9 +165,11 @@ fn attach(name: &str, program: &mut Program, btf: &Btf) -> Result<(), ProgramErr
         // Which interface is the configuration's choice: that it loads must do.
         Program::Xdp(xdp) => xdp.load(),
         Program::Iter(iterator) => {
-            iterator.load(name, btf)?;
+            iterator.load(walked(name), btf)?;
             iterator.attach().map(drop)
         }
+        // Run on demand, never attached.
+        Program::RawTracePoint(enlist) => enlist.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }

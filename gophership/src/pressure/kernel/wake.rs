@@ -31,16 +31,25 @@ impl Wake {
         let _ = unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
     }
 
-    /// Waits until rung, until one of `others` is readable, or for `timeout`.
-    pub(crate) fn wait(&self, others: &[BorrowedFd<'_>], timeout: Duration) {
-        let mut polled: Vec<libc::pollfd> = std::iter::once(self.0.as_fd())
-            .chain(others.iter().copied())
-            .map(|fd| libc::pollfd {
-                fd: fd.as_raw_fd(),
-                events: libc::POLLIN,
-                revents: 0,
-            })
-            .collect();
+    /// Waits until rung, until `ring` is readable, until `trigger` has an exceptional condition, or
+    /// for `timeout`. Says whether it was the trigger.
+    pub(crate) fn wait(
+        &self,
+        ring: Option<BorrowedFd<'_>>,
+        trigger: Option<BorrowedFd<'_>>,
+        timeout: Duration,
+    ) -> bool {
+        let polled = |fd: Option<BorrowedFd<'_>>, events| libc::pollfd {
+            // poll(2) passes over negative descriptors.
+            fd: fd.map_or(-1, |fd| fd.as_raw_fd()),
+            events,
+            revents: 0,
+        };
+        let mut polled = [
+            polled(Some(self.0.as_fd()), libc::POLLIN),
+            polled(ring, libc::POLLIN),
+            polled(trigger, libc::POLLPRI),
+        ];
         // Rounded up: a wait that ends a little early would be followed by a second one.
         let timeout =
             libc::c_int::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(libc::c_int::MAX);
@@ -51,6 +60,7 @@ impl Wake {
         let mut counter = [0_u8; 8];
         // SAFETY: eight writable bytes, an owned descriptor; nothing to read is no error for us.
         let _ = unsafe { libc::read(self.0.as_raw_fd(), counter.as_mut_ptr().cast(), 8) };
+        polled[2].revents & libc::POLLPRI != 0
     }
 }
 
@@ -66,10 +76,10 @@ mod tests {
         wake.ring();
         wake.ring();
         let start = Instant::now();
-        wake.wait(&[], Duration::from_secs(10));
+        wake.wait(None, None, Duration::from_secs(10));
         assert!(start.elapsed() < Duration::from_secs(5));
         let start = Instant::now();
-        wake.wait(&[], Duration::from_millis(20));
+        wake.wait(None, None, Duration::from_millis(20));
         assert!(
             start.elapsed() >= Duration::from_millis(15),
             "both rings were one"

@@ -1,0 +1,92 @@
+//! The configuration as the judge reads it.
+
+use std::{fs, os::unix::fs::MetadataExt, time::Duration};
+
+use gophership_common::{
+    DISKS_MAX, OVERRIDE_NONE, PORTS_MAX, Policy, Signal, Thresholds, WORKERS_MAX,
+};
+
+use super::{Config, Error, IngestScope, disks, unavailable::Unavailable};
+
+/// The policy without an override, for a judge that measures nothing yet.
+///
+/// # Errors
+/// If more workers or ports are asked for than fit, or the network namespace can't be told.
+pub(super) fn of(config: &Config, scope: &IngestScope, workers: usize) -> Result<Policy, Error> {
+    let mut ports = [0; PORTS_MAX];
+    ports
+        .get_mut(..scope.ports.len())
+        .ok_or(Error::TooManyPorts {
+            ports: scope.ports.len(),
+        })?
+        .copy_from_slice(&scope.ports);
+    if workers > WORKERS_MAX {
+        return Err(Error::TooManyWorkers { workers });
+    }
+    let netns = fs::metadata("/proc/self/ns/net").map_err(|source| Error::System {
+        what: "/proc/self/ns/net",
+        source,
+    })?;
+    Ok(Policy {
+        tick_ns: nanos(config.tick),
+        hold_ns: nanos(config.hold),
+        receive_queue_for_ns: nanos(config.receive_queue_for),
+        override_until_ns: 0,
+        measured: 0,
+        ingress_horizon_ns: nanos(config.ingress_horizon.unwrap_or_default()),
+        rules: thresholds(config).rules(),
+        receive_queue: config.receive_queue,
+        disks: [0; DISKS_MAX],
+        override_zone: OVERRIDE_NONE,
+        h2_window_bytes: scope.h2_window_bytes,
+        // The kernel's namespace numbers are 32 bits wide.
+        netns_inum: u32::try_from(netns.ino()).unwrap_or(0),
+        workers: u32::try_from(workers).unwrap_or(0),
+        port_count: u32::try_from(scope.ports.len()).unwrap_or(0),
+        disk_count: 0,
+        ports,
+    })
+}
+
+fn thresholds(config: &Config) -> Thresholds {
+    let micros = |duration: Duration| nanos(duration) / 1000;
+    Thresholds {
+        receive_queue: config.receive_queue,
+        receive_queue_for_us: micros(config.receive_queue_for),
+        listen_backlog: config.listen_backlog,
+        memory_stall: config.memory_stall,
+        memory_available: config.memory_available,
+        cpu_wait: config.cpu_wait,
+        disk_latency_us: config.disk_latency.map(micros),
+        ingress_horizon_us: config.ingress_horizon.map(micros),
+        budget: config.budget,
+        heartbeat_us: micros(config.heartbeat_limit),
+    }
+}
+
+/// The judge adds to and subtracts from these: a century is forever.
+fn nanos(duration: Duration) -> u64 {
+    const FOREVER_NS: u64 = 100 * 365 * 86_400 * 1_000_000_000;
+    u64::try_from(duration.as_nanos()).map_or(FOREVER_NS, |ns| ns.min(FOREVER_NS))
+}
+
+/// Has the kernel half follow the vault's disks, or notes why it can't.
+pub(super) fn follow_disks(policy: &mut Policy, scope: &IngestScope, unavailable: &Unavailable) {
+    let found = match &scope.vault_dir {
+        Some(dir) => disks::below(dir),
+        None => Err("there is no vault".to_owned()),
+    };
+    match found {
+        Ok(found) => {
+            for (slot, device) in policy.disks.iter_mut().zip(found) {
+                *slot = device;
+                policy.disk_count += 1;
+            }
+        }
+        Err(reason) => {
+            for signal in [Signal::DiskLatency, Signal::DiskDepth] {
+                unavailable.set(signal, &reason);
+            }
+        }
+    }
+}
