@@ -207,6 +207,11 @@ impl<'h> Daemon<'h> {
         })
     }
 
+    /// What outlives it.
+    pub(crate) fn home(&self) -> &'h Home {
+        self.home
+    }
+
     /// Where producers connect.
     pub(crate) fn grpc(&self) -> SocketAddr {
         self.grpc

@@ -95,6 +95,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the configuration asks for what isn't here, rather than something having failed.
+    #[must_use]
+    pub const fn is_configuration(&self) -> bool {
+        matches!(self, Self::Pressure(pressure::Error::NoInterface { .. }))
+    }
+
     fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::System { what, source }
     }

@@ -122,7 +122,12 @@ fn run(file: &ConfigFile) -> ExitCode {
         Err(error) => {
             tracing::error!(%error, "can't run");
             complain(&error.to_string());
-            Exit::Failure.into()
+            let exit = if error.is_configuration() {
+                Exit::Usage
+            } else {
+                Exit::Failure
+            };
+            exit.into()
         }
     }
 }

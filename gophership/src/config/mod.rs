@@ -12,6 +12,7 @@ pub mod schema;
 mod settings;
 mod tree;
 pub mod units;
+mod xdp;
 
 use std::path::Path;
 

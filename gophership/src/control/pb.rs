@@ -57,6 +57,38 @@ pub struct StatusReply {
     /// Where every accepted record is, one ledger per destination.
     #[prost(message, repeated, tag = "14")]
     pub ledger: ::prost::alloc::vec::Vec<Ledger>,
+    /// Interfaces to meter and guard, in the order of the configuration.
+    #[prost(message, repeated, tag = "15")]
+    pub xdp: ::prost::alloc::vec::Vec<Interface>,
+}
+/// A network interface whose traffic to the ingest ports is metered and guarded, counted since the
+/// start.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Interface {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Where the program runs: `native`, `generic`, or empty if it isn't attached.
+    #[prost(string, tag = "2")]
+    pub mode: ::prost::alloc::string::String,
+    /// Why it isn't attached, or why its guard drops nothing; empty if all is well.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+    /// TCP segments, dropped ones included.
+    #[prost(uint64, tag = "4")]
+    pub packets: u64,
+    /// Their bytes, with Ethernet headers.
+    #[prost(uint64, tag = "5")]
+    pub bytes: u64,
+    /// New connections asked for.
+    #[prost(uint64, tag = "6")]
+    pub opens: u64,
+    /// Of those, dropped because their source is denied.
+    #[prost(uint64, tag = "7")]
+    pub denied: u64,
+    /// Of those, dropped in Red because their source had had its share.
+    #[prost(uint64, tag = "8")]
+    pub limited: u64,
 }
 /// A zone held by an operator.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -61,6 +61,12 @@ const REQUIREMENTS: &[Requirement] = &[
         present: || header("zlib.h"),
     },
     Requirement {
+        package: "iproute2",
+        why: "the tests make network namespaces and interfaces",
+        purpose: Purpose::Test,
+        present: || process::on_path("ip"),
+    },
+    Requirement {
         package: "python3",
         why: "the tests send logs with OpenTelemetry's Python SDK",
         purpose: Purpose::Test,

@@ -13,6 +13,7 @@ mod mmap;
 mod probe;
 mod programs;
 mod wake;
+mod xdp;
 
 use std::{
     collections::BTreeMap,
@@ -45,8 +46,9 @@ pub(super) use lockdown::explained;
 pub(super) use mmap::Page;
 pub use probe::{Feature, ProgramTrial, features, try_programs};
 pub(super) use wake::Wake;
+pub(super) use xdp::Xdp;
 
-use super::{pages::Pages, unavailable::Unavailable};
+use super::{pages::Pages, unavailable::Unavailable, xdp::XdpConfig};
 
 /// Why the kernel half isn't judging.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +129,8 @@ pub(super) struct Kernel {
     pub(super) iterators: Iterators,
     /// Whether the running kernel's BTF has what the iterators read.
     can_list: bool,
+    /// The metered interfaces, if there are any.
+    pub(super) xdp: Option<Xdp>,
 }
 
 /// The kernel half's transitions, oldest first.
@@ -138,11 +142,11 @@ pub(super) struct Events {
 
 impl Kernel {
     /// Loads the object with the running kernel's offsets, and maps what it shares. Nothing runs
-    /// yet.
+    /// yet. The maps for metering are sized by `xdp`.
     ///
     /// # Errors
     /// See [`Error`].
-    pub(super) fn load() -> Result<(Self, Pages, Events), Error> {
+    pub(super) fn load(xdp: &XdpConfig) -> Result<(Self, Pages, Events), Error> {
         let object = object()?;
         if let Some(missing) = capabilities::missing() {
             return Err(Error::Privileges(missing));
@@ -152,15 +156,14 @@ impl Kernel {
         // Before 5.11 maps are charged to this limit; failing to raise it shows at the load.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
         let log_level = u8::from(log::is_wanted()) * aya_log::Level::Debug as u8;
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        let list = list_offsets.as_ref().unwrap_or(&ListOffsets::UNKNOWN);
+        loader
             .override_global(GLOBAL_OFFSETS, &offsets, true)
-            .override_global(
-                GLOBAL_LIST_OFFSETS,
-                list_offsets.as_ref().unwrap_or(&ListOffsets::UNKNOWN),
-                true,
-            )
-            .override_global(aya_log::LEVEL, &log_level, false)
-            .load(object)?;
+            .override_global(GLOBAL_LIST_OFFSETS, list, true)
+            .override_global(aya_log::LEVEL, &log_level, false);
+        xdp::size_maps(&mut loader, xdp);
+        let mut ebpf = loader.load(object)?;
         let pages = Pages {
             verdict: mapped::<VerdictPage>(&mut ebpf, MAP_VERDICT)?,
             signals: mapped::<SignalsPage>(&mut ebpf, MAP_SIGNALS)?,
@@ -176,6 +179,7 @@ impl Kernel {
                 Ok(_) => "not attached".to_owned(),
                 Err(error) => error.to_string(),
             }),
+            xdp: None,
         };
         Ok((kernel, pages, events))
     }
@@ -250,6 +254,13 @@ impl Kernel {
     /// The way for workers to make themselves known; `None` where that isn't to be had.
     pub(super) fn enlist(&self) -> Option<Enlist> {
         self.enlist
+    }
+
+    /// Meters the interfaces of `config`; what can't be attached says so in its reading.
+    pub(super) fn attach_xdp(&mut self, config: &XdpConfig, ports: &[u16]) {
+        if !config.interfaces.is_empty() {
+            self.xdp = Some(Xdp::attach(&mut self.ebpf, config, ports));
+        }
     }
 
     fn attach_tracepoint(&mut self, name: &'static str, btf: &Btf) -> Result<(), ProgramError> {

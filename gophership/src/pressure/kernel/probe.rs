@@ -14,6 +14,7 @@ use gophership_common::{
 };
 
 use super::{Chain, Error, Kernel};
+use crate::pressure::XdpConfig;
 
 /// Longest text of a refusal: the verifier's log has thousands of lines.
 const REASON_CHARS_MAX: usize = 300;
@@ -109,7 +110,7 @@ fn supported(answer: i32) -> io::Result<bool> {
 /// # Errors
 /// If the object as a whole can't be loaded.
 pub fn try_programs() -> Result<Vec<ProgramTrial>, Error> {
-    let (mut kernel, _pages, _events) = Kernel::load()?;
+    let (mut kernel, _pages, _events) = Kernel::load(&XdpConfig::default())?;
     let btf = Btf::from_sys_fs().map_err(|error| Error::Program {
         name: PROGRAM_TCP_PROBE,
         source: error.into(),
