@@ -8,6 +8,7 @@ use gophership::{
     export::{DestinationKind, FileConfig, OtlpConfig},
     ingest::ClientAuth,
     pressure::{KernelMode, Levels, Prefix, XdpConfig, XdpMode},
+    privileges::{LandlockMode, User},
     telemetry::LogFormat,
     vault::{Compression, Sync},
 };
@@ -138,6 +139,7 @@ fn every_key_can_be_written_and_takes_effect() {
     assert_eq!(config.control.allow_uids, [0, 1000]);
     assert_eq!(config.control.allow_gids, [27]);
     assert_eq!(config.telemetry.log_level, "debug,h2=warn");
+    assert_eq!(config.service.landlock, LandlockMode::Required);
     assert_eq!(config.destinations[0].name, "main");
     let otlp = DestinationKind::Otlp(OtlpConfig {
         endpoint: "https://collector:4317".to_owned(),
@@ -201,7 +203,24 @@ xdp:
 control:
   unix: { path: /tmp/c.sock, mode: "0660", allow_uids: [0, 1000], allow_gids: [27] }
 telemetry: { listen: "[::1]:0", log: { level: "debug,h2=warn", format: pretty }, audit_log: /tmp/a }
+service: { user: "990:70", landlock: required }
 "#;
+
+#[test]
+fn the_service_user_is_a_name_or_numbers() {
+    let parsed = |text: &str| parse_more(&format!("service: {{ user: \"{text}\" }}\n"));
+    let user = |text: &str| parsed(text).unwrap().service.user;
+    let numeric = |uid, gid| User::Numeric { uid, gid };
+    assert_eq!(user("auto"), User::Auto);
+    assert_eq!(user("www-data"), User::Named("www-data".to_owned()));
+    assert_eq!(user("0"), numeric(0, None));
+    assert_eq!(user("990:70"), numeric(990, Some(70)));
+    for wrong in ["", "990:", "990:web", "web:70", "4294967295", "1 2", "12x"] {
+        let message = problem(parsed(wrong));
+        let expected = "expected auto, the name of a user";
+        assert!(message.contains(expected), "{message}");
+    }
+}
 
 #[test]
 fn everything_above_names_every_key_there_is() {

@@ -29,6 +29,8 @@ pub(crate) struct Settings {
     pub(crate) ack_within: &'static str,
     /// `export.batch.max_bytes`.
     pub(crate) batch_max_bytes: &'static str,
+    /// `service.user`.
+    pub(crate) service_user: String,
     /// `export.destinations`, each a YAML flow mapping.
     pub(crate) destinations: Vec<String>,
     /// More YAML, of sections that the rest doesn't have.
@@ -58,6 +60,8 @@ impl Settings {
             replay_auto: true,
             ack_within: "20ms",
             batch_max_bytes: "1MiB",
+            // Not auto: the machine may have a user gophership, who couldn't write here.
+            service_user: format!("{}:{}", nix::unistd::getuid(), nix::unistd::getgid()),
             destinations: vec![destination],
             extra: String::new(),
         }
@@ -101,6 +105,7 @@ telemetry:
   listen: "127.0.0.1:0"
   log: {{ level: info, format: json }}
   audit_log: "{audit}"
+service: {{ user: "{service_user}" }}
 {extra}"#,
             listen = self.listen,
             cert = certs.path("server.pem").display(),
@@ -121,6 +126,7 @@ telemetry:
             control = home.control_socket().display(),
             uid = nix::unistd::getuid(),
             audit = home.audit_log().display(),
+            service_user = self.service_user,
             extra = self.extra,
         )
     }

@@ -162,6 +162,9 @@ text_formats! {
     /// A filter of the daemon's own log.
     LogLevel: String, "off, error, warn, info, debug or trace, or target=level pairs after it, separated by commas",
         |text| log_level(text).then(|| text.to_owned());
+    /// The service user.
+    ServiceUser: crate::privileges::User, "auto, the name of a user, a numeric uid, or uid:gid",
+        user;
     /// Name of a destination: it becomes a metric label and a file name.
     Name: String, "1 to 64 of a-z, 0-9, _ and -",
         |text| name(text).then(|| text.to_owned());
@@ -226,6 +229,12 @@ choices! {
         "auto" => crate::pressure::KernelMode::Auto,
         "required" => crate::pressure::KernelMode::Required,
         "off" => crate::pressure::KernelMode::Off
+    };
+    /// Whether Landlock must confine the daemon.
+    LandlockMode: crate::privileges::LandlockMode, "auto, required or off", {
+        "auto" => crate::privileges::LandlockMode::Auto,
+        "required" => crate::privileges::LandlockMode::Required,
+        "off" => crate::privileges::LandlockMode::Off
     };
     /// How an XDP program is attached.
     XdpMode: crate::pressure::XdpMode, "auto, native or generic", {
@@ -310,6 +319,29 @@ impl Format for Headers {
         });
         valid.then(|| pairs.clone())
     }
+}
+
+fn user(text: &str) -> Option<crate::privileges::User> {
+    use crate::privileges::User;
+    if text == "auto" {
+        return Some(User::Auto);
+    }
+    let (user, group) = match text.split_once(':') {
+        Some((user, group)) => (user, Some(group)),
+        None => (text, None),
+    };
+    // The largest number means "leave it as it is" to the system calls.
+    let id = |text: &str| text.parse().ok().filter(|id| *id != u32::MAX);
+    if user.starts_with(|c: char| c.is_ascii_digit()) {
+        let gid = group.map(|group| id(group).ok_or(()));
+        return Some(User::Numeric {
+            uid: id(user)?,
+            gid: gid.transpose().ok()?,
+        });
+    }
+    let known = |c: char| !c.is_whitespace() && !c.is_control();
+    (group.is_none() && !user.is_empty() && user.chars().all(known))
+        .then(|| User::Named(user.to_owned()))
 }
 
 /// The kernel's own rule (`dev_valid_name`).

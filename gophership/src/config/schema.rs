@@ -7,8 +7,8 @@ use std::marker::PhantomData;
 
 use super::formats::{
     Address, Auto, Bool, ClientAuth, Compression, Count, Endpoint, Format, Headers, Ids,
-    Interfaces, KernelMode, Level, Limit, LogFormat, LogLevel, Mode, Name, Path, Period, Shape,
-    Share, Size, Span, SynRate, Sync, Texts, XdpMode,
+    Interfaces, KernelMode, LandlockMode, Level, Limit, LogFormat, LogLevel, Mode, Name, Path,
+    Period, ServiceUser, Shape, Share, Size, Span, SynRate, Sync, Texts, XdpMode,
 };
 
 /// What a key is worth where nobody sets it.
@@ -210,6 +210,12 @@ keys! {
     TELEMETRY_LOG_FORMAT: LogFormat = "telemetry.log.format", Default("json");
     /// JSON lines, one for each operator's call that changes something.
     TELEMETRY_AUDIT_LOG: Path = "telemetry.audit_log", Default("/var/log/gophership/audit.jsonl");
+
+    /// Whom to run as once everything is open, always without capabilities: a name, uid or uid:gid;
+    /// auto: the user gophership, if root starts the daemon and there is one, else whoever starts it.
+    SERVICE_USER: ServiceUser = "service.user", Default("auto");
+    /// Confine it to the files of this configuration: auto (if the kernel can), required, off.
+    SERVICE_LANDLOCK: LandlockMode = "service.landlock", Default("auto");
 }
 
 /// What a path means to the reader.

@@ -38,6 +38,7 @@ mod memory;
 mod pages;
 mod policy;
 mod psi;
+mod release;
 mod snapshot;
 pub mod sockets;
 mod stochastic;
@@ -62,8 +63,12 @@ use nix::net::if_::if_nametoindex;
 pub use clock::monotonic_ns;
 pub use engine::{Budget, EngineLine, Verdict};
 pub use gophership_common::{Cause, Levels, Rule, SIGNALS, Signal, Signals, Unit, Word, Zone};
-pub use kernel::Error as KernelError;
+pub use kernel::{
+    Error as KernelError, Feature, Lockdown, ProgramTrial, check_fields, features,
+    missing_capabilities, try_programs,
+};
 pub use memory::memory_limit_bytes;
+pub use release::Release;
 pub use snapshot::{SignalReading, Snapshot, Source, shown, unit};
 pub use sockets::{Listing, SocketOrder};
 pub use watch::{Occurrence, TICK_DEAD_MIN, Transition, WatchHandle};
@@ -324,6 +329,17 @@ impl Pressure {
         };
         let enlist = self.enlist.map(|enlist| (worker, enlist));
         EngineLine::of(self.pages.line(worker), sampling, enlist)
+    }
+
+    /// Whether `CAP_BPF` must outlive the drop of privileges: before 5.19 an unprivileged `bpf(2)` is
+    /// refused altogether, also on descriptors held.
+    #[must_use]
+    pub fn needs_bpf_after_the_drop(&self) -> bool {
+        let lenient = Release {
+            major: 5,
+            minor: 19,
+        };
+        self.kernel.is_some() && Release::running().is_none_or(|running| running < lenient)
     }
 
     /// Sets the operator's override, or clears it. In force from the next judgement on: one tick,

@@ -6,8 +6,23 @@ use super::{
 };
 
 /// Each module and what it may use. A module not listed here may use nothing, and `config` and
-/// `app` may be used by nobody but each other and the programs.
+/// `app` may be used by nobody but each other, `doctor` and the programs.
 const ALLOWED: &[(&str, &[&str])] = &[
+    (
+        "doctor",
+        &[
+            "app",
+            "config",
+            "control",
+            "ingest",
+            "export",
+            "vault",
+            "uring",
+            "pressure",
+            "privileges",
+            "render",
+        ],
+    ),
     (
         "app",
         &[
@@ -21,6 +36,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "vault",
             "uring",
             "pressure",
+            "privileges",
             "otel",
             "telemetry",
         ],
@@ -37,6 +53,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "export",
             "vault",
             "pressure",
+            "privileges",
             "telemetry",
         ],
     ),
@@ -92,6 +109,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("export", &["otel", "telemetry"]),
     ("vault", &["uring", "telemetry"]),
     ("pressure", &["telemetry"]),
+    ("privileges", &[]),
+    ("render", &[]),
     ("uring", &[]),
     ("otel", &[]),
     ("telemetry", &[]),

@@ -271,7 +271,7 @@ fn make_disk(disk: &Path, workspace: &Workspace, binaries: &Binaries) -> Result<
     programs.extend([binaries.gophership.clone(), binaries.gs_ctl.clone()]);
     programs.extend(ip());
     let files = DevFiles::below(Path::new(HOME));
-    let config = run::config::yaml(&files, 0);
+    let config = run::config::yaml(&files, 0, (0, 0));
     image::disk(
         disk,
         &workspace.vm().join("root"),

@@ -7,8 +7,10 @@ mod btf;
 mod capabilities;
 mod enlist;
 mod iter;
+mod lockdown;
 mod log;
 mod mmap;
+mod probe;
 mod programs;
 mod refusal;
 mod wake;
@@ -40,7 +42,9 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 pub(super) use enlist::Enlist;
 pub(super) use iter::Iterators;
+pub use lockdown::Lockdown;
 pub(super) use mmap::Page;
+pub use probe::{Feature, ProgramTrial, features, try_programs};
 pub(super) use wake::Wake;
 pub(super) use xdp::Xdp;
 
@@ -125,6 +129,21 @@ impl Error {
             other => other,
         }
     }
+}
+
+/// Looks up every field of the running kernel that the kernel half reads.
+///
+/// # Errors
+/// [`Error::Btf`] or [`Error::Field`].
+pub fn check_fields() -> Result<(), Error> {
+    btf::offsets().map(drop)
+}
+
+/// What of CAP_BPF and CAP_PERFMON this thread lacks, separated by commas; `None` if nothing, or if
+/// it can't be told.
+#[must_use]
+pub fn missing_capabilities() -> Option<String> {
+    capabilities::missing()
 }
 
 /// The loaded kernel half. Dropping it detaches the programs.
