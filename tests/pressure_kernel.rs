@@ -783,14 +783,16 @@ impl Fixture {
             until_ns: None,
         }));
         self.wait_for(Zone::Yellow, Cause::Override);
-        let told = || self.seen.lock().unwrap().last().copied();
-        let word = self.pressure.verdict().load();
-        wait(
-            "transition",
-            || told().is_some_and(|last| last.to == word),
-            String::new,
-        );
-        let since_ns = told().unwrap().ktime_ns;
+        // The word changes first; what is seen last may still be the transition before.
+        let ktime_ns = || {
+            let seen = self.seen.lock().unwrap();
+            let last = seen
+                .last()
+                .filter(|last| last.to.cause() == Cause::Override);
+            last.map(|last| last.ktime_ns)
+        };
+        wait("transition", || ktime_ns().is_some(), String::new);
+        let since_ns = ktime_ns().unwrap();
         loaded_maps()
             .filter_map(Result::ok)
             .filter(|info| info.name_as_str() == Some(MAP_VERDICT))

@@ -17,9 +17,10 @@ mod recorded;
 mod rules;
 mod signal;
 mod tally;
+pub mod xdp;
 mod zone;
 
-pub use branchless::{Earliest, greatest, reached};
+pub use branchless::{Earliest, greatest, is_zero, reached};
 pub use depth::{ABOVE_RED, ABOVE_YELLOW, BELOW, capacity_bytes, capacity_when_closed, level};
 pub use forecast::{Ingress, rate_per_second, share_permille};
 pub use judge::{Judgement, State, judge};
