@@ -71,7 +71,7 @@ struct InKernel {
 
 impl InKernel {
     fn load() -> Option<Self> {
-        match Kernel::load() {
+        match Kernel::load(&XdpConfig::default()) {
             Ok((mut kernel, _, _)) => {
                 let program: &mut RawTracePoint = kernel
                     .ebpf
