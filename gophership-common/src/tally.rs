@@ -1,7 +1,7 @@
 //! Sums the engine's report into [`Signals`]; both halves feed it one worker line at a time.
 
 use crate::branchless::{Earliest, greatest};
-use crate::pages::{BUDGETS, Posted, WorkerLine};
+use crate::pages::{BUDGETS, Levels, Posted, WorkerLine};
 use crate::signal::{SIGNALS, Signal};
 
 /// A posted sample older than this reads as unavailable.
@@ -26,9 +26,11 @@ const POSTED_BITS: u64 = {
     bits
 };
 
-/// `part` in permille of `whole`, at most `u32::MAX`; 0 of 0 is 0, and anything else of 0 is the most.
+/// `part` in permille of `whole`, below [`Levels::OFF`]; 0 of 0 is 0, and anything else of 0 is the
+/// most.
 #[must_use]
 pub const fn permille(part: u64, whole: u64) -> u32 {
+    const MOST: u32 = Levels::OFF - 1;
     // No 128-bit product: the eBPF target has none. Beyond 2^52 the low bits don't matter.
     let (part, whole) = if part >> 52 == 0 {
         (part, whole)
@@ -36,11 +38,11 @@ pub const fn permille(part: u64, whole: u64) -> u32 {
         (part >> 12, whole >> 12)
     };
     if whole == 0 {
-        return if part == 0 { 0 } else { u32::MAX };
+        return if part == 0 { 0 } else { MOST };
     }
     let share = part * 1000 / whole;
-    if share > u32::MAX as u64 {
-        u32::MAX
+    if share > MOST as u64 {
+        MOST
     } else {
         #[expect(
             clippy::cast_possible_truncation,
@@ -136,7 +138,9 @@ mod tests {
         assert_eq!(permille(1, 3), 333);
         assert_eq!(permille(3, 2), 1500);
         assert_eq!(permille(u64::MAX, u64::MAX), 1000);
-        assert_eq!(permille(u64::MAX, 1), u32::MAX);
+        for most in [permille(u64::MAX, 1), permille(1, 0)] {
+            assert!(most < Levels::OFF, "what is off is never reached");
+        }
     }
 
     #[test]

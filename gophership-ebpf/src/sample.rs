@@ -1,7 +1,7 @@
 //! Ten times a second: from totals to shares and rates over the last second.
 
 use gophership_common::{
-    Ingress, Policy, Signal, SignalsPage, Tally, rate_per_second, share_permille,
+    Ingress, Policy, Signal, SignalsPage, Tally, greatest, rate_per_second, share_permille,
 };
 
 use crate::{
@@ -15,6 +15,9 @@ const PERIOD_NS: u64 = 100_000_000;
 const RECENT: u64 = 10;
 /// Ten seconds.
 const LONG: u64 = 10;
+/// The least time that shares and rates are of: what happens in the first moments would look like a
+/// second full of it.
+const WINDOW_NS: u64 = 1_000_000_000;
 
 /// Takes a sample if one is due, and writes the signals that follow from it.
 ///
@@ -49,7 +52,11 @@ pub(crate) unsafe fn take(
         if number.is_multiple_of(RECENT) {
             *long.add(second as usize & (SAMPLES - 1)) = *now;
         }
+        if number == 0 {
+            atomic::store(&raw mut (*page).started_ns, now_ns);
+        }
         let span = Span {
+            started_ns: atomic::load(&raw const (*page).started_ns),
             now,
             then: recent.add(then & (SAMPLES - 1)),
             long: long.add(second.wrapping_sub(LONG) as usize & (SAMPLES - 1)),
@@ -82,8 +89,11 @@ pub(crate) unsafe fn take(
     }
 }
 
-/// This sample, the one a second ago and the one ten seconds ago; zeroes where there was none yet.
+/// This sample, the one a second ago and the one ten seconds ago; zeroes where there was none yet,
+/// which is what the totals were before the first one.
 struct Span {
+    /// Time of the first sample.
+    started_ns: u64,
     now: *mut Sample,
     then: *const Sample,
     long: *const Sample,
@@ -97,7 +107,27 @@ impl Span {
     #[inline(always)]
     unsafe fn elapsed_ns(&self) -> u64 {
         // SAFETY: says the caller.
-        unsafe { (*self.now).at_ns.saturating_sub((*self.then).at_ns) }
+        unsafe { self.since((*self.then).at_ns) }
+    }
+
+    /// Time from `long` to `now`.
+    ///
+    /// # Safety
+    /// As for [`Self::elapsed_ns`].
+    #[inline(always)]
+    unsafe fn long_ns(&self) -> u64 {
+        // SAFETY: says the caller.
+        unsafe { self.since((*self.long).at_ns) }
+    }
+
+    /// # Safety
+    /// As for [`Self::elapsed_ns`].
+    #[inline(always)]
+    unsafe fn since(&self, at_ns: u64) -> u64 {
+        let from_ns = greatest(at_ns, self.started_ns);
+        // SAFETY: says the caller.
+        let now_ns = unsafe { (*self.now).at_ns };
+        greatest(now_ns.saturating_sub(from_ns), WINDOW_NS)
     }
 }
 
@@ -190,14 +220,13 @@ unsafe fn ingress(out: *mut u64, span: &Span, limit: u64, policy: &Policy) {
     unsafe {
         let (now, then, long) = (&*span.now, &*span.then, &*span.long);
         let elapsed_ns = span.elapsed_ns();
-        let long_ns = now.at_ns.saturating_sub(long.at_ns);
         let ingress = Ingress {
             backlog_bytes: now.backlog,
             backlog_before_bytes: then.backlog,
             elapsed_ns,
             limit_bytes: limit,
             rate: rate_per_second(now.bytes - then.bytes, elapsed_ns),
-            rate_long: rate_per_second(now.bytes - long.bytes, long_ns),
+            rate_long: rate_per_second(now.bytes - long.bytes, span.long_ns()),
         };
         set(out, Signal::IngressRate, ingress.rate);
         set(out, Signal::IngressRateLong, ingress.rate_long);

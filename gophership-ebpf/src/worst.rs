@@ -27,12 +27,15 @@ pub(crate) unsafe fn keep(page: *mut SignalsPage, policy: &Policy, now_ns: u64) 
         let now = windows.add((number & 1) as usize * SIGNALS);
         let before = windows.add((number & 1 ^ 1) as usize * SIGNALS);
         let values = (&raw const (*page).last.values).cast::<u64>();
+        let available = atomic::load(&raw const (*page).last.available);
         let worst = (&raw mut (*page).worst).cast::<u64>();
         let mut index = 0;
         while index < SIGNALS {
-            // Kept flipped where low is bad: then 0 is the best for all.
+            // Kept flipped where low is bad: then 0 is the best for all, and what isn't available
+            // is no worse. All ones if it is available, else 0.
+            let known = (available >> index & 1).wrapping_neg();
             let flip = policy.rules[index].flip;
-            let value = atomic::load(values.add(index)) ^ flip;
+            let value = (atomic::load(values.add(index)) ^ flip) & known;
             let kept = atomic::load(now.add(index)) & goes_on;
             let kept = greatest(kept, value);
             atomic::store(now.add(index), kept);

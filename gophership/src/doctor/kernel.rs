@@ -70,7 +70,20 @@ fn version(lacking: Lacking) -> Check {
 fn btf(lacking: Lacking) -> Check {
     let name = "kernel.btf";
     match check_fields() {
-        Ok(()) => Check::ok(name, "/sys/kernel/btf/vmlinux has every field that is read"),
+        Ok(missing) if missing.is_empty() => {
+            Check::ok(name, "/sys/kernel/btf/vmlinux has every field that is read")
+        }
+        Ok(missing) => {
+            let missing: Vec<String> = missing
+                .iter()
+                .map(|(signal, reason)| format!("{} isn't measured: {reason}", signal.as_str()))
+                .collect();
+            Check::warning(
+                name,
+                missing.join("; "),
+                "these structures of this kernel are not known to this version: update GopherShip",
+            )
+        }
         Err(error @ KernelError::Field { .. }) => lacking.check(
             name,
             error.to_string(),

@@ -7,11 +7,12 @@ use std::{
     time::Duration,
 };
 
-use gophership_common::{Word, WorkerLine};
+use gophership_common::{Signal, Word, WorkerLine};
 
 use super::{
     clock::monotonic_ns,
     kernel::{Enlist, Wake},
+    unavailable::Unavailable,
     waits::Waits,
 };
 
@@ -47,6 +48,8 @@ pub struct EngineLine {
     enlist: Option<Enlist>,
     /// Where user space finds how long the workers wait.
     waits: &'static Waits,
+    /// Who is told if nobody can.
+    unavailable: &'static Unavailable,
 }
 
 impl EngineLine {
@@ -56,6 +59,7 @@ impl EngineLine {
         number: usize,
         enlist: Option<Enlist>,
         waits: &'static Waits,
+        unavailable: &'static Unavailable,
     ) -> Self {
         Self {
             line,
@@ -63,6 +67,7 @@ impl EngineLine {
             number,
             enlist,
             waits,
+            unavailable,
         }
     }
 
@@ -72,10 +77,14 @@ impl EngineLine {
     /// The kernel half's; without it, if `/proc` doesn't tell of the waits.
     pub fn enlist(self) -> io::Result<()> {
         let waits = self.waits.enlist(self.number);
-        match self.enlist {
+        let enlisted = match self.enlist {
             Some(enlist) => enlist.worker(self.number),
             None => waits,
-        }
+        };
+        enlisted.inspect_err(|error| {
+            let reason = format!("the workers can't be enlisted: {error}");
+            self.unavailable.set(Signal::CpuWait, &reason);
+        })
     }
 
     /// Reports how long this worker's synced vault writes take now.

@@ -108,7 +108,7 @@ impl MemorySources {
     pub(super) fn cgroup(&self) -> Option<&Path> {
         self.levels
             .first()
-            .filter(|level| level.unified && level.directory.join("memory.pressure").exists())
+            .filter(|level| level.unified)
             .map(|level| &*level.directory)
     }
 

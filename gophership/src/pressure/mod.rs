@@ -198,7 +198,7 @@ pub struct Pressure {
     events: Mutex<Option<Events>>,
     source: snapshot::Judging,
     /// Why signals aren't available.
-    unavailable: Unavailable,
+    unavailable: &'static Unavailable,
     /// The kernel half's way to learn who a worker is.
     enlist: Option<Enlist>,
     wake: &'static Wake,
@@ -308,7 +308,7 @@ impl Pressure {
             kernel,
             events: Mutex::new(events),
             source: snapshot::Judging::new(why_not),
-            unavailable,
+            unavailable: Box::leak(Box::new(unavailable)),
             enlist,
             // Lives as long as the mappings: workers' handles point to both.
             wake: Box::leak(Box::new(wake)),
@@ -337,7 +337,14 @@ impl Pressure {
             None => Some((self.sample_every.max(1), self.wake)),
         };
         let line = self.pages.line(worker);
-        EngineLine::of(line, sampling, worker, self.enlist, self.waits)
+        EngineLine::of(
+            line,
+            sampling,
+            worker,
+            self.enlist,
+            self.waits,
+            self.unavailable,
+        )
     }
 
     /// Whether `CAP_BPF` must outlive the drop of privileges: before 5.19 an unprivileged `bpf(2)` is
@@ -369,7 +376,7 @@ impl Pressure {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let policy = *lock(&self.policy);
-        Snapshot::of(&self.pages, &self.source, &policy, &self.unavailable)
+        Snapshot::of(&self.pages, &self.source, &policy, self.unavailable)
     }
 
     /// Lists the ingest sockets. Takes time in proportion to the sockets, and the descriptors, of the

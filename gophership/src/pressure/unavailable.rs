@@ -6,9 +6,17 @@ use gophership_common::{POSTED, Signal};
 
 use super::lock;
 
-/// The reasons known so far.
+/// The reasons known.
 #[derive(Debug, Default)]
-pub(super) struct Unavailable(Mutex<BTreeMap<Signal, String>>);
+pub(super) struct Unavailable(Mutex<Reasons>);
+
+#[derive(Debug, Default)]
+struct Reasons {
+    /// Of this machine and configuration.
+    lasting: BTreeMap<Signal, String>,
+    /// Of a sample that failed, until one succeeds.
+    passing: BTreeMap<Signal, String>,
+}
 
 impl Unavailable {
     /// What the kernel half alone measures, without it.
@@ -20,13 +28,26 @@ impl Unavailable {
         reasons
     }
 
+    /// A signal can't be had for this reason, now and later.
     pub(super) fn set(&self, signal: Signal, reason: &str) {
-        lock(&self.0).insert(signal, reason.to_owned());
+        lock(&self.0).lasting.insert(signal, reason.to_owned());
     }
 
-    /// Everything known to be unavailable.
+    /// Samples of these failed.
+    pub(super) fn fail(&self, signals: &[Signal], reason: &str) {
+        let passing = &mut lock(&self.0).passing;
+        passing.extend(signals.iter().map(|signal| (*signal, reason.to_owned())));
+    }
+
+    /// Samples of these succeeded: a failure before is no reason any more.
+    pub(super) fn succeed(&self, signals: &[Signal]) {
+        let passing = &mut lock(&self.0).passing;
+        passing.retain(|signal, _| !signals.contains(signal));
+    }
+
+    /// Everything that lasts.
     pub(super) fn all(&self) -> Vec<(Signal, String)> {
-        let reasons = lock(&self.0);
+        let reasons = &lock(&self.0).lasting;
         reasons
             .iter()
             .map(|(signal, reason)| (*signal, reason.clone()))
@@ -35,7 +56,8 @@ impl Unavailable {
 
     /// Why, if anything has said so.
     pub(super) fn known(&self, signal: Signal) -> Option<String> {
-        lock(&self.0).get(&signal).cloned()
+        let Reasons { lasting, passing } = &*lock(&self.0);
+        passing.get(&signal).or(lasting.get(&signal)).cloned()
     }
 
     /// Why a signal that reads unavailable does.
@@ -64,3 +86,26 @@ pub(super) const KERNEL_ONLY: [Signal; 3] = [
     Signal::MemoryStallCgroup,
     Signal::KswapdWakeups,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_the_reason_until_the_next_success() {
+        let unavailable = Unavailable::default();
+        let reason = || unavailable.reason(Signal::ListenBacklog);
+        let unknown = reason();
+        unavailable.fail(&[Signal::ListenBacklog, Signal::CpuWait], "no memory");
+        assert_eq!(reason(), "no memory");
+        unavailable.succeed(&[Signal::ListenBacklog]);
+        assert_eq!(reason(), unknown);
+        assert_eq!(unavailable.reason(Signal::CpuWait), "no memory");
+
+        unavailable.set(Signal::ListenBacklog, "refused");
+        unavailable.fail(&[Signal::ListenBacklog], "no memory");
+        assert_eq!(reason(), "no memory");
+        unavailable.succeed(&[Signal::ListenBacklog]);
+        assert_eq!(reason(), "refused", "that lasts");
+    }
+}

@@ -136,7 +136,7 @@ pub(super) fn spawn(
         trigger: trigger(&pressure),
         pressure: Arc::clone(&pressure),
         on_occurrence,
-        triggered: false,
+        early: false,
         sampled_at: None,
     };
     let stopped = Arc::clone(&stop);
@@ -174,8 +174,8 @@ struct Watch<F> {
     /// Ready when memory pressure has crossed its Yellow level.
     trigger: Option<File>,
     on_occurrence: F,
-    /// It was.
-    triggered: bool,
+    /// Whether there is a reason not to wait for the next period.
+    early: bool,
     /// When samples were last taken.
     sampled_at: Option<Instant>,
 }
@@ -184,20 +184,24 @@ impl<F: Fn(&Occurrence)> Watch<F> {
     /// One look at everything, then a wait for the next reason to look.
     fn turn(&mut self) {
         self.drain();
-        let since = self.sampled_at.map(|at| at.elapsed());
-        let judging = self.pressure.source.why_not_kernel().is_some();
         // A wake-up is a reason to sample early, but not more often than a tick would judge.
-        let early = judging || std::mem::take(&mut self.triggered);
-        if since.is_none_or(|since| since >= PERIOD || early && since >= self.pressure.tick) {
+        let pace = if self.early {
+            PERIOD.min(self.pressure.tick)
+        } else {
+            PERIOD
+        };
+        if self.sampled_at.is_none_or(|at| at.elapsed() >= pace) {
+            self.early = false;
             self.sample();
+            return;
         }
-        let elapsed = self.sampled_at.map_or(PERIOD, |at| at.elapsed());
+        let elapsed = self.sampled_at.map_or(pace, |at| at.elapsed());
         let ring = self.events.as_ref().map(AsFd::as_fd);
         let trigger = self.trigger.as_ref().map(AsFd::as_fd);
-        self.triggered = self
-            .pressure
-            .wake
-            .wait(ring, trigger, PERIOD.saturating_sub(elapsed));
+        let wait = pace.saturating_sub(elapsed);
+        let woken = self.pressure.wake.wait(ring, trigger, wait);
+        let judging = self.pressure.source.why_not_kernel().is_some();
+        self.early |= woken.triggered || woken.rung && judging;
     }
 
     fn drain(&mut self) {
@@ -234,10 +238,11 @@ impl<F: Fn(&Occurrence)> Watch<F> {
             let index = POSTED.iter().position(|posted| *posted == signal);
             match (value, index) {
                 (Ok(value), Some(index)) => {
+                    pressure.unavailable.succeed(&[signal]);
                     posted.values[index] = value;
                     posted.available |= signal.bit();
                 }
-                (Err(error), _) => pressure.unavailable.set(signal, &error.to_string()),
+                (Err(error), _) => pressure.unavailable.fail(&[signal], &error.to_string()),
                 (Ok(_), None) => {}
             }
         };
@@ -261,7 +266,7 @@ impl<F: Fn(&Occurrence)> Watch<F> {
         let sampled_ns = monotonic_ns();
         let own = self
             .own
-            .sample(&policy, &tally, sampled_ns, &pressure.unavailable);
+            .sample(&policy, &tally, sampled_ns, pressure.unavailable);
         if pressure.kernel.is_none() {
             pages.count_followed(self.own.followed());
         }
@@ -295,6 +300,7 @@ impl<F: Fn(&Occurrence)> Watch<F> {
             (false, true) => {
                 tracing::warn!("the kernel's tick is back and judges again");
                 self.pressure.source.set(None);
+                self.own.rest(self.pressure.unavailable);
             }
             (true, true) | (false, false) => {}
         }

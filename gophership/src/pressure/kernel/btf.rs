@@ -8,7 +8,7 @@ use std::{
     slice,
 };
 
-use gophership_common::{ListOffsets, OFFSET_ABSENT, Offsets};
+use gophership_common::{ListOffsets, OFFSET_ABSENT, Offsets, Signal};
 use libbpf_sys::{btf_enum, btf_member, btf_param, btf_type};
 
 use super::Error;
@@ -59,10 +59,13 @@ impl Vmlinux {
     }
 
     /// Offset of the memory controller's state in `struct css_set`.
-    fn memory_css(&self) -> Option<u32> {
-        let subsystems = self.offset("css_set", "subsys").ok()?;
-        let index = self.enumerator("cgroup_subsys_id", "memory_cgrp_id")?;
-        Some(subsystems + index * u32::try_from(size_of::<u64>()).ok()?)
+    fn memory_css(&self) -> Result<u32, Error> {
+        const POINTER_BYTES: u32 = 8;
+        let (structure, path) = ("cgroup_subsys_id", "memory_cgrp_id");
+        let subsystems = self.offset("css_set", "subsys")?;
+        let index = self.enumerator(structure, path);
+        let index = index.ok_or(Error::Field { structure, path })?;
+        Ok(subsystems + index * POINTER_BYTES)
     }
 
     /// The value of a small enumerator.
@@ -192,14 +195,43 @@ fn kind(found: &btf_type) -> u32 {
     (found.info >> 24) & 0x1f
 }
 
+/// What the kernel half reads, as far as the running kernel has it.
+pub(super) struct Known {
+    /// Where the fields are.
+    pub(super) offsets: Offsets,
+    /// What can't be measured for want of a field.
+    pub(super) lacking: Vec<(&'static [Signal], Error)>,
+}
+
 /// Looks up everything the kernel half reads.
 ///
 /// # Errors
-/// [`Error::Btf`] if the kernel has no BTF, [`Error::Field`] if a field isn't in it.
-pub(super) fn offsets() -> Result<Offsets, Error> {
-    let btf = Vmlinux::load()?;
+/// [`Error::Btf`] if the kernel has no BTF, [`Error::Field`] if a field isn't in it that receive
+/// queues need.
+pub(super) fn offsets() -> Result<Known, Error> {
+    known(&Vmlinux::load()?)
+}
+
+fn known(btf: &Vmlinux) -> Result<Known, Error> {
+    const BACKLOG: &[Signal] = &[Signal::ListenBacklog];
+    const WAITS: &[Signal] = &[Signal::CpuWait];
+    const DISKS: &[Signal] = &[Signal::DiskLatency, Signal::DiskDepth];
+    const CGROUP: &[Signal] = &[Signal::MemoryStallCgroup];
+    const VICTIMS: &[Signal] = &[Signal::CpuWait, Signal::OomKills];
+    let mut lacking = Vec::new();
+    let mut or_lacking = |signals, found: Result<u32, Error>| {
+        found.unwrap_or_else(|error| {
+            lacking.push((signals, error));
+            OFFSET_ABSENT
+        })
+    };
     let control_block = btf.offset("sk_buff", "cb")?;
-    Ok(Offsets {
+    let request_disk = btf.offset("request", "rq_disk");
+    let queue_disk = match (btf.offset("request_queue", "disk"), &request_disk) {
+        (Err(_), Ok(_)) => OFFSET_ABSENT,
+        (found, _) => or_lacking(DISKS, found),
+    };
+    let offsets = Offsets {
         local_port: btf.offset("sock", "__sk_common.skc_num")?,
         net: btf.offset("sock", "__sk_common.skc_net.net")?,
         net_inum: btf.offset("net", "ns.inum")?,
@@ -212,22 +244,25 @@ pub(super) fn offsets() -> Result<Offsets, Error> {
         segment_seq: control_block + btf.offset("tcp_skb_cb", "seq")?,
         segment_end_seq: control_block + btf.offset("tcp_skb_cb", "end_seq")?,
         receive_window: btf.offset("tcp_sock", "rcv_wnd")?,
-        accept_queue: btf.offset("sock", "sk_ack_backlog")?,
-        accept_queue_max: btf.offset("sock", "sk_max_ack_backlog")?,
-        task_tgid: btf.offset("task_struct", "tgid")?,
-        task_pid: btf.offset("task_struct", "pid")?,
-        task_state: btf
-            .offset("task_struct", "__state")
-            .or_else(|_| btf.offset("task_struct", "state"))?,
-        request_queue: btf.offset("request", "q")?,
-        queue_disk: btf.offset("request_queue", "disk").unwrap_or(OFFSET_ABSENT),
-        request_disk: btf.offset("request", "rq_disk").unwrap_or(OFFSET_ABSENT),
-        disk_major: btf.offset("gendisk", "major")?,
-        disk_minor: btf.offset("gendisk", "first_minor")?,
-        task_cgroups: btf.offset("task_struct", "cgroups")?,
-        memory_css: btf.memory_css().unwrap_or(OFFSET_ABSENT),
+        accept_queue: or_lacking(BACKLOG, btf.offset("sock", "sk_ack_backlog")),
+        accept_queue_max: or_lacking(BACKLOG, btf.offset("sock", "sk_max_ack_backlog")),
+        task_tgid: or_lacking(VICTIMS, btf.offset("task_struct", "tgid")),
+        task_pid: or_lacking(WAITS, btf.offset("task_struct", "pid")),
+        task_state: or_lacking(
+            WAITS,
+            btf.offset("task_struct", "__state")
+                .or_else(|_| btf.offset("task_struct", "state")),
+        ),
+        request_queue: or_lacking(DISKS, btf.offset("request", "q")),
+        queue_disk,
+        request_disk: request_disk.unwrap_or(OFFSET_ABSENT),
+        disk_major: or_lacking(DISKS, btf.offset("gendisk", "major")),
+        disk_minor: or_lacking(DISKS, btf.offset("gendisk", "first_minor")),
+        task_cgroups: or_lacking(CGROUP, btf.offset("task_struct", "cgroups")),
+        memory_css: or_lacking(CGROUP, btf.memory_css()),
         victim_is_task: u32::from(btf.takes_pointer("btf_trace_mark_victim")),
-    })
+    };
+    Ok(Known { offsets, lacking })
 }
 
 /// Looks up what only the iterators read.
@@ -261,29 +296,5 @@ pub(super) fn list_offsets() -> Result<ListOffsets, Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn offsets_agree_with_what_never_moved() {
-        if !std::path::Path::new("/sys/kernel/btf/vmlinux").exists() {
-            return;
-        }
-        let offsets = offsets().unwrap();
-        // `skc_num` follows two addresses, the hash and the remote port in every kernel with BTF.
-        assert_eq!(offsets.local_port, 14);
-        assert_eq!(offsets.segment_end_seq, offsets.segment_seq + 4);
-        assert!(
-            offsets.rcv_nxt > offsets.receive_buffer,
-            "tcp_sock extends sock"
-        );
-    }
-
-    #[test]
-    fn a_missing_field_is_named() {
-        if let Ok(btf) = Vmlinux::load() {
-            let error = btf.offset("sock", "no_such_field").unwrap_err();
-            assert!(error.to_string().contains("no_such_field"), "{error}");
-        }
-    }
-}
+#[path = "btf_tests.rs"]
+mod tests;

@@ -36,10 +36,11 @@ use aya_log::EbpfLogger;
 use gophership_common::{
     EnginePage, Event, GLOBAL_LIST_OFFSETS, GLOBAL_OFFSETS, ListOffsets, MAP_ENGINE, MAP_EVENTS,
     MAP_POLICY, MAP_SIGNALS, MAP_VERDICT, PROGRAM_ENLIST, PROGRAM_TCP_PROBE, PROGRAM_TICK,
-    PolicyPage, SignalsPage, VerdictPage,
+    PolicyPage, Signal, SignalsPage, VerdictPage,
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
+use btf::Known;
 pub(super) use enlist::Enlist;
 pub(super) use iter::Iterators;
 pub use lockdown::Lockdown;
@@ -131,12 +132,19 @@ impl Error {
     }
 }
 
-/// Looks up every field of the running kernel that the kernel half reads.
+/// Looks up every field of the running kernel that the kernel half reads; returns what can't be
+/// measured for want of one, and which.
 ///
 /// # Errors
-/// [`Error::Btf`] or [`Error::Field`].
-pub fn check_fields() -> Result<(), Error> {
-    btf::offsets().map(drop)
+/// [`Error::Btf`] or [`Error::Field`], with which nothing runs.
+pub fn check_fields() -> Result<Vec<(Signal, String)>, Error> {
+    Ok(by_signal(&btf::offsets()?.lacking).collect())
+}
+
+fn by_signal(lacking: &[(&[Signal], Error)]) -> impl Iterator<Item = (Signal, String)> {
+    lacking
+        .iter()
+        .flat_map(|(signals, error)| signals.iter().map(|signal| (*signal, error.to_string())))
 }
 
 /// What of CAP_BPF and CAP_PERFMON this thread lacks, separated by commas; `None` if nothing, or if
@@ -150,6 +158,8 @@ pub fn missing_capabilities() -> Option<String> {
 pub(super) struct Kernel {
     ebpf: Ebpf,
     enlist: Option<Enlist>,
+    /// What can't be measured here, and for want of which field.
+    lacking: Vec<(Signal, String)>,
     /// What lists the sockets, or why it doesn't; it isn't needed to judge.
     pub(super) iterators: Iterators,
     /// Whether the running kernel's BTF has what the iterators read.
@@ -176,7 +186,15 @@ impl Kernel {
         if let Some(missing) = capabilities::missing() {
             return Err(Error::Privileges(missing));
         }
-        let offsets = btf::offsets()?;
+        Self::load_where(btf::offsets()?, object, xdp)
+    }
+
+    /// Loads the object for a kernel that has these fields.
+    fn load_where(
+        Known { offsets, lacking }: Known,
+        object: &[u8],
+        xdp: &XdpConfig,
+    ) -> Result<(Self, Pages, Events), Error> {
         let list_offsets = btf::list_offsets();
         // Before 5.11 maps are charged to this limit; failing to raise it shows at the load.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
@@ -199,6 +217,7 @@ impl Kernel {
         let kernel = Self {
             ebpf,
             enlist: None,
+            lacking: by_signal(&lacking).collect(),
             can_list: list_offsets.is_ok(),
             iterators: Iterators::none(&match list_offsets {
                 Ok(_) => "not attached".to_owned(),
@@ -242,17 +261,7 @@ impl Kernel {
         if self.can_list {
             self.iterators = Iterators::attach(&mut self.ebpf, &btf);
         }
-        let mut measured = 0;
-        for (needed, signals) in programs::MEASURES {
-            let reason = needed.iter().find_map(|name| refused.get(name));
-            for &signal in signals {
-                match reason {
-                    Some(reason) => unavailable.set(signal, reason),
-                    None => measured |= signal.bit(),
-                }
-            }
-        }
-        Ok(measured)
+        Ok(programs::measured(&refused, &self.lacking, unavailable))
     }
 
     /// Has the kernel half learn this process, before anything is attributed to it.
@@ -423,5 +432,7 @@ impl std::fmt::Display for Chain<'_> {
     }
 }
 
+#[cfg(test)]
+mod lacking_tests;
 #[cfg(test)]
 mod parity_tests;

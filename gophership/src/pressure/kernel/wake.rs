@@ -10,6 +10,15 @@ use std::{
 #[derive(Debug)]
 pub(crate) struct Wake(OwnedFd);
 
+/// What ended a wait, if it wasn't time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Woken {
+    /// [`Wake::ring`].
+    pub(crate) rung: bool,
+    /// The trigger's exceptional condition.
+    pub(crate) triggered: bool,
+}
+
 impl Wake {
     /// # Errors
     /// `eventfd(2)`'s.
@@ -32,13 +41,13 @@ impl Wake {
     }
 
     /// Waits until rung, until `ring` is readable, until `trigger` has an exceptional condition, or
-    /// for `timeout`. Says whether it was the trigger.
+    /// for `timeout`.
     pub(crate) fn wait(
         &self,
         ring: Option<BorrowedFd<'_>>,
         trigger: Option<BorrowedFd<'_>>,
         timeout: Duration,
-    ) -> bool {
+    ) -> Woken {
         let polled = |fd: Option<BorrowedFd<'_>>, events| libc::pollfd {
             // poll(2) passes over negative descriptors.
             fd: fd.map_or(-1, |fd| fd.as_raw_fd()),
@@ -59,8 +68,11 @@ impl Wake {
         unsafe { libc::poll(polled.as_mut_ptr(), count, timeout) };
         let mut counter = [0_u8; 8];
         // SAFETY: eight writable bytes, an owned descriptor; nothing to read is no error for us.
-        let _ = unsafe { libc::read(self.0.as_raw_fd(), counter.as_mut_ptr().cast(), 8) };
-        polled[2].revents & libc::POLLPRI != 0
+        let read = unsafe { libc::read(self.0.as_raw_fd(), counter.as_mut_ptr().cast(), 8) };
+        Woken {
+            rung: read == 8,
+            triggered: polled[2].revents & libc::POLLPRI != 0,
+        }
     }
 }
 
@@ -76,10 +88,10 @@ mod tests {
         wake.ring();
         wake.ring();
         let start = Instant::now();
-        wake.wait(None, None, Duration::from_secs(10));
+        assert!(wake.wait(None, None, Duration::from_secs(10)).rung);
         assert!(start.elapsed() < Duration::from_secs(5));
         let start = Instant::now();
-        wake.wait(None, None, Duration::from_millis(20));
+        assert!(!wake.wait(None, None, Duration::from_millis(20)).rung);
         assert!(
             start.elapsed() >= Duration::from_millis(15),
             "both rings were one"

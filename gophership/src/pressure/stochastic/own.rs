@@ -113,6 +113,7 @@ impl Own {
         }
         match self.follower.look(policy, now_ns) {
             Ok(queues) => {
+                unavailable.succeed(&OF_SOCKETS);
                 self.queues(&queues);
                 if is_due {
                     self.ingress(&queues, policy, tally, now_ns);
@@ -124,6 +125,7 @@ impl Own {
             self.cpu_wait(now_ns);
             match self.disks.sample(now_ns) {
                 Ok(Some(latency)) => {
+                    unavailable.succeed(&OF_DISKS);
                     self.last.set(Signal::DiskLatency, latency.us);
                     self.last.set(Signal::DiskDepth, latency.depth);
                 }
@@ -131,11 +133,21 @@ impl Own {
                 Err(error) => self.lose(&OF_DISKS, &error.to_string(), unavailable),
             }
             match self.kills.sample(now_ns) {
-                Ok(kills) => self.last.set(Signal::OomKills, kills),
+                Ok(kills) => {
+                    unavailable.succeed(&[Signal::OomKills]);
+                    self.last.set(Signal::OomKills, kills);
+                }
                 Err(error) => self.lose(&[Signal::OomKills], &error.to_string(), unavailable),
             }
         }
         self.last
+    }
+
+    /// Somebody else measures from now on: what failed here is nobody's reason.
+    pub(in super::super) fn rest(&self, unavailable: &Unavailable) {
+        unavailable.succeed(&OF_SOCKETS);
+        unavailable.succeed(&OF_DISKS);
+        unavailable.succeed(&[Signal::OomKills]);
     }
 
     /// Sockets followed now, and those that found the table full, once a look.
@@ -146,8 +158,8 @@ impl Own {
     fn lose(&mut self, signals: &[Signal], reason: &str, unavailable: &Unavailable) {
         for &signal in signals {
             self.last.available &= !signal.bit();
-            unavailable.set(signal, reason);
         }
+        unavailable.fail(signals, reason);
     }
 
     fn queues(&mut self, queues: &Queues) {

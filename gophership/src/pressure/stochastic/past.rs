@@ -2,6 +2,9 @@
 
 use std::collections::VecDeque;
 
+/// See [`Before::elapsed_ns`].
+const ENOUGH_NS: u64 = 1_000_000_000;
+
 /// The readings of the last `window_ns`, and one that is older.
 pub(super) struct Past<T> {
     window_ns: u64,
@@ -13,7 +16,8 @@ pub(super) struct Past<T> {
 pub(super) struct Before<T> {
     /// What it was.
     pub(super) reading: T,
-    /// Since then; at least the window, or a first event would look like a window full of them.
+    /// Since then; at least the window, of which a second will do, or a first event would look like
+    /// a window full of them.
     pub(super) elapsed_ns: u64,
 }
 
@@ -44,7 +48,7 @@ impl<T: Copy> Past<T> {
         self.readings.push_back((now_ns, reading));
         Before {
             reading: before,
-            elapsed_ns: age(at_ns).max(self.window_ns),
+            elapsed_ns: age(at_ns).max(self.window_ns.min(ENOUGH_NS)),
         }
     }
 }
@@ -65,5 +69,14 @@ mod tests {
         assert_eq!(past.compare(6300, 'c'), before('a', 1300));
         assert_eq!(past.compare(6400, 'd'), before('b', 1000));
         assert_eq!(past.compare(9000, 'e'), before('e', 1000), "after a pause");
+    }
+
+    #[test]
+    fn a_long_window_that_has_just_begun_is_no_longer_than_it_has_lasted() {
+        let mut past = Past::new(10 * ENOUGH_NS);
+        let mut elapsed_ns = |now_ns| past.compare(now_ns, ()).elapsed_ns;
+        assert_eq!(elapsed_ns(ENOUGH_NS), ENOUGH_NS);
+        assert_eq!(elapsed_ns(ENOUGH_NS + 100), ENOUGH_NS);
+        assert_eq!(elapsed_ns(4 * ENOUGH_NS), 3 * ENOUGH_NS);
     }
 }
