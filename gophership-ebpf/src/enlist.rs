@@ -3,7 +3,7 @@
 
 use gophership_common::WORKERS_MAX;
 
-use crate::{atomic, maps, reclaim};
+use crate::{atomic, maps, measures::Wait, reclaim, sched::RUNNING};
 
 /// Notes the current process as the engine and, if `worker` is one's number, the current thread as
 /// that worker. Returns 0, or 1 if there is no room.
@@ -25,6 +25,11 @@ pub(crate) fn run(worker: u64) -> i32 {
         return 1;
     }
     // SAFETY: as above.
-    unsafe { atomic::store(&raw mut (*page).enlisted, 1) };
+    unsafe {
+        let waits = (&raw mut (*page).waits).cast::<Wait>();
+        let wait = waits.add(worker as usize & (WORKERS_MAX - 1));
+        atomic::store(&raw mut (*wait).since_ns, RUNNING);
+        atomic::store(&raw mut (*page).enlisted, 1);
+    }
     0
 }

@@ -142,7 +142,7 @@ fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_switch")]
 fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the arguments are tasks.
-    unsafe { sched::switch(ctx.arg(1), ctx.arg(2)) };
+    unsafe { sched::switch(ctx.arg::<u64>(0) != 0, ctx.arg(1), ctx.arg(2)) };
     0
 }
 

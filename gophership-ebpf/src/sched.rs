@@ -11,6 +11,9 @@ use crate::{
     measures::{Measures, SAMPLES, Wait},
 };
 
+/// [`Wait::since_ns`] of a worker that runs. Like every time to come, it has waited for nothing.
+pub(crate) const RUNNING: u64 = u64::MAX;
+
 /// A `u32` of a task.
 ///
 /// # Safety
@@ -45,7 +48,8 @@ unsafe fn waits_of(page: *mut Measures, task: *const c_void) -> Option<*mut Wait
     }
 }
 
-/// A task has become runnable.
+/// A task has become runnable. One that was about to sleep is woken while it still has its CPU, and
+/// waits for nothing.
 ///
 /// # Safety
 /// As for [`field`].
@@ -56,18 +60,21 @@ pub(crate) unsafe fn wakeup(task: *const c_void) {
     };
     // SAFETY: says the caller; waits point into the MEASURES map.
     unsafe {
-        if let Some(wait) = waits_of(page, task) {
+        if let Some(wait) = waits_of(page, task)
+            && atomic::load(&raw const (*wait).since_ns) != RUNNING
+        {
             atomic::store(&raw mut (*wait).since_ns, bpf_ktime_get_ns());
         }
     }
 }
 
-/// A CPU goes from one task to the next; `previous` waits if it could have gone on.
+/// A CPU goes from one task to the next; `previous` waits if it could have gone on. It could if it
+/// was `preempted`, whatever it was about to do.
 ///
 /// # Safety
 /// As for [`field`], for both.
 #[inline(always)]
-pub(crate) unsafe fn switch(previous: *const c_void, next: *const c_void) {
+pub(crate) unsafe fn switch(preempted: bool, previous: *const c_void, next: *const c_void) {
     /// `TASK_RUNNING` of `include/linux/sched.h`: runnable.
     const TASK_RUNNING: u32 = 0;
     let Some(page) = maps::measures() else {
@@ -75,16 +82,20 @@ pub(crate) unsafe fn switch(previous: *const c_void, next: *const c_void) {
     };
     // SAFETY: says the caller; waits point into the MEASURES map.
     unsafe {
-        if let Some(wait) = waits_of(page, previous)
-            && field(previous, offset_in_kernel!(task_state)) == TASK_RUNNING
-        {
-            atomic::store(&raw mut (*wait).since_ns, bpf_ktime_get_ns());
+        if let Some(wait) = waits_of(page, previous) {
+            let state = field(previous, offset_in_kernel!(task_state));
+            let since_ns = if preempted || state == TASK_RUNNING {
+                bpf_ktime_get_ns()
+            } else {
+                0
+            };
+            atomic::store(&raw mut (*wait).since_ns, since_ns);
         }
         if let Some(wait) = waits_of(page, next) {
             let since_ns = atomic::load(&raw const (*wait).since_ns);
+            atomic::store(&raw mut (*wait).since_ns, RUNNING);
             if since_ns != 0 {
                 let waited_ns = bpf_ktime_get_ns().saturating_sub(since_ns);
-                atomic::store(&raw mut (*wait).since_ns, 0);
                 atomic::add(&raw mut (*wait).total_ns, waited_ns);
             }
         }
