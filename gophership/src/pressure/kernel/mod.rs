@@ -7,6 +7,7 @@ mod btf;
 mod capabilities;
 mod enlist;
 mod iter;
+mod log;
 mod mmap;
 mod programs;
 mod wake;
@@ -127,7 +128,7 @@ impl Kernel {
         let list_offsets = btf::list_offsets();
         // Before 5.11 maps are charged to this limit; failing to raise it shows at the load.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
-        let log_level = u8::from(wants_log()) * aya_log::Level::Debug as u8;
+        let log_level = u8::from(log::is_wanted()) * aya_log::Level::Debug as u8;
         let mut ebpf = EbpfLoader::new()
             .override_global(GLOBAL_OFFSETS, &offsets, true)
             .override_global(
@@ -181,9 +182,7 @@ impl Kernel {
                     return Err(Error::Program { name, source });
                 }
                 Err(source) => {
-                    let reason = Chain(&source).to_string();
-                    tracing::debug!(program = name, reason, "not attached");
-                    refused.insert(name, format!("{name}: {}", brief(&reason)));
+                    refused.insert(name, format!("{name}: {}", Chain(&source)));
                 }
             }
         }
@@ -276,9 +275,9 @@ impl Events {
             name: MAP_EVENTS,
             reason: Chain(&error).to_string(),
         })?;
-        let flush_log = if wants_log() {
+        let flush_log = if log::is_wanted() {
             // Without its ring the programs run all the same, unheard.
-            EbpfLogger::init(ebpf)
+            EbpfLogger::init_with_logger(ebpf, log::ToTracing)
                 .ok()
                 .map(|mut logger| Box::new(move || logger.flush()) as Box<dyn FnMut() + Send>)
         } else {
@@ -314,11 +313,6 @@ impl AsFd for Events {
     }
 }
 
-/// The programs log only for somebody who listens at TRACE here: a record costs a helper call.
-fn wants_log() -> bool {
-    tracing::enabled!(target: "gophership::pressure::kernel", tracing::Level::TRACE)
-}
-
 fn mapped<T: Pod>(ebpf: &mut Ebpf, name: &'static str) -> Result<Page<T>, Error> {
     let failed = |reason: String| Error::Map { name, reason };
     let map = ebpf
@@ -345,13 +339,6 @@ fn object() -> Result<&'static [u8], Error> {
     Err(Error::NotBuiltIn)
 }
 
-/// What the kernel said, without the pages in which the verifier explains itself.
-fn brief(reason: &str) -> &str {
-    reason
-        .split_once(". Verifier output:")
-        .map_or(reason, |(brief, _)| brief)
-}
-
 /// An error with all its sources, on one line.
 struct Chain<'a>(&'a dyn std::error::Error);
 
@@ -367,6 +354,13 @@ impl std::fmt::Display for Chain<'_> {
             }
             error = source.source();
         }
-        f.write_str(&text)
+        // The verifier explains itself on pages: they are in the log, at debug.
+        match text.split_once(". Verifier output:") {
+            Some((brief, pages)) => {
+                tracing::debug!(pages, "the verifier has refused a program");
+                f.write_str(brief)
+            }
+            None => f.write_str(&text),
+        }
     }
 }
