@@ -15,8 +15,8 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     net::{TcpListener, TcpStream},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    process::{Child, Command, Stdio},
+    os::fd::{AsRawFd, OwnedFd},
+    process::{Child, Command},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -181,8 +181,73 @@ fn reclaim_under_a_foreign_limit_turns_nothing() {
     judging.assert_untouched();
 }
 
-/// Whoever takes memory without end: killed first.
-const GREEDY: &str = "echo 1000 > /proc/self/oom_score_adj && exec tail -c 2000000000 /dev/zero";
+/// Bytes of a line of `/proc/meminfo`.
+fn meminfo(key: &str) -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key))
+        .unwrap();
+    let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    kib * 1024
+}
+
+/// Takes all the memory that is free and half a gigabyte of page cache, on a machine that is small
+/// enough to do so in seconds, and where the neighbours don't mind.
+#[test]
+fn reclaim_for_the_host_turns_the_zone() {
+    const SMALL: u64 = 4 << 30;
+    const WAIT: Duration = Duration::from_secs(180);
+    let _alone = alone();
+    let wanted = std::env::var_os("GS_TEST_TAKE_FREE_MEMORY").is_some();
+    if meminfo("MemTotal") > SMALL && !wanted {
+        eprintln!("nothing tested: this machine is large; GS_TEST_TAKE_FREE_MEMORY=1 does it");
+        return;
+    }
+    let Some(judging) = Judging::start(&memory_config(), &scope(vec![])) else {
+        return;
+    };
+    let start = Instant::now();
+    let mut rounds = 0;
+    while judging.word().zone() == Zone::Green {
+        let (free, available) = (meminfo("MemFree"), meminfo("MemAvailable"));
+        let bytes = free + 512 * MIB;
+        assert!(
+            bytes < available / 10 * 9,
+            "{bytes} of {available} bytes are not to be had"
+        );
+        let takers: Vec<_> = (0..2)
+            .map(|_| {
+                let take = format!("{VICTIM_FIRST} && exec tail -c {} /dev/zero", bytes / 2);
+                Killed(Command::new("sh").args(["-c", &take]).spawn().unwrap())
+            })
+            .collect();
+        // Until there is nothing to take any more.
+        while judging.word().zone() == Zone::Green && meminfo("MemAvailable") > available - bytes {
+            assert!(start.elapsed() < WAIT, "{rounds}: {}", judging.explained());
+            thread::sleep(Duration::from_millis(10));
+        }
+        drop(takers);
+        rounds += 1;
+    }
+    let turned = judging.transitions()[0];
+    eprintln!("{:?} in round {rounds}", turned.to);
+    assert_eq!(turned.to.cause(), Cause::MemoryStall, "{turned:?}");
+    assert!(
+        turned.values.get(Signal::MemoryStall) >= Some(50),
+        "{turned:?}"
+    );
+    assert!(judging.signal(Signal::KswapdWakeups).is_some());
+    judging.wait_for_green();
+}
+
+/// The kernel kills this process before any other.
+const VICTIM_FIRST: &str = "echo 1000 > /proc/self/oom_score_adj";
+
+/// Whoever takes memory without end.
+fn greedy() -> String {
+    format!("{VICTIM_FIRST} && exec tail -c 2000000000 /dev/zero")
+}
 
 fn oom_kills(judging: &Judging) -> Vec<bool> {
     let ours = |occurrence: &Occurrence| match occurrence {
@@ -210,7 +275,7 @@ fn inside_an_engine_with_a_greedy_neighbour() {
         return;
     };
     let began = Instant::now();
-    let mut neighbour = Killed(Command::new("sh").args(["-c", GREEDY]).spawn().unwrap());
+    let mut neighbour = Killed(Command::new("sh").args(["-c", &greedy()]).spawn().unwrap());
     judging.wait_for(Zone::Red, Cause::OomKill);
     let ended = neighbour.0.wait().unwrap();
     assert!(!ended.success(), "the neighbour was killed: {ended:?}");
@@ -237,7 +302,7 @@ fn an_oom_kill_in_a_foreign_group_is_told_but_turns_nothing() {
         return;
     };
     cgroup.limit_memory(16 * MIB);
-    let mut greedy = Killed(cgroup.inside("sh").args(["-c", GREEDY]).spawn().unwrap());
+    let mut greedy = Killed(cgroup.inside("sh").args(["-c", &greedy()]).spawn().unwrap());
     judging.wait("the event", || !oom_kills(&judging).is_empty());
     let ended = greedy.0.wait().unwrap();
     assert!(!ended.success(), "it was killed: {ended:?}");

@@ -241,11 +241,12 @@ impl<F: Fn(&Occurrence)> Watch<F> {
                 .ok_or_else(|| io::Error::other("/proc/meminfo can't be read")),
         );
         let plenty = self.memory.host_has_plenty();
-        self.psi.sample(Instant::now(), |signal, share| match signal {
-            // Stalls under the limits of cgroups: ours has a signal of its own.
-            Signal::MemoryPressure if plenty => post(signal, share.map(|_| 0)),
-            signal => post(signal, share),
-        });
+        self.psi
+            .sample(Instant::now(), |signal, share| match signal {
+                // Stalls under the limits of cgroups: ours has a signal of its own.
+                Signal::MemoryPressure if plenty => post(signal, share.map(|_| 0)),
+                signal => post(signal, share),
+            });
         posted.at_ns = monotonic_ns();
         pressure.pages.post(&posted);
     }

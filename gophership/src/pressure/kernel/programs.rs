@@ -85,7 +85,9 @@ const MEASURES: [(&[&str], &[Signal]); 9] = [
 ];
 
 /// What is measured without the `refused` programs, as [`Signal::bit`]s; and why the rest isn't.
-pub(super) fn measured(refused: &BTreeMap<&'static str, String>) -> (u64, Vec<(Signal, &str)>) {
+pub(super) fn measured<'a>(
+    refused: &'a BTreeMap<&'static str, String>,
+) -> (u64, Vec<(Signal, &'a str)>) {
     let (mut measured, mut missing) = (0, Vec::new());
     for (needed, signals) in MEASURES {
         let reason = needed.iter().find_map(|name| refused.get(name));
