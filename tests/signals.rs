@@ -19,7 +19,7 @@ use std::{
     process::{Child, Command},
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
         mpsc,
     },
     thread,
@@ -141,7 +141,7 @@ fn inside_an_engine_that_reclaims() {
         judging.wait("the limit", || cgroup.memory_limited() > 0);
         enough.store(true, Relaxed);
     });
-    let turned = judging.transitions()[0];
+    let turned = judging.first_transition();
     let stalled = turned.values.get(Signal::MemoryStallCgroup);
     eprintln!("{:?} at a stall of {stalled:?} permille", turned.to);
     assert!(stalled >= Some(50), "{turned:?}");
@@ -218,8 +218,12 @@ fn reclaim_for_the_host_turns_the_zone() {
         );
         let takers: Vec<_> = (0..2)
             .map(|_| {
-                let take = format!("{VICTIM_FIRST} && exec tail -c {} /dev/zero", bytes / 2);
-                Killed(Command::new("sh").args(["-c", &take]).spawn().unwrap())
+                Killed(
+                    Command::new("sh")
+                        .args(["-c", &taking(bytes / 2)])
+                        .spawn()
+                        .unwrap(),
+                )
             })
             .collect();
         // Until there is nothing to take any more.
@@ -230,7 +234,7 @@ fn reclaim_for_the_host_turns_the_zone() {
         drop(takers);
         rounds += 1;
     }
-    let turned = judging.transitions()[0];
+    let turned = judging.first_transition();
     eprintln!("{:?} in round {rounds}", turned.to);
     assert_eq!(turned.to.cause(), Cause::MemoryStall, "{turned:?}");
     assert!(
@@ -241,12 +245,12 @@ fn reclaim_for_the_host_turns_the_zone() {
     judging.wait_for_green();
 }
 
-/// The kernel kills this process before any other.
-const VICTIM_FIRST: &str = "echo 1000 > /proc/self/oom_score_adj";
-
-/// Whoever takes memory without end.
-fn greedy() -> String {
-    format!("{VICTIM_FIRST} && exec tail -c 2000000000 /dev/zero")
+/// A shell command that takes so much memory and uses it; the kernel kills it before any other.
+fn taking(bytes: u64) -> String {
+    format!(
+        "echo 1000 > /proc/self/oom_score_adj && \
+         exec dd if=/dev/zero of=/dev/null bs={bytes} count=1000 status=none"
+    )
 }
 
 fn oom_kills(judging: &Judging) -> Vec<bool> {
@@ -275,12 +279,17 @@ fn inside_an_engine_with_a_greedy_neighbour() {
         return;
     };
     let began = Instant::now();
-    let mut neighbour = Killed(Command::new("sh").args(["-c", &greedy()]).spawn().unwrap());
+    let mut neighbour = Killed(
+        Command::new("sh")
+            .args(["-c", &taking(FILE_BYTES)])
+            .spawn()
+            .unwrap(),
+    );
     judging.wait_for(Zone::Red, Cause::OomKill);
     let ended = neighbour.0.wait().unwrap();
     assert!(!ended.success(), "the neighbour was killed: {ended:?}");
     judging.wait("the event", || oom_kills(&judging).contains(&true));
-    let red = judging.transitions()[0];
+    let red = judging.first_transition();
     assert_eq!(red.to.zone(), Zone::Red, "{red:?}");
     assert!(red.values.get(Signal::OomKills) >= Some(1), "{red:?}");
     judging.wait_for_green();
@@ -302,7 +311,13 @@ fn an_oom_kill_in_a_foreign_group_is_told_but_turns_nothing() {
         return;
     };
     cgroup.limit_memory(16 * MIB);
-    let mut greedy = Killed(cgroup.inside("sh").args(["-c", &greedy()]).spawn().unwrap());
+    let mut greedy = Killed(
+        cgroup
+            .inside("sh")
+            .args(["-c", &taking(FILE_BYTES)])
+            .spawn()
+            .unwrap(),
+    );
     judging.wait("the event", || !oom_kills(&judging).is_empty());
     let ended = greedy.0.wait().unwrap();
     assert!(!ended.success(), "it was killed: {ended:?}");
@@ -361,9 +376,8 @@ fn a_worker_that_waits_for_a_cpu_turns_the_zone() {
         AtomicBool::new(true),
         AtomicBool::new(false),
     );
-    let ended_with_this = Ended([&ended]);
     thread::scope(|scope| {
-        let _ended = &ended_with_this;
+        let _ended = Ended(&ended);
         let (started, worker) = mpsc::channel();
         let (judging, busy, crowded, ended) = (&judging, &busy, &crowded, &ended);
         scope.spawn(move || {
@@ -383,7 +397,7 @@ fn a_worker_that_waits_for_a_cpu_turns_the_zone() {
         }
         busy.store(true, Relaxed);
         judging.wait_for(Zone::Yellow, Cause::CpuWait);
-        let turned = judging.transitions()[0];
+        let turned = judging.first_transition();
         assert!(
             turned.values.get(Signal::CpuWait) >= Some(300),
             "{turned:?}"
@@ -392,18 +406,15 @@ fn a_worker_that_waits_for_a_cpu_turns_the_zone() {
         crowded.store(false, Relaxed);
         busy.store(false, Relaxed);
         judging.wait_for_green();
-        ended.store(true, Relaxed);
     });
 }
 
 /// Lets threads end though the test panics.
-struct Ended<'a>([&'a AtomicBool; 1]);
+struct Ended<'a>(&'a AtomicBool);
 
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
-        for ended in self.0 {
-            ended.store(true, Relaxed);
-        }
+        self.0.store(true, Relaxed);
     }
 }
 
@@ -430,6 +441,39 @@ fn compare_with_the_scheduler(judging: &Judging, worker: Pid) {
 }
 
 #[test]
+fn a_worker_that_is_woken_before_it_sleeps_waits_for_nothing() {
+    let _alone = alone();
+    let Some(judging) = Judging::start(&cpu_config(), &scope(vec![])) else {
+        return;
+    };
+    let rounds = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            judging.pressure.engine(0).enlist().unwrap();
+            nix::sys::prctl::set_timerslack(1).unwrap();
+            for _ in 0..4 {
+                // Over before the thread has given up its CPU: a wake-up without a wait.
+                for _ in 0..100 {
+                    thread::sleep(Duration::from_nanos(1));
+                }
+                thread::sleep(Duration::from_millis(800));
+                rounds.fetch_add(1, Relaxed);
+            }
+        });
+        let mut greatest = 0.0_f64;
+        judging.wait("four rounds", || {
+            greatest = greatest.max(judging.signal(Signal::CpuWait).unwrap_or(0.0));
+            rounds.load(Relaxed) == 4
+        });
+        eprintln!("cpu_wait up to {greatest}");
+        assert!(
+            greatest < 0.5,
+            "a sleeping worker waits for no CPU: {greatest}"
+        );
+    });
+}
+
+#[test]
 fn a_cpu_quota_counts_as_waiting() {
     let _alone = alone();
     let Some(cgroup) = Cgroup::new("cpu") else {
@@ -448,9 +492,8 @@ fn inside_an_engine_with_a_cpu_quota() {
         return;
     };
     let (busy, ended) = (AtomicBool::new(false), AtomicBool::new(false));
-    let ended_with_this = Ended([&ended]);
     thread::scope(|scope| {
-        let _ended = &ended_with_this;
+        let _ended = Ended(&ended);
         scope.spawn(|| work(&judging, &busy, &ended));
         judging.wait("a worker", || judging.signal(Signal::CpuWait).is_some());
         cgroup.limit_cpu(Some(Duration::from_millis(20)));
@@ -462,7 +505,6 @@ fn inside_an_engine_with_a_cpu_quota() {
         cgroup.limit_cpu(None);
         busy.store(false, Relaxed);
         judging.wait_for_green();
-        ended.store(true, Relaxed);
     });
 }
 
@@ -611,7 +653,7 @@ fn a_backlog_that_grows_turns_yellow_before_the_budget_is_short() {
         );
         judging.word().zone() > Zone::Green
     });
-    let turned = ingress.judging.transitions()[0];
+    let turned = ingress.judging.first_transition();
     assert_eq!(
         (turned.to.zone(), turned.to.cause()),
         (Zone::Yellow, Cause::Ingress)

@@ -78,6 +78,13 @@ impl Judging {
         self.seen().iter().filter_map(transition).collect()
     }
 
+    /// The first of them; the word is written before it is told.
+    #[track_caller]
+    pub(crate) fn first_transition(&self) -> Transition {
+        self.wait("transition", || !self.transitions().is_empty());
+        self.transitions()[0]
+    }
+
     /// Waits for something, and shows all there is if it doesn't come.
     #[track_caller]
     pub(crate) fn wait(&self, what: &str, mut holds: impl FnMut() -> bool) {
