@@ -19,7 +19,7 @@ use std::{
     process::{Child, Command},
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
         mpsc,
     },
     thread,
@@ -438,39 +438,6 @@ fn compare_with_the_scheduler(judging: &Judging, worker: Pid) {
         }
     }
     panic!("cpu_wait and the scheduler's share: {seen:?}");
-}
-
-#[test]
-fn a_worker_that_is_woken_before_it_sleeps_waits_for_nothing() {
-    let _alone = alone();
-    let Some(judging) = Judging::start(&cpu_config(), &scope(vec![])) else {
-        return;
-    };
-    let rounds = AtomicUsize::new(0);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            judging.pressure.engine(0).enlist().unwrap();
-            nix::sys::prctl::set_timerslack(1).unwrap();
-            for _ in 0..4 {
-                // Over before the thread has given up its CPU: a wake-up without a wait.
-                for _ in 0..100 {
-                    thread::sleep(Duration::from_nanos(1));
-                }
-                thread::sleep(Duration::from_millis(800));
-                rounds.fetch_add(1, Relaxed);
-            }
-        });
-        let mut greatest = 0.0_f64;
-        judging.wait("four rounds", || {
-            greatest = greatest.max(judging.signal(Signal::CpuWait).unwrap_or(0.0));
-            rounds.load(Relaxed) == 4
-        });
-        eprintln!("cpu_wait up to {greatest}");
-        assert!(
-            greatest < 0.5,
-            "a sleeping worker waits for no CPU: {greatest}"
-        );
-    });
 }
 
 #[test]
