@@ -1,4 +1,7 @@
 //! Config → running daemon: everything that can fail does so here, before the first acceptance.
+//!
+//! First what needs privileges, on one thread; then the drop; then what is written, and every other
+//! thread.
 
 use std::{
     net::SocketAddr,
@@ -22,7 +25,7 @@ use super::{
     daemon::Daemon,
     drain::Drain,
     engine::Operated,
-    metrics,
+    metrics, service,
     stop::Running,
     worker::{self, Own, Shared},
 };
@@ -37,6 +40,7 @@ use crate::{
     },
     pipeline::circuit::Circuit,
     pressure::{IngestScope, Pressure},
+    privileges,
     replay::{self, dead_letter::DeadLetters},
     somatic::overrides::Override,
     telemetry,
@@ -45,15 +49,15 @@ use crate::{
 
 /// Starts everything; the listener accepts when this returns.
 pub(super) async fn start(config: Config) -> Result<Running, Error> {
+    privileges::raise_limits();
+    let (service, needs) = service::prepare(&config)?;
     let tls = TlsAcceptor::from(tls::server_config(&config.ingest.tls)?);
     let ingest = Bound::to("ingest.grpc.listen", config.ingest.grpc_listen)?;
     let grpc = ingest.address;
     let telemetry = Bound::to("telemetry.listen", config.telemetry.listen)?;
     let telemetry_address = telemetry.address;
     let telemetry = telemetry.listen()?;
-    let control = control::bind(&config.control)?;
-
-    let stores = Stores::open(&config)?;
+    let destinations = Destinations::open(&config.destinations)?;
     let scope = IngestScope {
         ports: vec![grpc.port()],
         h2_window_bytes: STALLED_WINDOW_BYTES,
@@ -62,7 +66,11 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
     let pressure = Pressure::start(&config.pressure, &scope, config.ingest.workers)?;
     // Only now: the kernel half follows the accept queue of a socket that it sees begin to listen.
     let ingest = ingest.listen()?;
-    let destinations = stores.destinations.clone();
+    service::enter(&service, &needs, &pressure)?;
+
+    let control = control::bind(&config.control)?;
+    destinations.start()?;
+    let stores = Stores::open(&config, destinations.clone())?;
     let (mode, mode_seen) = watch::channel(Mode::Serving);
     let (daemon, replay_thread) = daemon(config, stores, pressure, mode)?;
     let watching = Arc::clone(&daemon);
@@ -104,8 +112,7 @@ struct Stores {
 }
 
 impl Stores {
-    fn open(config: &Config) -> Result<Self, Error> {
-        let destinations = Destinations::open(&config.destinations)?;
+    fn open(config: &Config, destinations: Destinations) -> Result<Self, Error> {
         let names: Vec<String> = config
             .destinations
             .iter()

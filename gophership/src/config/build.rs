@@ -10,7 +10,7 @@ use super::{
     settings::Settings,
     units::{exact_bytes, exact_permille},
 };
-use crate::{app, control, ingest, pipeline, replay, telemetry, vault};
+use crate::{app, control, ingest, pipeline, privileges, replay, telemetry, vault};
 
 const MIB: u64 = 1 << 20;
 /// `memory.total: auto` is this at most.
@@ -42,6 +42,7 @@ pub(super) fn app(s: &mut Settings, host: Host) -> Option<app::Config> {
     let replay = replay(s);
     let control = control(s);
     let telemetry = telemetry(s);
+    let service = service(s);
     if let (Some(request_bytes), Some(budgets)) = (request_bytes, budgets) {
         check_request(s, request_bytes, budgets, vault.as_ref());
     }
@@ -54,6 +55,8 @@ pub(super) fn app(s: &mut Settings, host: Host) -> Option<app::Config> {
         replay: replay?,
         control: control?,
         telemetry: telemetry?,
+        service: service?,
+        file: None,
         memory_total_bytes: budgets?.total,
     })
 }
@@ -307,6 +310,15 @@ fn telemetry(s: &mut Settings) -> Option<telemetry::Config> {
         listen: listen?,
         log_level: log_level?,
         log_format: log_format?,
+    })
+}
+
+fn service(s: &mut Settings) -> Option<privileges::Config> {
+    let user = s.get(&schema::SERVICE_USER);
+    let landlock = s.get(&schema::SERVICE_LANDLOCK);
+    Some(privileges::Config {
+        user: user?,
+        landlock: landlock?,
     })
 }
 
