@@ -165,26 +165,28 @@ fn a_vault_that_waits_for_its_disk_turns_yellow_with_its_flag_and_back() {
             eprintln!("nothing tested: the kernel half doesn't run");
             return;
         }
-        daemon.await_zone("green");
-        cgroup.take(daemon.pid());
-        // On the loop device itself: what is written waits before there is a request, where the
-        // device knows nothing of it.
-        cgroup.limit_writes(&disk.number, Some(BYTES_PER_SECOND));
         let tls = home.certs().client(ClientIdentity::Shown, &[&TLS13]);
         let load = Load::start(
             daemon.grpc(),
             &tls,
             Intensity {
                 connections: 1,
-                in_flight: 4,
+                in_flight: 2,
                 pace: Some(20),
+                // So little that no queue fills.
                 shape: Shape {
-                    records: 8,
-                    body_bytes: 4_000,
+                    records: 2,
+                    body_bytes: 500,
                 },
                 seed: 70,
             },
         );
+        eventually("requests are stored", PATIENCE, || load.acked() > 20);
+        daemon.await_zone("green");
+        cgroup.take(daemon.pid());
+        // On the loop device itself: what is written waits before there is a request, where the
+        // device knows nothing of it. A page takes a quarter of a second.
+        cgroup.limit_writes(&disk.number, Some(16 * 1024));
         daemon.await_zone("yellow");
         assert_eq!(daemon.text("/cause"), "disk_latency");
         eventually("the flag", PATIENCE, || last_said(&daemon, "yellow", true));
@@ -194,6 +196,7 @@ fn a_vault_that_waits_for_its_disk_turns_yellow_with_its_flag_and_back() {
         );
         eprintln!("vault_write {vault:?}, disk_latency {device:?}");
         assert!(vault > Some(0.08), "{vault:?}");
+        assert!(device < Some(0.08), "{device:?}");
 
         cgroup.limit_writes(&disk.number, None);
         daemon.await_zone("green");
