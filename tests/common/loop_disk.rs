@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     os::unix::fs::MetadataExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
 };
 
@@ -20,6 +20,7 @@ pub(crate) struct LoopDisk {
     pub(crate) number: String,
     /// The number of the disk that its file lies on.
     pub(crate) backed_by: String,
+    at: PathBuf,
 }
 
 impl LoopDisk {
@@ -60,7 +61,17 @@ impl LoopDisk {
         Ok(Self {
             number: format!("{}:{}", major(number), minor(number)),
             backed_by,
+            at: at.to_owned(),
         })
+    }
+}
+
+impl Drop for LoopDisk {
+    /// Lets the directory below go before its thread does.
+    fn drop(&mut self) {
+        if let Err(reason) = run("umount", &["--lazy", self.at.to_str().unwrap()]) {
+            eprintln!("left to its mount namespace: {reason}");
+        }
     }
 }
 
