@@ -46,6 +46,15 @@ pub(crate) unsafe fn take(
         fill(page, now, bytes, unread + used, now_ns);
         let long = (&raw mut (*page).long).cast::<Sample>();
         let second = number / RECENT;
+        if number == 0 {
+            // Before the first sample there was nothing: what has no second yet looks back to here.
+            let mut index = 0;
+            while index < SAMPLES {
+                *recent.add(index) = *now;
+                *long.add(index) = *now;
+                index += 1;
+            }
+        }
         if number.is_multiple_of(RECENT) {
             *long.add(second as usize & (SAMPLES - 1)) = *now;
         }
