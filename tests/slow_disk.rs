@@ -148,7 +148,7 @@ fn a_vault_that_waits_for_its_disk_turns_yellow_with_its_flag_and_back() {
         // Down: every request goes to the vault.
         let sink = Sink::down();
         let settings = Settings {
-            thresholds: &[
+            thresholds: vec![
                 "memory_stall: { yellow: off, red: off }",
                 "memory_available: { yellow: 2%, red: 1% }",
                 "cpu_wait: { yellow: off, red: off }",
