@@ -5,6 +5,7 @@
     reason = "a command-line program talks to its user"
 )]
 
+mod bench;
 mod build;
 mod process;
 mod proto;
@@ -51,6 +52,13 @@ enum Task {
         #[arg(last = true)]
         test_args: Vec<String>,
     },
+    /// Measure with optimised builds; JSON on standard output, words on standard error
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// What to measure and how: `cargo xtask bench --help`, `cargo xtask bench kernel --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Check the rules of the code that compilers and linters don't know
     Tidy,
     /// Generate the control plane's gRPC code from proto/
@@ -81,6 +89,7 @@ fn perform(task: Task) -> Result<()> {
         }
         Task::Run { daemon_args } => run::daemon(&workspace, &daemon_args),
         Task::Test { test_args } => test::all(&workspace, &test_args),
+        Task::Bench { args } => bench::run(&workspace, &args),
         Task::Tidy => tidy::check(&workspace.root),
         Task::Proto { check } => proto::generate(&workspace, check),
     }
