@@ -255,6 +255,55 @@ pub(crate) fn cpu_ns(pid: u32) -> u64 {
         .sum()
 }
 
+/// How all CPUs have spent their time since boot.
+pub(crate) struct CpuTime {
+    pub(crate) all_ns: u64,
+    pub(crate) busy_ns: u64,
+    pub(crate) idle_ns: u64,
+    /// Taken by the host of a virtual machine.
+    pub(crate) stolen_ns: u64,
+}
+
+impl CpuTime {
+    pub(crate) fn now() -> Result<Self> {
+        let stat = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
+        Self::parse(&stat).context("/proc/stat has no line `cpu`")
+    }
+
+    /// `cpu USER NICE SYSTEM IDLE IOWAIT IRQ SOFTIRQ STEAL …`, in hundredths of a second.
+    fn parse(stat: &str) -> Option<Self> {
+        const TICK_NS: u64 = 10_000_000;
+        let times: Vec<u64> = stat
+            .strip_prefix("cpu ")?
+            .lines()
+            .next()?
+            .split_whitespace()
+            .take(8)
+            .filter_map(|time| time.parse().ok())
+            .collect();
+        let [user, nice, system, idle, iowait, irq, softirq, steal] = times[..] else {
+            return None;
+        };
+        let busy = user + nice + system + irq + softirq;
+        Some(Self {
+            all_ns: (busy + idle + iowait + steal) * TICK_NS,
+            busy_ns: busy * TICK_NS,
+            idle_ns: (idle + iowait) * TICK_NS,
+            stolen_ns: steal * TICK_NS,
+        })
+    }
+
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        Self {
+            all_ns: self.all_ns - earlier.all_ns,
+            busy_ns: self.busy_ns - earlier.busy_ns,
+            // The kernel's idle time has been seen to go back.
+            idle_ns: self.idle_ns.saturating_sub(earlier.idle_ns),
+            stolen_ns: self.stolen_ns.saturating_sub(earlier.stolen_ns),
+        }
+    }
+}
+
 fn tasks(pid: u32) -> impl Iterator<Item = PathBuf> {
     let directory = fs::read_dir(format!("/proc/{pid}/task"));
     directory
@@ -285,4 +334,20 @@ pub(crate) fn client_tls(certs: &Path) -> Result<Arc<ClientConfig>> {
         )?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_is_of_all_cpus_and_guests_count_once() {
+        let stat = "cpu  1 2 3 40 5 6 7 8 100 100\ncpu0 9 9 9 9 9 9 9 9 0 0\n";
+        let time = CpuTime::parse(stat).unwrap();
+        assert_eq!(time.busy_ns, 190_000_000);
+        assert_eq!(time.idle_ns, 450_000_000);
+        assert_eq!(time.stolen_ns, 80_000_000);
+        assert_eq!(time.all_ns, 720_000_000);
+        assert!(CpuTime::parse("intr 1\n").is_none());
+    }
 }

@@ -1,8 +1,9 @@
 //! Throughput with the kernel half on against off, in one run.
 //!
 //! Rounds of two: a daemon with it and one without, each saturated for a while over TLS on loopback,
-//! in turns that alternate, so that what drifts hits both. Only the queues, budgets and heartbeats
-//! count, so that both take the same way: pipeline, one OTLP destination that accepts everything.
+//! in turns that alternate, so that what drifts hits both. Both must take the same way: pipeline, one
+//! OTLP destination that accepts everything. So what the machine does is no cause of Red, and a queue
+//! only after a time that no turn lasts.
 //! Generator, daemon and destination share the CPUs, so all that the probes cost is in the figure,
 //! whoever's thread they run on.
 
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{Bench, plan};
 use crate::{
-    daemon::{Daemon, Settings, UNDISTURBED, cpu_ns},
+    daemon::{CpuTime, Daemon, Settings, UNDISTURBED, cpu_ns},
     load::Load,
     report::Spread,
 };
@@ -26,6 +27,10 @@ struct Turn {
     daemon_cpu_ns_per_record: f64,
     all_cpu_ns_per_record: f64,
     transitions: usize,
+    /// How the CPUs spent the window: idle, taken by the host, and on what isn't ours, per cent.
+    idle_per_cent: f64,
+    stolen_per_cent: f64,
+    others_per_cent: f64,
     figures: Value,
 }
 
@@ -45,10 +50,12 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
             (turn(bench, "required", window)?, off)
         };
         eprintln!(
-            "    round {}: on {:.0}, off {:.0} records a second",
+            "    round {}: on {:.0}, off {:.0} records a second; others had {:.0} % and {:.0} % of the CPUs",
             round + 1,
             on.records_per_second,
-            off.records_per_second
+            off.records_per_second,
+            on.others_per_cent + on.stolen_per_cent,
+            off.others_per_cent + off.stolen_per_cent
         );
         turns.push((on, off));
     }
@@ -56,27 +63,35 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
 }
 
 fn turn(bench: &Bench<'_>, kernel: &str, window: Duration) -> Result<Turn> {
+    let pressure = format!("{UNDISTURBED}\n  receive_queue: {{ yellow: 50%, red: 80%, for: 30s }}");
     let daemon = Daemon::start(
         bench.site,
         &Settings {
             kernel,
-            pressure: UNDISTURBED,
+            pressure: &pressure,
             ack_within: "10s",
             sink: bench.sink.address(),
         },
     )?;
     let load = Load::start(plan(bench, daemon.grpc())?)?;
     load.measure(Duration::ZERO, Duration::from_millis(1000))?;
+    let machine = CpuTime::now()?;
     let before = (cpu_ns(daemon.pid()), cpu_ns(std::process::id()));
     let measured = load.measure(Duration::ZERO, window)?;
     let daemon_ns = cpu_ns(daemon.pid()).saturating_sub(before.0);
     let own_ns = cpu_ns(std::process::id()).saturating_sub(before.1);
     let records = measured.records as f64;
+    let machine = CpuTime::now()?.since(&machine);
+    let per_cent = |ns: u64| ns as f64 * 100.0 / machine.all_ns.max(1) as f64;
+    let others_ns = machine.busy_ns.saturating_sub(daemon_ns + own_ns);
     Ok(Turn {
         records_per_second: measured.records_per_second(),
         daemon_cpu_ns_per_record: daemon_ns as f64 / records,
         all_cpu_ns_per_record: (daemon_ns + own_ns) as f64 / records,
         transitions: daemon.log_events("zone").count(),
+        idle_per_cent: per_cent(machine.idle_ns),
+        stolen_per_cent: per_cent(machine.stolen_ns),
+        others_per_cent: per_cent(others_ns),
         figures: measured.json(),
     })
 }
@@ -114,6 +129,9 @@ fn figures(turn: &Turn) -> Value {
     let mut figures = turn.figures.clone();
     figures["daemon_cpu_ns_per_record"] = turn.daemon_cpu_ns_per_record.into();
     figures["all_cpu_ns_per_record"] = turn.all_cpu_ns_per_record.into();
+    figures["machine_idle_per_cent"] = turn.idle_per_cent.into();
+    figures["machine_stolen_per_cent"] = turn.stolen_per_cent.into();
+    figures["machine_others_per_cent"] = turn.others_per_cent.into();
     figures["transitions_count"] = turn.transitions.into();
     figures
 }
