@@ -22,7 +22,19 @@ use syscall_counter::{SyscallCounter, Which, tasks_named};
 /// Verdicts in a burst.
 const BURST: u32 = 1_000_000;
 /// Requests, one after the other.
-const REQUESTS: usize = 300;
+const REQUESTS: usize = 200;
+/// `pressure.kernel` of a daemon that says why it can't.
+const KERNEL: &str = "auto";
+
+/// What moves bytes and waits for them.
+const TRANSPORT: &[libc::c_long] = &[
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+];
 
 const SHAPE: Shape = Shape {
     records: 10,
@@ -78,31 +90,34 @@ fn a_million_verdicts_take_no_system_call() {
 }
 
 #[test]
-fn a_request_takes_as_many_system_calls_with_the_kernel_half_as_without() {
-    let with = match calls_per_request("auto") {
+fn a_request_takes_no_other_system_calls_with_the_kernel_half_than_without() {
+    let with = match calls(KERNEL) {
         Ok(calls) => calls,
         Err(reason) => return may_skip(&reason),
     };
-    let without = calls_per_request("off").expect("counted once already");
-    eprintln!("system calls of a request: {with:?} with the kernel half, {without:?} without");
+    let without = calls("off").expect("counted once already");
+    eprintln!("{with:?} with the kernel half, {without:?} without");
     assert_eq!(with.bpf, 0, "a worker asks the kernel half by bpf()");
+    // Whatever else a worker asked for at each request would show as hundreds.
     assert!(
-        with.straight <= without.straight,
+        with.others < without.others + REQUESTS as u64 / 2,
         "{with:?} with the kernel half, {without:?} without"
     );
 }
 
-/// What the only worker did for requests that came one by one.
+/// The only worker's system calls for requests that came one by one.
 #[derive(Debug)]
+#[expect(dead_code, reason = "all of it is shown, not all of it compared")]
 struct Calls {
-    /// Of a request that nothing else came in between of: timers and late packets only add.
-    straight: u64,
+    /// A request's median: how often a worker waits for bytes depends on what else the machine does.
     median: u64,
-    /// `bpf()`, over all of them.
+    /// Over all requests, `bpf()`.
     bpf: u64,
+    /// Over all requests, what neither moves bytes nor waits for them.
+    others: u64,
 }
 
-fn calls_per_request(kernel: &'static str) -> Result<Calls, String> {
+fn calls(kernel: &'static str) -> Result<Calls, String> {
     let home = Home::new();
     let sink = Sink::up();
     let daemon = Daemon::start(
@@ -115,7 +130,7 @@ fn calls_per_request(kernel: &'static str) -> Result<Calls, String> {
         },
     );
     let source = daemon.text("/source");
-    if kernel == "auto" && source != "kernel" {
+    if kernel == KERNEL && source != "kernel" {
         return Err(format!("{source} judges"));
     }
     let workers = tasks_named(daemon.pid(), "worker");
@@ -123,13 +138,16 @@ fn calls_per_request(kernel: &'static str) -> Result<Calls, String> {
         panic!("one worker was asked for, not {workers:?}");
     };
     let counter = |which| SyscallCounter::of_task(worker, which).map_err(|e| e.to_string());
-    let (all, bpf) = (counter(Which::All)?, counter(Which::Only(libc::SYS_bpf))?);
+    let all = counter(Which::All)?;
+    let bpf = counter(Which::Only(libc::SYS_bpf))?;
+    let others = counter(Which::AllBut(TRANSPORT))?;
     let producer = daemon.producer();
-    let messages = Messages::new(71, SHAPE).take(REQUESTS);
     // The first ones connect to the destination and fill caches.
+    let messages = Messages::new(71, SHAPE).take(REQUESTS + 50);
     producer.export_all(&messages[..50]);
     bpf.start();
-    let mut counts: Vec<u64> = messages
+    others.start();
+    let mut counts: Vec<u64> = messages[50..]
         .iter()
         .map(|message| {
             all.during(|| {
@@ -139,8 +157,8 @@ fn calls_per_request(kernel: &'static str) -> Result<Calls, String> {
         .collect();
     counts.sort_unstable();
     Ok(Calls {
-        straight: counts[REQUESTS / 10],
-        median: counts[REQUESTS / 2],
+        median: counts[counts.len() / 2],
         bpf: bpf.stop(),
+        others: others.stop(),
     })
 }

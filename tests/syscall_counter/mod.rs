@@ -39,6 +39,22 @@ pub(crate) enum Which {
     All,
     /// The one with this number.
     Only(libc::c_long),
+    /// All but those with these numbers.
+    AllBut(&'static [libc::c_long]),
+}
+
+impl Which {
+    /// The tracepoint's filter; `None`: everything passes.
+    fn filter(self) -> Option<String> {
+        match self {
+            Self::All => None,
+            Self::Only(number) => Some(format!("id == {number}")),
+            Self::AllBut(numbers) => {
+                let terms: Vec<_> = numbers.iter().map(|n| format!("id != {n}")).collect();
+                Some(terms.join(" && "))
+            }
+        }
+    }
 }
 
 /// A counter of one thread's system calls.
@@ -88,8 +104,8 @@ impl SyscallCounter {
         let fd = i32::try_from(fd).expect("a descriptor");
         // SAFETY: the kernel has just given it to us.
         let counter = Self(unsafe { File::from_raw_fd(fd) });
-        if let Which::Only(number) = which {
-            let filter = CString::new(format!("id == {number}")).expect("without NUL");
+        if let Some(filter) = which.filter() {
+            let filter = CString::new(filter).expect("without NUL");
             // SAFETY: the request reads a string that lives through the call.
             let done =
                 unsafe { libc::ioctl(counter.0.as_raw_fd(), IOC_SET_FILTER, filter.as_ptr()) };

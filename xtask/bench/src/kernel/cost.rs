@@ -122,7 +122,7 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
         segment.0, segment.1, read.0, read.1
     );
     eprintln!(
-        "    a run of the tick {tick_ns:.0} ns, {:.0} a second on this idle machine; statistics themselves {empty_ns:.0} ns a run (subtracted)",
+        "    a run of the tick {tick_ns:.0} ns, {:.0} a second on all CPUs; statistics themselves {empty_ns:.0} ns a run (subtracted)",
         tick.runs as f64 / tick_window.as_secs_f64()
     );
     bench.report.emit(
