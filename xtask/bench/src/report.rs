@@ -141,7 +141,8 @@ mod tests {
 
     #[test]
     fn memory_reads_in_bytes() {
-        assert_eq!(memory_bytes("MemFree: 1 kB\nMemTotal:   2 kB\n"), None);
-        assert_eq!(memory_bytes("MemTotal:       16 kB\n"), Some(16_384));
+        let meminfo = "MemFree: 1 kB\nMemTotal:       16 kB\n";
+        assert_eq!(memory_bytes(meminfo), Some(16_384));
+        assert_eq!(memory_bytes("MemFree: 1 kB\n"), None);
     }
 }
