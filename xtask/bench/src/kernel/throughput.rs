@@ -3,7 +3,8 @@
 //! Rounds of two: a daemon with it and one without, each saturated for a while over TLS on loopback,
 //! in turns that alternate, so that what drifts hits both. Both must take the same way: pipeline, one
 //! OTLP destination that accepts everything. So what the machine does is no cause of Red, and a queue
-//! only after a time that no turn lasts.
+//! only after a time that no turn lasts. Without the kernel half user space judges; it does so as seldom
+//! as it can, because that costs time, too.
 //! Generator, daemon and destination share the CPUs, so all that the probes cost is in the figure,
 //! whoever's thread they run on.
 
