@@ -118,6 +118,8 @@ pub(crate) struct Settings<'a> {
     pub(crate) ack_within: &'a str,
     /// The only destination.
     pub(crate) sink: SocketAddr,
+    /// Environment variables.
+    pub(crate) env: &'a [(&'a str, &'a str)],
 }
 
 /// A daemon that runs until it is dropped.
@@ -150,6 +152,7 @@ impl Daemon {
             }
         }
         let child = command
+            .envs(settings.env.iter().copied())
             .args(["run", "--config"])
             .arg(&config)
             .stdin(Stdio::null())

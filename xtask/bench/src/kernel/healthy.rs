@@ -63,6 +63,7 @@ fn start(bench: &Bench<'_>, pressure: &str) -> Result<(Daemon, Load)> {
             pressure,
             ack_within: "20ms",
             sink: bench.sink.address(),
+            env: &[],
         },
     )?;
     let load = Load::start(plan(bench, daemon.grpc())?)?;

@@ -69,6 +69,7 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
             pressure: &pressure,
             ack_within: "10s",
             sink: bench.sink.address(),
+            env: &[],
         },
     )?;
     let maps = Maps::of(daemon.pid())?;
