@@ -34,7 +34,7 @@ use super::{
 };
 
 const MESSAGE_BYTES: usize = 1024;
-const TICK: Duration = Duration::from_millis(10);
+const TICK_MS: u64 = 10;
 
 /// A loopback connection whose two ends are ours.
 struct Line {
@@ -136,7 +136,7 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
             "read_elsewhere_ns": read.1,
             "tick_run_ns": tick_ns,
             "tick_runs_per_second": tick.runs as f64 / tick_window.as_secs_f64(),
-            "tick_ms": TICK.as_millis() as u64,
+            "tick_ms": TICK_MS,
             "statistics_run_ns": empty_ns,
         }),
     );
@@ -186,7 +186,7 @@ fn config() -> Config {
     };
     Config {
         kernel: KernelMode::Required,
-        tick: TICK,
+        tick: Duration::from_millis(TICK_MS),
         sample_every: 1024,
         hold: Duration::from_secs(2),
         receive_queue: levels(500, 800),

@@ -32,8 +32,8 @@ use crate::{
     report::Spread,
 };
 
-const TICK: Duration = Duration::from_millis(10);
-const FOR: Duration = Duration::from_millis(5);
+const TICK_MS: u64 = 10;
+const FOR_MS: u64 = 5;
 const YELLOW_WITHIN: Duration = Duration::from_millis(1);
 /// One `send`.
 const STEP_BYTES: usize = 4 * 1024;
@@ -58,9 +58,7 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
     let rounds = if bench.quick { 40 } else { 250 };
     eprintln!("latency: {rounds} rounds against a stopped daemon");
     let pressure = format!(
-        "{UNDISTURBED}\n  tick: {}ms\n  hold: 20ms\n  receive_queue: {{ yellow: 50%, red: 80%, for: {}ms }}",
-        TICK.as_millis(),
-        FOR.as_millis()
+        "{UNDISTURBED}\n  tick: {TICK_MS}ms\n  hold: 20ms\n  receive_queue: {{ yellow: 50%, red: 80%, for: {FOR_MS}ms }}"
     );
     let daemon = Daemon::start(
         bench.site,
@@ -253,7 +251,7 @@ fn tell(
         us(red.p99) / 1e3,
         us(red.max) / 1e3
     );
-    let limit = FOR + TICK;
+    let limit = Duration::from_millis(FOR_MS + TICK_MS);
     let late = rounds
         .iter()
         .filter(|round| Duration::from_nanos(round.red_event_ns) > limit)
@@ -262,8 +260,8 @@ fn tell(
         "rounds_measured_count": rounds.len(),
         "rounds_discarded_count": discarded,
         "yellow_level_bytes": yellow_bytes,
-        "tick_ms": TICK.as_millis() as u64,
-        "red_for_ms": FOR.as_millis() as u64,
+        "tick_ms": TICK_MS,
+        "red_for_ms": FOR_MS,
         "red_beyond_for_plus_tick_count": late,
     });
     yellow.add_to(&mut figures, "yellow_from_send", "ns");
