@@ -67,6 +67,9 @@ pub const PROGRAM_BLOCK_COMPLETE: &str = "block_rq_complete";
 pub const PROGRAM_ENLIST: &str = "enlist";
 /// Raw tracepoint program, run by `BPF_PROG_TEST_RUN`: judges what is recorded, for the tests.
 pub const PROGRAM_JUDGE_RECORDED: &str = "judge_recorded";
+/// `tp_btf` program that does nothing, which the daemon doesn't load: beside another one it tells what
+/// the kernel's statistics themselves cost.
+pub const PROGRAM_NOTHING: &str = "nothing";
 
 /// Read-only global of the kernel half: [`Offsets`] of the running kernel.
 pub const GLOBAL_OFFSETS: &str = "OFFSETS";

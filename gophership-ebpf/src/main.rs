@@ -181,6 +181,12 @@ fn enlist(ctx: RawTracePointContext) -> i32 {
     enlist::run(worker)
 }
 
+/// Attached by a measurement alone: what the kernel says of its cost is the cost of saying so.
+#[btf_tracepoint]
+fn nothing(_ctx: BtfTracePointContext) -> i32 {
+    0
+}
+
 /// Run by a test: judges what is recorded, with the code of the tick.
 #[raw_tracepoint]
 fn judge_recorded(_ctx: RawTracePointContext) -> i32 {

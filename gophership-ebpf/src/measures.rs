@@ -34,8 +34,6 @@ pub(crate) struct Measures {
     pub(crate) sampled: u64,
     /// Samples taken.
     pub(crate) samples: u64,
-    /// When the first was taken.
-    pub(crate) started_ns: u64,
     /// When the next is due.
     pub(crate) next_sample_ns: u64,
     /// Requests swept, see [`crate::block::sweep`].

@@ -49,14 +49,19 @@ pub(crate) unsafe fn take(
         fill(page, now, bytes, unread + used, now_ns);
         let long = (&raw mut (*page).long).cast::<Sample>();
         let second = number / RECENT;
+        if number == 0 {
+            // Before the first sample there was nothing: what has no second yet looks back to here.
+            let mut index = 0;
+            while index < SAMPLES {
+                *recent.add(index) = *now;
+                *long.add(index) = *now;
+                index += 1;
+            }
+        }
         if number.is_multiple_of(RECENT) {
             *long.add(second as usize & (SAMPLES - 1)) = *now;
         }
-        if number == 0 {
-            atomic::store(&raw mut (*page).started_ns, now_ns);
-        }
         let span = Span {
-            started_ns: atomic::load(&raw const (*page).started_ns),
             now,
             then: recent.add(then & (SAMPLES - 1)),
             long: long.add(second.wrapping_sub(LONG) as usize & (SAMPLES - 1)),
@@ -89,11 +94,9 @@ pub(crate) unsafe fn take(
     }
 }
 
-/// This sample, the one a second ago and the one ten seconds ago; zeroes where there was none yet,
-/// which is what the totals were before the first one.
+/// This sample, the one a second ago and the one ten seconds ago; the first one where there was none
+/// yet.
 struct Span {
-    /// Time of the first sample.
-    started_ns: u64,
     now: *mut Sample,
     then: *const Sample,
     long: *const Sample,
@@ -107,7 +110,7 @@ impl Span {
     #[inline(always)]
     unsafe fn elapsed_ns(&self) -> u64 {
         // SAFETY: says the caller.
-        unsafe { self.since((*self.then).at_ns) }
+        unsafe { self.since(self.then) }
     }
 
     /// Time from `long` to `now`.
@@ -117,17 +120,16 @@ impl Span {
     #[inline(always)]
     unsafe fn long_ns(&self) -> u64 {
         // SAFETY: says the caller.
-        unsafe { self.since((*self.long).at_ns) }
+        unsafe { self.since(self.long) }
     }
 
     /// # Safety
     /// As for [`Self::elapsed_ns`].
     #[inline(always)]
-    unsafe fn since(&self, at_ns: u64) -> u64 {
-        let from_ns = greatest(at_ns, self.started_ns);
+    unsafe fn since(&self, before: *const Sample) -> u64 {
         // SAFETY: says the caller.
-        let now_ns = unsafe { (*self.now).at_ns };
-        greatest(now_ns.saturating_sub(from_ns), WINDOW_NS)
+        let elapsed_ns = unsafe { (*self.now).at_ns.saturating_sub((*before).at_ns) };
+        greatest(elapsed_ns, WINDOW_NS)
     }
 }
 

@@ -93,11 +93,11 @@ pub(crate) unsafe fn switch(preempted: bool, previous: *const c_void, next: *con
         }
         if let Some(wait) = waits_of(page, next) {
             let since_ns = atomic::load(&raw const (*wait).since_ns);
+            atomic::store(&raw mut (*wait).since_ns, RUNNING);
             if since_ns != 0 {
                 let waited_ns = bpf_ktime_get_ns().saturating_sub(since_ns);
                 atomic::add(&raw mut (*wait).total_ns, waited_ns);
             }
-            atomic::store(&raw mut (*wait).since_ns, RUNNING);
         }
     }
 }

@@ -87,13 +87,18 @@ impl EngineLine {
         })
     }
 
-    /// Reports how long this worker's synced vault writes take now.
-    pub fn set_vault_write(self, takes: Duration) {
-        let takes_us = u64::try_from(takes.as_micros()).unwrap_or(u64::MAX >> 2);
+    /// Reports how long this worker's synced vault writes take now; `None`: it writes nothing, which
+    /// reads as unavailable.
+    pub fn set_vault_write(self, takes: Option<Duration>) {
+        const HOUR: Duration = Duration::from_hours(1);
+        // The judge compares what is below 2^62; and the greatest of all workers, so silence is 0.
+        let takes_us = takes.map_or(0, |takes| takes.min(HOUR).as_micros());
+        let takes_us = u64::try_from(takes_us).unwrap_or(0);
+        let known_at_ns = takes.map_or(0, |_| monotonic_ns());
         self.word(offset_of!(WorkerLine, vault_write_us))
             .store(takes_us, Ordering::Relaxed);
         self.word(offset_of!(WorkerLine, vault_write_at_ns))
-            .store(monotonic_ns(), Ordering::Release);
+            .store(known_at_ns, Ordering::Release);
     }
 
     fn word(self, offset: usize) -> &'static AtomicU64 {
@@ -107,8 +112,9 @@ impl EngineLine {
             .store(monotonic_ns(), Ordering::Release);
     }
 
-    /// Takes back the heartbeat: a worker that has ended isn't late.
+    /// Takes back the heartbeat and the vault's pace: a worker that has ended isn't late.
     pub fn retire(self) {
+        self.set_vault_write(None);
         self.word(offset_of!(WorkerLine, heartbeat_ns))
             .store(0, Ordering::Release);
     }

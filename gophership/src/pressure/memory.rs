@@ -104,6 +104,14 @@ impl MemorySources {
         found.into_iter().flatten().collect()
     }
 
+    /// Whether the host has so much memory left that nobody can be stalled for want of the host's.
+    pub(super) fn host_has_plenty(&self) -> bool {
+        const PLENTY_PERMILLE: u32 = 250;
+        self.host().is_some_and(|host| {
+            gophership_common::permille(host.available, host.limit) >= PLENTY_PERMILLE
+        })
+    }
+
     /// The engine's own cgroup directory, if its memory is accounted for by version 2.
     pub(super) fn cgroup(&self) -> Option<&Path> {
         self.levels

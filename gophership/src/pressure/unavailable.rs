@@ -68,7 +68,7 @@ impl Unavailable {
                 | Signal::BudgetIngest
                 | Signal::BudgetExport
                 | Signal::BudgetVault => "no worker has reported yet",
-                Signal::VaultWrite => "nothing has been written to the vault yet",
+                Signal::VaultWrite => "nothing was written to the vault within the last second",
                 Signal::TimeToFull => "no worker has reported the ingest budget yet",
                 Signal::CpuWait => "no worker is enlisted yet",
                 Signal::ListenBacklog => "no listener is known",

@@ -253,7 +253,13 @@ impl<F: Fn(&Occurrence)> Watch<F> {
                 .map(u64::from)
                 .ok_or_else(|| io::Error::other("/proc/meminfo can't be read")),
         );
-        self.psi.sample(Instant::now(), post);
+        let plenty = self.memory.host_has_plenty();
+        self.psi
+            .sample(Instant::now(), |signal, share| match signal {
+                // Stalls under the limits of cgroups: ours has a signal of its own.
+                Signal::MemoryPressure if plenty => post(signal, share.map(|_| 0)),
+                signal => post(signal, share),
+            });
         posted.at_ns = monotonic_ns();
         pressure.pages.post(&posted);
     }

@@ -261,7 +261,16 @@ impl Kernel {
         if self.can_list {
             self.iterators = Iterators::attach(&mut self.ebpf, &btf);
         }
-        Ok(programs::measured(&refused, &self.lacking, unavailable))
+        let (mut measured, missing) = programs::measured(&refused);
+        for (signal, reason) in missing {
+            unavailable.set(signal, reason);
+        }
+        // What is lacking says more than what the verifier makes of it.
+        for (signal, reason) in &self.lacking {
+            unavailable.set(*signal, reason);
+            measured &= !signal.bit();
+        }
+        Ok(measured)
     }
 
     /// Has the kernel half learn this process, before anything is attributed to it.

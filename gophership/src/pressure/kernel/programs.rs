@@ -9,8 +9,6 @@ use gophership_common::{
     PROGRAM_TCP_DEQUEUE, PROGRAM_TCP_PROBE, PROGRAM_WAKEUP, PROGRAM_WAKEUP_NEW, Signal,
 };
 
-use crate::pressure::unavailable::Unavailable;
-
 /// The tracepoint programs, in the order of attaching: what ends something before what begins it,
 /// so that nothing begins unseen to end. All but the last are optional.
 pub(super) const TRACEPOINTS: [&str; 15] = [
@@ -83,26 +81,21 @@ const MEASURES: [(&[&str], &[Signal]); 7] = [
     ),
 ];
 
-/// [`Signal::bit`]s of what is measured where these programs were `refused`, and these signals are
-/// `lacking` a field of the kernel's; notes why the rest isn't.
-pub(super) fn measured(
-    refused: &BTreeMap<&'static str, String>,
-    lacking: &[(Signal, String)],
-    unavailable: &Unavailable,
-) -> u64 {
-    let mut measured = 0;
+/// What is measured without the `refused` programs, as [`Signal::bit`]s; and why the rest isn't.
+pub(super) fn measured<'a>(
+    refused: &'a BTreeMap<&'static str, String>,
+) -> (u64, Vec<(Signal, &'a str)>) {
+    let (mut measured, mut missing) = (0, Vec::new());
     for (needed, signals) in MEASURES {
-        let refusal = needed.iter().find_map(|name| refused.get(name));
+        let reason = needed.iter().find_map(|name| refused.get(name));
         for &signal in signals {
-            // What is lacking says more than what the verifier makes of it.
-            let lack = lacking.iter().find(|(lacking, _)| *lacking == signal);
-            match lack.map(|(_, reason)| reason).or(refusal) {
-                Some(reason) => unavailable.set(signal, reason),
+            match reason {
+                Some(reason) => missing.push((signal, reason.as_str())),
                 None => measured |= signal.bit(),
             }
         }
     }
-    measured
+    (measured, missing)
 }
 
 #[cfg(test)]
@@ -111,68 +104,82 @@ mod tests {
 
     use super::*;
 
-    /// What the workers report and what is sampled in user space.
-    fn is_reported(signal: Signal) -> bool {
-        POSTED.contains(&signal)
-            || matches!(
-                signal,
-                Signal::VaultWrite
-                    | Signal::HeartbeatAge
-                    | Signal::BudgetIngest
-                    | Signal::BudgetExport
-                    | Signal::BudgetVault
-            )
-    }
-
-    fn measured_without(
-        refused: &[&'static str],
-        lacking: &[Signal],
-        unavailable: &Unavailable,
-    ) -> u64 {
-        let refused = refused.iter().map(|name| (*name, format!("no {name}")));
-        let lacking: Vec<_> = lacking
-            .iter()
-            .map(|signal| (*signal, "no such field".to_owned()))
-            .collect();
-        measured(&refused.collect(), &lacking, unavailable)
-    }
-
     #[test]
-    fn all_that_nobody_else_reports_is_measured() {
-        let measured = measured_without(&[], &[], &Unavailable::default());
+    fn all_is_measured_that_nobody_reports() {
+        let (measured_bits, _) = measured(&BTreeMap::new());
         for signal in Signal::ALL {
-            let is_measured = measured & signal.bit() != 0;
-            assert_ne!(is_measured, is_reported(signal), "{signal:?}");
+            let is_reported = POSTED.contains(&signal)
+                || matches!(
+                    signal,
+                    Signal::VaultWrite
+                        | Signal::HeartbeatAge
+                        | Signal::BudgetIngest
+                        | Signal::BudgetExport
+                        | Signal::BudgetVault
+                );
+            let is_measured = measured_bits & signal.bit() != 0;
+            assert_ne!(is_measured, is_reported, "{signal:?}");
         }
     }
 
-    /// Without them no port is followed ([`crate::pressure`]'s `start_kernel`): what is counted by
-    /// port would read 0.
-    #[test]
-    fn without_queues_nothing_counted_by_port_is_measured() {
-        for name in [PROGRAM_SOCKET_STATE, PROGRAM_TCP_DEQUEUE] {
-            let unavailable = Unavailable::default();
-            let measured = measured_without(&[name], &[], &unavailable);
-            for signal in [
-                Signal::ReceiveQueue,
-                Signal::IngressRate,
-                Signal::IngressRateLong,
-                Signal::IngressSlope,
-                Signal::TimeToFull,
-                Signal::ListenBacklog,
-            ] {
-                assert_eq!(measured & signal.bit(), 0, "{signal:?} without {name}");
-                assert_eq!(unavailable.reason(signal), format!("no {name}"));
-            }
-            assert_ne!(measured & Signal::CpuWait.bit(), 0);
+    fn without(program: &'static str) -> Vec<Signal> {
+        let refused = BTreeMap::from([(program, format!("{program}: EPERM"))]);
+        let (measured_bits, missing) = measured(&refused);
+        for (signal, reason) in &missing {
+            assert_eq!(*reason, format!("{program}: EPERM"));
+            assert_eq!(measured_bits & signal.bit(), 0, "{signal:?}");
         }
+        let (all, _) = measured(&BTreeMap::new());
+        let lost = missing
+            .iter()
+            .fold(0, |bits, (signal, _)| bits | signal.bit());
+        assert_eq!(measured_bits | lost, all, "without {program}");
+        missing.into_iter().map(|(signal, _)| signal).collect()
     }
 
     #[test]
-    fn a_lack_is_the_reason_rather_than_the_refusal_that_follows() {
-        let unavailable = Unavailable::default();
-        let measured = measured_without(&[PROGRAM_SWITCH], &[Signal::CpuWait], &unavailable);
-        assert_eq!(measured & Signal::CpuWait.bit(), 0);
-        assert_eq!(unavailable.reason(Signal::CpuWait), "no such field");
+    fn a_refused_program_takes_its_signals_along_and_no_others() {
+        let queues = [
+            Signal::ReceiveQueue,
+            Signal::ReceiveQueueStalled,
+            Signal::SocketsAboveYellow,
+            Signal::SocketsAboveRed,
+            Signal::ReceiveQueueBytes,
+            Signal::TimeToFull,
+            Signal::IngressRate,
+            Signal::IngressRateLong,
+            Signal::IngressSlope,
+            Signal::ListenBacklog,
+        ];
+        let table: [(&'static str, &[Signal]); 13] = [
+            (PROGRAM_SOCKET_STATE, &queues),
+            (PROGRAM_TCP_DEQUEUE, &queues),
+            (
+                PROGRAM_RECLAIM_BEGIN,
+                &[Signal::MemoryStall, Signal::OomKills],
+            ),
+            (
+                PROGRAM_RECLAIM_END,
+                &[Signal::MemoryStall, Signal::OomKills],
+            ),
+            (PROGRAM_CGROUP_RECLAIM_BEGIN, &[Signal::MemoryStallCgroup]),
+            (PROGRAM_CGROUP_RECLAIM_END, &[Signal::MemoryStallCgroup]),
+            (PROGRAM_KSWAPD, &[Signal::KswapdWakeups]),
+            (PROGRAM_OOM, &[Signal::OomKills]),
+            (PROGRAM_SWITCH, &[Signal::CpuWait]),
+            (PROGRAM_WAKEUP, &[Signal::CpuWait]),
+            (PROGRAM_WAKEUP_NEW, &[Signal::CpuWait]),
+            (
+                PROGRAM_BLOCK_ISSUE,
+                &[Signal::DiskLatency, Signal::DiskDepth],
+            ),
+            (
+                PROGRAM_ENLIST,
+                &[Signal::MemoryStallCgroup, Signal::CpuWait],
+            ),
+        ];
+        for (program, signals) in table {
+            assert_eq!(without(program), signals, "without {program}");
+        }
     }
 }
