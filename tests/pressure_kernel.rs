@@ -776,6 +776,46 @@ fn a_dead_tick_is_replaced_and_comes_back() {
     );
 }
 
+/// As if many tasks had ended their reclaim at once, and one of them found no chance to be counted.
+#[test]
+fn a_reclaim_whose_end_was_lost_does_not_stall_for_ever() {
+    /// Of `Measures` in the kernel half, whose fourth number is the host's stall.
+    const BYTES: usize = 41_408;
+    const STALL: usize = 3 * size_of::<u64>();
+    let Some(fixture) = Fixture::start(&config()) else {
+        return;
+    };
+    let (verdict, _) = fixture.verdict_map();
+    let measures = maps_of(&program(PROGRAM_TCP_PROBE, verdict))
+        .into_iter()
+        .find(|&id| MapInfo::from_id(id).is_ok_and(|map| map.name_as_str() == Some("MEASURES")))
+        .expect("the arrival probe has the measures");
+    let data = Map::Array(MapData::from_id(measures).unwrap());
+    let mut map: Array<MapData, [u8; BYTES]> = Array::try_from(data).unwrap();
+    let stall = |map: &Array<MapData, [u8; BYTES]>| {
+        let page = map.get(&0, 0).unwrap();
+        u64::from_ne_bytes(page[STALL..STALL + 8].try_into().unwrap())
+    };
+    let write = |map: &mut Array<MapData, [u8; BYTES]>, since_us: u64| {
+        let mut page = map.get(&0, 0).unwrap();
+        page[STALL..STALL + 8].copy_from_slice(&(since_us << 16 | 1).to_ne_bytes());
+        map.set(0, page, 0).unwrap();
+    };
+    let now_us = monotonic_ns() / 1000;
+    write(&mut map, now_us - 59_000_000);
+    wait(
+        "a stall that is under way",
+        || fixture.signal("memory_stall") > 0.5,
+        || format!("{:#?}", fixture.pressure.snapshot()),
+    );
+    wait("its end", || stall(&map) == 0, || stall(&map).to_string());
+    wait(
+        "calm",
+        || fixture.signal("memory_stall") < 0.5,
+        || format!("{:#?}", fixture.pressure.snapshot()),
+    );
+}
+
 type VerdictMap = Array<MapData, VerdictPage>;
 
 impl Fixture {

@@ -150,7 +150,9 @@ pub(crate) unsafe fn sweep(page: *mut Measures, now_ns: u64) {
             .add(turn as usize & (REQUESTS - 1));
         let owner = atomic::load(&raw const (*slot).address);
         let issued_ns = atomic::load(&raw const (*slot).issued_ns);
+        // 0: it is being issued right now.
         if owner != 0
+            && issued_ns != 0
             && now_ns.saturating_sub(issued_ns) > LOST_NS
             && atomic::compare_exchange(&raw mut (*slot).address, owner, 0) == owner
         {

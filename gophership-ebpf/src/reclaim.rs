@@ -27,6 +27,9 @@ pub(crate) const FOREIGN: u32 = 2;
 const ONLY_NEW: u64 = 1;
 /// Bits of [`Stall::state`] that count tasks.
 const COUNT_BITS: u32 = 16;
+/// A stall that seems to last longer than this has lost a task's end: see [`sweep`].
+const LOST_US: u64 = 60 * 1_000_000;
+
 /// Thread and process of the current task.
 #[inline(always)]
 pub(crate) fn current() -> (u32, u32) {
@@ -163,6 +166,26 @@ pub(crate) unsafe fn stalled_us(page: *const Measures, kind: u32, now_ns: u64) -
         match atomic::load(&raw const (*stall).state) {
             0 => total_us,
             state => total_us + (now_ns / 1000).saturating_sub(state >> COUNT_BITS),
+        }
+    }
+}
+
+/// Ends a stall that seems to last for ever: a task whose end found no chance to be counted, among
+/// many at once, would hold the zone until the daemon ends. If it does last, the next task to begin
+/// begins a new one; tasks reclaim for milliseconds.
+///
+/// # Safety
+/// `page` is the MEASURES map's only element.
+#[inline(always)]
+pub(crate) unsafe fn sweep(page: *mut Measures, kind: u32, now_ns: u64) {
+    // SAFETY: says the caller; `kind` is 0 or 1.
+    unsafe {
+        let stall = (&raw mut (*page).stalls).cast::<Stall>().add(kind as usize);
+        let state = &raw mut (*stall).state;
+        let seen = atomic::load(state);
+        let lasts_us = (now_ns / 1000).saturating_sub(seen >> COUNT_BITS);
+        if seen != 0 && lasts_us > LOST_US && atomic::compare_exchange(state, seen, 0) == seen {
+            atomic::add(&raw mut (*stall).total_us, lasts_us);
         }
     }
 }

@@ -68,6 +68,8 @@ pub(crate) unsafe fn take(
         };
         let out = (&raw mut (*signals).last.values).cast::<u64>();
         memory(out, &span);
+        reclaim::sweep(page, reclaim::HOST, now_ns);
+        reclaim::sweep(page, reclaim::OURS, now_ns);
         let elapsed_ns = span.elapsed_ns();
         set(
             out,

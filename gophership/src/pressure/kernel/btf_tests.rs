@@ -38,7 +38,10 @@ const QUEUES: [(&str, &[&str]); 8] = [
     ("ns_common", &["ops", "inum"]),
     ("net", &["passive", "ns:ns_common"]),
     ("possible_net_t", &["net"]),
-    ("sock_common", &["skc_daddr", "skc_num", "skc_net:possible_net_t"]),
+    (
+        "sock_common",
+        &["skc_daddr", "skc_num", "skc_net:possible_net_t"],
+    ),
     ("sock", &["__sk_common:sock_common", "sk_rcvbuf"]),
     ("tcp_sock", &["rcv_nxt", "copied_seq", "rcv_wnd"]),
     ("tcp_skb_cb", &["seq", "end_seq"]),
