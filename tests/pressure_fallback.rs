@@ -220,6 +220,26 @@ fn operations_bring_a_sample_forward() {
 }
 
 #[test]
+fn an_override_need_not_wait_for_the_next_period() {
+    let fixture = Fixture::start(&config());
+    // Far more than one a period of 100 ms, though each comes right after a judgement.
+    let start = Instant::now();
+    let mut taken = 0;
+    while start.elapsed() < Duration::from_secs(1) {
+        for (zone, cause) in [(Zone::Red, Cause::Override), (Zone::Green, Cause::None)] {
+            let chosen = (zone == Zone::Red).then_some(OverrideUntil {
+                zone,
+                until_ns: None,
+            });
+            fixture.pressure.set_override(chosen);
+            fixture.wait_for(zone, cause);
+            taken += 1;
+        }
+    }
+    assert!(taken > 15, "{taken} overrides in a second");
+}
+
+#[test]
 fn says_who_judges_and_what_it_cannot_see() {
     let fixture = Fixture::start(&config());
     let snapshot = fixture.pressure.snapshot();

@@ -776,6 +776,27 @@ fn a_dead_tick_is_replaced_and_comes_back() {
     );
 }
 
+#[test]
+fn what_was_not_measured_yet_is_no_worst_value() {
+    let Some(fixture) = Fixture::start(&config()) else {
+        return;
+    };
+    let reading = |signal| fixture.pressure.snapshot().signal(signal).clone();
+    // Low is bad, and the watch thread posts it only after the tick has begun to judge.
+    wait(
+        "available memory",
+        || reading(Signal::MemoryAvailable).available,
+        String::new,
+    );
+    let memory = reading(Signal::MemoryAvailable);
+    assert!(memory.worst.is_some_and(|worst| worst > 0.0), "{memory:?}");
+    let heartbeat = reading(Signal::HeartbeatAge);
+    assert!(
+        !heartbeat.available && heartbeat.worst.is_none(),
+        "{heartbeat:?}"
+    );
+}
+
 /// As if many tasks had ended their reclaim at once, and one of them found no chance to be counted.
 #[test]
 fn a_reclaim_whose_end_was_lost_does_not_stall_for_ever() {

@@ -33,7 +33,7 @@ impl Daemon {
             reason: signal.reason.clone(),
             yellow: signal.yellow,
             red: signal.red,
-            worst: signal.worst.filter(|_| signal.available),
+            worst: signal.worst,
         });
         pb::StatusReply {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -44,7 +44,8 @@ pub struct SignalReading {
     pub signal: Signal,
     /// In `unit`; meaningless unless `available`.
     pub value: f64,
-    /// The worst value of the last one to two seconds, in `unit`; where the kernel judges.
+    /// The worst value of the last one to two seconds, in `unit`; where the kernel judges, if it is
+    /// available.
     pub worst: Option<f64>,
     /// `ratio`, `seconds`, `bytes`, `bytes_per_second` or `count`.
     pub unit: &'static str,
@@ -203,7 +204,9 @@ fn readings(
             SignalReading {
                 signal,
                 value: shown(signal, known.unwrap_or(0)),
-                worst: worst.map(|worst| shown(signal, worst[index])),
+                worst: worst
+                    .filter(|_| known.is_some())
+                    .map(|worst| shown(signal, worst[index])),
                 unit: unit(signal),
                 yellow: yellow.map(|at| shown(signal, at)),
                 red: red.map(|at| shown(signal, at)),

@@ -201,7 +201,7 @@ impl<F: Fn(&Occurrence)> Watch<F> {
         let wait = pace.saturating_sub(elapsed);
         let woken = self.pressure.wake.wait(ring, trigger, wait);
         let judging = self.pressure.source.why_not_kernel().is_some();
-        self.early |= woken.triggered || woken.rung && judging;
+        self.early |= woken.triggered || woken.called && judging;
     }
 
     fn drain(&mut self) {

@@ -334,17 +334,28 @@ impl Kernel {
             path: path.to_owned(),
             source,
         })?;
+        let (mut attached, mut refused) = (false, None);
         for cpu in cpus {
-            program
-                .attach(
-                    PerfEventConfig::Software(SoftwareEvent::CpuClock),
-                    PerfEventScope::AllProcessesOneCpu { cpu },
-                    SamplePolicy::Period(period_ns),
-                    false,
-                )
-                .map_err(named)?;
+            let outcome = program.attach(
+                PerfEventConfig::Software(SoftwareEvent::CpuClock),
+                PerfEventScope::AllProcessesOneCpu { cpu },
+                SamplePolicy::Period(period_ns),
+                false,
+            );
+            match outcome {
+                Ok(_) => attached = true,
+                Err(error) => refused = Some((cpu, error)),
+            }
         }
-        Ok(())
+        match refused {
+            Some((_, source)) if !attached => Err(named(source)),
+            // A CPU may go offline meanwhile; one that ticks will do.
+            Some((cpu, error)) => {
+                tracing::warn!(cpu, error = %Chain(&error), "the tick does not run on a CPU");
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 }
 

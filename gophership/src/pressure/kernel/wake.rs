@@ -13,8 +13,8 @@ pub(crate) struct Wake(OwnedFd);
 /// What ended a wait, if it wasn't time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Woken {
-    /// [`Wake::ring`].
-    pub(crate) rung: bool,
+    /// [`Wake::ring`], or something in the ring buffer.
+    pub(crate) called: bool,
     /// The trigger's exceptional condition.
     pub(crate) triggered: bool,
 }
@@ -70,7 +70,7 @@ impl Wake {
         // SAFETY: eight writable bytes, an owned descriptor; nothing to read is no error for us.
         let read = unsafe { libc::read(self.0.as_raw_fd(), counter.as_mut_ptr().cast(), 8) };
         Woken {
-            rung: read == 8,
+            called: read == 8 || polled[1].revents & libc::POLLIN != 0,
             triggered: polled[2].revents & libc::POLLPRI != 0,
         }
     }
@@ -88,10 +88,10 @@ mod tests {
         wake.ring();
         wake.ring();
         let start = Instant::now();
-        assert!(wake.wait(None, None, Duration::from_secs(10)).rung);
+        assert!(wake.wait(None, None, Duration::from_secs(10)).called);
         assert!(start.elapsed() < Duration::from_secs(5));
         let start = Instant::now();
-        assert!(!wake.wait(None, None, Duration::from_millis(20)).rung);
+        assert!(!wake.wait(None, None, Duration::from_millis(20)).called);
         assert!(
             start.elapsed() >= Duration::from_millis(15),
             "both rings were one"
