@@ -95,6 +95,7 @@ telemetry:
   listen: "127.0.0.1:0"
   log: {{ level: info, format: json }}
   audit_log: "{audit}"
+  events: "{events}"
 "#,
             cert = certs.path("server.pem").display(),
             key = certs.path("server.key").display(),
@@ -114,6 +115,7 @@ telemetry:
             control = home.control_socket().display(),
             uid = nix::unistd::getuid(),
             audit = home.audit_log().display(),
+            events = home.events().display(),
         )
     }
 }

@@ -19,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     Config, Error,
+    chronicle::Chronicle,
     daemon::Daemon,
     drain::Drain,
     engine::Operated,
@@ -36,10 +37,10 @@ use crate::{
         tls,
     },
     pipeline::circuit::Circuit,
-    pressure::{IngestScope, Pressure},
+    pressure::{IngestScope, Pressure, monotonic_ns},
     replay::{self, dead_letter::DeadLetters},
     somatic::overrides::Override,
-    telemetry,
+    telemetry::{self, timeline::Timeline},
     vault::Vault,
 };
 
@@ -56,10 +57,12 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
         h2_window_bytes: STALLED_WINDOW_BYTES,
         vault_dir: Some(config.vault.dir.clone()),
     };
+    let started_ns = monotonic_ns();
     let pressure = Pressure::start(&config.pressure, &scope, config.ingest.workers)?;
     let destinations = stores.destinations.clone();
     let (mode, mode_seen) = watch::channel(Mode::Serving);
-    let (daemon, replay_thread) = daemon(config, stores, pressure, mode)?;
+    let (daemon, replay_thread) = daemon(config, stores, pressure, mode, started_ns)?;
+    daemon.tell_started();
     let watching = Arc::clone(&daemon);
     let watch = daemon
         .pressure
@@ -124,6 +127,7 @@ fn daemon(
     stores: Stores,
     pressure: Pressure,
     mode: watch::Sender<Mode>,
+    started_ns: u64,
 ) -> Result<(Arc<Daemon>, JoinHandle<()>), Error> {
     let (replay, thread) = replay::spawn(replay::Parts {
         config: config.replay.clone(),
@@ -135,6 +139,8 @@ fn daemon(
         circuits: stores.circuits.clone(),
         dead_letters: stores.dead_letters,
     })?;
+    let timeline = Timeline::open(&config.telemetry.timeline)
+        .map_err(Error::system("the timeline's thread"))?;
     let daemon = Daemon {
         vault: stores.vault,
         pressure: Arc::new(pressure),
@@ -146,6 +152,7 @@ fn daemon(
         drain: Mutex::new(Drain::serving()),
         overridden: Mutex::new(None),
         transitions: Mutex::default(),
+        chronicle: Chronicle::new(timeline, started_ns),
         ready: AtomicBool::new(false),
         exit: Notify::new(),
         config,
@@ -161,6 +168,7 @@ async fn restore_override(daemon: &Daemon) -> Result<(), Error> {
     let Some(kept) = Override::load(&daemon.config.vault.dir)? else {
         return Ok(());
     };
+    daemon.tell_restored(&kept);
     daemon.apply_override(Some(&kept));
     let deadline = Instant::now() + OVERRIDE_TIMEOUT;
     let verdict = daemon.pressure.verdict();

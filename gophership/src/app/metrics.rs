@@ -45,9 +45,12 @@ fn zone(daemon: &Daemon, families: &mut Families) {
     families
         .counter(
             "gophership_events_lost_total",
-            "Zone transitions that the kernel's ring buffer had no room for.",
+            "Events that the kernel's ring buffer had no room for, or that the timeline couldn't keep.",
         )
-        .add(&[], count(judged.events_lost));
+        .add(
+            &[],
+            count(judged.events_lost + daemon.chronicle.timeline.lost()),
+        );
     let mut signals = families.gauge("gophership_signal", "Last value of each available signal.");
     for signal in judged.signals.iter().filter(|signal| signal.available) {
         signals.add(&[("name", signal.signal.as_str())], signal.value);

@@ -33,6 +33,7 @@
 mod clock;
 mod disks;
 mod engine;
+mod explain;
 mod kernel;
 mod memory;
 mod pages;
@@ -59,6 +60,7 @@ use gophership_common::{
 
 pub use clock::monotonic_ns;
 pub use engine::{Budget, EngineLine, Verdict};
+pub use explain::Explained;
 pub use gophership_common::{Cause, Levels, Rule, SIGNALS, Signal, Signals, Unit, Word, Zone};
 pub use kernel::Error as KernelError;
 pub use memory::memory_limit_bytes;

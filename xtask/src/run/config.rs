@@ -35,6 +35,7 @@ telemetry:
   listen: \"{TELEMETRY_ADDRESS}\"
   log: {{ level: info, format: pretty }}
   audit_log: {audit_log}
+  events: {events}
 ",
         cert = quoted(&certs.join("server.pem")),
         key = quoted(&certs.join("server.key")),
@@ -43,6 +44,7 @@ telemetry:
         logs = quoted(&files.logs),
         socket = quoted(&files.socket),
         audit_log = quoted(&files.audit_log),
+        events = quoted(&files.events),
     )
 }
 
@@ -69,6 +71,7 @@ mod tests {
             "    path: '/dev-state/control.sock'\n",
             "    allow_uids: [1000]\n",
             "  audit_log: '/dev-state/audit.jsonl'\n",
+            "  events: '/dev-state/events.jsonl'\n",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -23,6 +23,7 @@ struct DevFiles {
     vault: PathBuf,
     socket: PathBuf,
     audit_log: PathBuf,
+    events: PathBuf,
     logs: PathBuf,
     send_script: PathBuf,
 }
@@ -35,6 +36,7 @@ impl DevFiles {
             vault: dev.join("vault"),
             socket: dev.join("control.sock"),
             audit_log: dev.join("audit.jsonl"),
+            events: dev.join("events.jsonl"),
             logs: dev.join("logs.jsonl"),
             send_script: dev.join("send.py"),
         }
