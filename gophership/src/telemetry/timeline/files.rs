@@ -100,8 +100,8 @@ impl Files {
     /// What is there to read, from old to new. Lines may appear twice if the files change places
     /// meanwhile, but none is left out.
     pub(super) fn read(&self) -> Reading {
-        let newer = File::open(&self.newer);
-        let older = File::open(&self.older);
+        let newer = open(&self.newer);
+        let older = open(&self.older);
         Reading(older.into_iter().chain(newer).collect())
     }
 }
@@ -125,8 +125,16 @@ impl Reading {
     }
 }
 
+/// Opens what can be read without waiting for anybody.
+fn open(path: &Path) -> io::Result<File> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    File::open(path)
+}
+
 fn tail(path: &Path) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
+    let mut file = open(path)?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
     let mut tail = Vec::new();
