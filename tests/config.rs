@@ -1,13 +1,14 @@
 //! The configuration: defaults, problems, environment, checks between keys.
 
-use std::{path::PathBuf, time::Duration};
+use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
 use gophership::{
     app::Config,
     config::{self, Errors, Host, Kind, Origin, schema},
     export::{DestinationKind, FileConfig, OtlpConfig},
     ingest::ClientAuth,
-    pressure::{KernelMode, Levels},
+    pressure::{KernelMode, Levels, Prefix, XdpConfig, XdpMode},
+    privileges::{LandlockMode, User},
     telemetry::LogFormat,
     vault::{Compression, Sync},
 };
@@ -67,7 +68,12 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(pressure.hold, Duration::from_secs(2));
     assert_eq!(pressure.receive_queue, levels(500, 800));
     assert_eq!(pressure.receive_queue_for, Duration::from_millis(5));
+    assert_eq!(pressure.listen_backlog, levels(500, 900));
+    assert_eq!(pressure.memory_stall, levels(50, 200));
     assert_eq!(pressure.memory_available, levels(150, 70));
+    assert_eq!(pressure.cpu_wait, levels(300, 700));
+    assert_eq!(pressure.disk_latency, Some(Duration::from_millis(50)));
+    assert_eq!(pressure.ingress_horizon, Some(Duration::from_secs(1)));
     assert_eq!(pressure.budget, levels(800, 950));
     assert_eq!(pressure.heartbeat_limit, Duration::from_secs(1));
     assert_eq!(config.replay.after, Duration::from_secs(10));
@@ -123,7 +129,13 @@ fn every_key_can_be_written_and_takes_effect() {
     assert_eq!(config.ingest.tls.client_ca, None);
     assert_eq!(config.memory_total_bytes, 64 << 20);
     assert_eq!(config.pressure.kernel, KernelMode::Off);
+    assert_eq!(config.pressure.listen_backlog, levels(100, 200));
+    assert_eq!(config.pressure.memory_stall, levels(10, Levels::OFF));
     assert_eq!(config.pressure.memory_available, levels(200, 105));
+    assert_eq!(config.pressure.cpu_wait, levels(Levels::OFF, Levels::OFF));
+    let twenty = Duration::from_millis(20);
+    assert_eq!(config.pressure.disk_latency, Some(twenty));
+    assert_eq!(config.pressure.ingress_horizon, None);
     assert_eq!(config.vault.segment_bytes, 8 << 20);
     assert_eq!(config.vault.sync, Sync::Never);
     assert_eq!(config.control.mode, 0o660);
@@ -132,6 +144,7 @@ fn every_key_can_be_written_and_takes_effect() {
     assert_eq!(config.telemetry.log_level, "debug,h2=warn");
     assert_eq!(config.telemetry.timeline.path, PathBuf::from("/tmp/e"));
     assert_eq!(config.telemetry.timeline.bytes_max, 1 << 20);
+    assert_eq!(config.service.landlock, LandlockMode::Required);
     assert_eq!(config.destinations[0].name, "main");
     let otlp = DestinationKind::Otlp(OtlpConfig {
         endpoint: "https://collector:4317".to_owned(),
@@ -161,7 +174,12 @@ pressure:
   sample_every: 100
   hold: 1s
   receive_queue: { yellow: 40%, red: 70%, for: 1ms }
+  listen_backlog: { yellow: 10%, red: 20% }
+  memory_stall: { yellow: 1%, red: off }
   memory_available: { yellow: 20%, red: 10.5% }
+  cpu_wait: { yellow: off, red: off }
+  disk_latency: { yellow: 20ms }
+  ingress: { horizon: off }
   budget: { yellow: 70%, red: 90% }
 vault:
   dir: /srv/vault
@@ -183,10 +201,31 @@ export:
         tls: { ca: ca.pem, cert: c.pem, key: c.key, insecure: false }
     - name: local
       file: { path: /tmp/x }
+xdp:
+  interface: [eth0, eth1]
+  mode: generic
+  guard: { allow: [10.0.0.0/8], deny: [192.0.2.0/24], syn_per_second: 20 }
 control:
   unix: { path: /tmp/c.sock, mode: "0660", allow_uids: [0, 1000], allow_gids: [27] }
 telemetry: { listen: "[::1]:0", log: { level: "debug,h2=warn", format: pretty }, audit_log: /tmp/a, events: /tmp/e, events_max_bytes: 1MiB }
+service: { user: "990:70", landlock: required }
 "#;
+
+#[test]
+fn the_service_user_is_a_name_or_numbers() {
+    let parsed = |text: &str| parse_more(&format!("service: {{ user: \"{text}\" }}\n"));
+    let user = |text: &str| parsed(text).unwrap().service.user;
+    let numeric = |uid, gid| User::Numeric { uid, gid };
+    assert_eq!(user("auto"), User::Auto);
+    assert_eq!(user("www-data"), User::Named("www-data".to_owned()));
+    assert_eq!(user("0"), numeric(0, None));
+    assert_eq!(user("990:70"), numeric(990, Some(70)));
+    for wrong in ["", "990:", "990:web", "web:70", "4294967295", "1 2", "12x"] {
+        let message = problem(parsed(wrong));
+        let expected = "expected auto, the name of a user";
+        assert!(message.contains(expected), "{message}");
+    }
+}
 
 #[test]
 fn everything_above_names_every_key_there_is() {
@@ -456,10 +495,41 @@ const CONFLICTS: &[(&str, &[&str])] = &[
             "more than",
         ],
     ),
+    (
+        "pressure: { cpu_wait: { yellow: off } }",
+        &["cpu_wait.yellow = off", "cpu_wait.red = 70%", "less than"],
+    ),
     ("pressure: { tick: 2s }", &["pressure.tick", "1ms to 1s"]),
     (
         "memory: { total: 1GiB, export: 0% }",
         &["export.batch.max_bytes = 4MiB", "memory.export"],
+    ),
+    (
+        "xdp: { guard: { allow: [10.0.0.0/8, 10.0.0.0/33] } }",
+        &["xdp.guard.allow: \"10.0.0.0/33\": the length must be"],
+    ),
+    (
+        "xdp: { guard: { deny: [producers] } }",
+        &["xdp.guard.deny: \"producers\": not an IP address"],
+    ),
+    (
+        "xdp: { guard: { deny: [\"2001:db8::1/32\"] } }",
+        &[
+            "xdp.guard.deny: \"2001:db8::1/32\"",
+            "2001:db8::/32 is meant",
+        ],
+    ),
+    (
+        "xdp: { guard: { allow: [10.0.0.0/8], deny: [192.0.2.1, 10.0.0.0/8] } }",
+        &["10.0.0.0/8 is both in xdp.guard.allow and in xdp.guard.deny"],
+    ),
+    (
+        "xdp: { interface: [eth0, eth1, eth0] }",
+        &["xdp.interface names an interface twice"],
+    ),
+    (
+        "xdp: { interface: [a, b, c, d, e, f, g, h, i] }",
+        &["xdp.interface has more than 8 interfaces"],
     ),
 ];
 
@@ -471,6 +541,44 @@ fn keys_that_contradict_each_other_are_named_with_their_values() {
             assert!(message.contains(needle), "{more}: {message}");
         }
         assert!(message.starts_with("test.yaml:5: "), "{more}: {message}");
+    }
+}
+
+#[test]
+fn xdp_is_off_unless_an_interface_is_named() {
+    assert_eq!(parse_more("").unwrap().pressure.xdp, XdpConfig::default());
+    for off in ["null", "[]"] {
+        let config = parse_more(&format!("xdp: {{ interface: {off} }}\n")).unwrap();
+        assert_eq!(config.pressure.xdp, XdpConfig::default(), "{off}");
+    }
+    for (written, expected) in [("eth0", vec!["eth0"]), ("[eth0, lo]", vec!["eth0", "lo"])] {
+        let config = parse_more(&format!("xdp: {{ interface: {written} }}\n")).unwrap();
+        assert_eq!(config.pressure.xdp.interfaces, expected);
+        assert_eq!(config.pressure.xdp.mode, XdpMode::Auto);
+    }
+}
+
+#[test]
+fn the_guards_lists_and_limit_are_read() {
+    let guard = "allow: [10.0.0.0/8, \"2001:db8::/32\"], deny: [192.0.2.7], syn_per_second: 50";
+    let more = format!("xdp: {{ interface: eth0, mode: native, guard: {{ {guard} }} }}\n");
+    let xdp = parse_more(&more).unwrap().pressure.xdp;
+    assert_eq!(xdp.mode, XdpMode::Native);
+    let shown = |prefixes: &[Prefix]| prefixes.iter().map(Prefix::to_string).collect::<Vec<_>>();
+    assert_eq!(shown(&xdp.guard.allow), ["10.0.0.0/8", "2001:db8::/32"]);
+    assert_eq!(shown(&xdp.guard.deny), ["192.0.2.7/32"]);
+    assert_eq!(xdp.guard.syn_per_second.map(NonZeroU32::get), Some(50));
+    for bad in ["0", "1000001", "-1", "many"] {
+        let more = format!("xdp: {{ guard: {{ syn_per_second: {bad} }} }}\n");
+        let message = problem(parse_more(&more));
+        assert!(message.contains("from 1 to 1000000"), "{message}");
+    }
+    for bad in ["a/b", "sixteen-letters0", "\"a b\"", "[..]"] {
+        let message = problem(parse_more(&format!("xdp: {{ interface: {bad} }}\n")));
+        assert!(
+            message.contains("the name of a network interface"),
+            "{message}"
+        );
     }
 }
 

@@ -208,6 +208,13 @@ fn status(held: Option<pb::Override>) -> pb::StatusReply {
             ..Default::default()
         }),
         ledger: vec![ledger("main", 0), ledger("other", -3)],
+        xdp: vec![pb::Interface {
+            name: "eth0".to_owned(),
+            reason: "not privileged: lacks CAP_NET_ADMIN".to_owned(),
+            packets: 4321,
+            limited: 7,
+            ..Default::default()
+        }],
     }
 }
 
@@ -220,6 +227,7 @@ fn signal(name: &str, value: Option<f64>) -> pb::Signal {
         reason: value.map_or("no such device".to_owned(), |_| String::new()),
         yellow: value.map(|_| 0.5),
         red: None,
+        worst: None,
     }
 }
 
@@ -369,6 +377,13 @@ fn status_as_json_has_the_keys_of_the_contract() {
     assert_eq!(status["vault"]["records_pending"], 50);
     assert_eq!(status["vault"]["rung"], "io_uring");
     assert_eq!(status["replay"]["state"], "waiting");
+    assert_eq!(status["xdp"][0]["interface"], "eth0");
+    assert_eq!(status["xdp"][0]["mode"], Value::Null);
+    assert_eq!(
+        status["xdp"][0]["reason"],
+        "not privileged: lacks CAP_NET_ADMIN"
+    );
+    assert_eq!(status["xdp"][0]["syn_limited"], 7);
     assert_eq!(status["ledger"]["residue"], 3);
     assert_eq!(status["ledger"]["destinations"]["main"]["owed"], 50);
     assert_eq!(status["ledger"]["destinations"]["other"]["residue"], -3);

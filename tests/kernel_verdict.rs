@@ -207,3 +207,80 @@ fn the_operators_override_is_in_the_kernels_word() {
     daemon.producer().export_all(std::slice::from_ref(&message));
     oracle::await_arrival(&[message], &sink, Duration::from_secs(30));
 }
+
+#[test]
+fn every_signal_of_the_kernel_half_is_available() {
+    let _turn = alone();
+    let home = Home::new();
+    let sink = Sink::up();
+    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    if !kernel_judges(&daemon) {
+        return;
+    }
+    // What depends on more than the kernel half: a cgroup of version 2, a first write to the vault,
+    // a kernel with PSI, a vault on a block device.
+    let machine = [
+        "memory_pressure_cgroup",
+        "vault_write",
+        "memory_pressure",
+        "cpu_pressure",
+        "io_pressure",
+        "disk_latency",
+        "disk_depth",
+    ];
+    let missing = || {
+        let status = daemon.status();
+        let signals = status["signals"].as_object().expect("signals");
+        signals
+            .iter()
+            .filter(|(name, signal)| signal["available"] != true && !machine.contains(&&***name))
+            .map(|(name, signal)| format!("{name}: {}", signal["reason"]))
+            .collect::<Vec<_>>()
+    };
+    let mut last = missing();
+    let complete = holds_within(PATIENCE, || {
+        last = missing();
+        last.is_empty()
+    });
+    assert!(complete, "unavailable: {last:#?}");
+    // And what isn't available says why, everywhere.
+    for (name, signal) in daemon.status()["signals"].as_object().expect("signals") {
+        let reason = signal["reason"].as_str().unwrap_or_default();
+        assert_eq!(
+            signal["available"] == true,
+            reason.is_empty(),
+            "{name}: {signal}"
+        );
+    }
+}
+
+#[test]
+fn the_kernel_half_logs_only_when_asked() {
+    let _turn = alone();
+    let home = Home::new();
+    let sink = Sink::up();
+    let lines = |level: &str| {
+        let settings = Settings::to(sink.destination("main", "10s"));
+        let env = [("GOPHERSHIP_TELEMETRY__LOG__LEVEL", level)];
+        let daemon = Daemon::start_with_env(&home, &settings, &env);
+        if !kernel_judges(&daemon) {
+            return None;
+        }
+        let seen = |text| move |daemon: &Daemon<'_>| !daemon.log_lines(text).is_empty();
+        let changed = seen("\"to\":\"red\"");
+        daemon.ctl(&["override", "--zone", "red", "--for", "1h"]);
+        eventually("the change of zone", PATIENCE, || changed(&daemon));
+        daemon.ctl(&["override", "--clear"]);
+        eventually("the change back", PATIENCE, || {
+            seen("\"to\":\"green\"")(&daemon)
+        });
+        let lines = daemon.log_lines("kernel half: zone");
+        assert!(daemon.terminate(PATIENCE).success());
+        Some(lines)
+    };
+    let Some(asked) = lines("info,gophership::pressure::kernel=trace") else {
+        return;
+    };
+    assert!(!asked.is_empty(), "asked for, and silent");
+    assert_eq!(lines("debug"), Some(Vec::new()));
+}

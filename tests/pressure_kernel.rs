@@ -811,7 +811,14 @@ impl Fixture {
             until_ns: None,
         }));
         self.wait_for(Zone::Yellow, Cause::Override);
-        let ktime_ns = || self.seen.lock().unwrap().last().map(|last| last.ktime_ns);
+        // The word changes first; what is seen last may still be the transition before.
+        let ktime_ns = || {
+            let seen = self.seen.lock().unwrap();
+            let last = seen
+                .last()
+                .filter(|last| last.to.cause() == Cause::Override);
+            last.map(|last| last.ktime_ns)
+        };
         wait("transition", || ktime_ns().is_some(), String::new);
         let since_ns = ktime_ns().unwrap();
         loaded_maps()

@@ -88,6 +88,7 @@ fn reflex(pressure: &Pressure, vault: &Vault, dir: &std::path::Path) -> Reflex {
         }),
     };
     let destinations = Destinations::open(&[config]).expect("the file opens");
+    destinations.start().expect("its thread starts");
     let member = |destination| Member {
         destination: Rc::new(destination),
         bit: vault.mask_of("main").expect("the vault knows it"),

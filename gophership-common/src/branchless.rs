@@ -39,6 +39,13 @@ pub fn reached(value: u64, threshold: u64) -> u64 {
     opaque(value.wrapping_sub(threshold) >> 63) ^ 1
 }
 
+/// 1 if `value` is 0, else 0.
+#[inline(always)]
+#[must_use]
+pub fn is_zero(value: u64) -> u64 {
+    opaque(value | value.wrapping_neg()) >> 63 ^ 1
+}
+
 /// Finds the earliest of several times, of which 0 means "never".
 #[derive(Debug, Clone, Copy)]
 pub struct Earliest(u64);
@@ -82,6 +89,14 @@ mod tests {
                 assert_eq!((least(a, b), greatest(a, b)), (a.min(b), a.max(b)));
                 assert_eq!(reached(a, b), u64::from(a >= b));
             }
+        }
+    }
+
+    #[test]
+    fn only_zero_is_zero() {
+        assert_eq!(is_zero(0), 1);
+        for value in [1, 2, 1 << 62, 1 << 63, u64::MAX] {
+            assert_eq!(is_zero(value), 0, "{value}");
         }
     }
 

@@ -16,9 +16,10 @@ mod recorded;
 mod rules;
 mod signal;
 mod tally;
+pub mod xdp;
 mod zone;
 
-pub use branchless::{Earliest, greatest, reached};
+pub use branchless::{Earliest, greatest, is_zero, reached};
 pub use forecast::{Ingress, rate_per_second, share_permille};
 pub use judge::{Judgement, State, judge};
 pub use limits::*;

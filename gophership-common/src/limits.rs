@@ -14,6 +14,16 @@ pub const MAP_SOCKETS: &str = "SOCKETS";
 pub const MAP_EVENTS: &str = "EVENTS";
 /// Array map, one [`crate::RecordedPage`]: readings to judge in a test.
 pub const MAP_RECORDED: &str = "RECORDED";
+/// Array map, one [`crate::xdp::RxCpu`] a CPU.
+pub const MAP_RX: &str = "RX";
+/// Array map, one [`crate::xdp::GuardPage`].
+pub const MAP_GUARD: &str = "GUARD";
+/// Array map, one [`crate::xdp::LocalsPage`].
+pub const MAP_LOCALS: &str = "LOCALS";
+/// Trie of the guard's two lists: [`crate::xdp::TrieKey`] → `u32`.
+pub const MAP_PREFIXES: &str = "PREFIXES";
+/// LRU hash of token buckets: [`crate::xdp::Address::bucket`] → `u64`, private to the kernel half.
+pub const MAP_BUCKETS: &str = "BUCKETS";
 
 /// `tp_btf` program: a segment arrives on an established socket.
 pub const PROGRAM_TCP_PROBE: &str = "tcp_probe";
@@ -23,6 +33,10 @@ pub const PROGRAM_TCP_DEQUEUE: &str = "tcp_rcv_space_adjust";
 pub const PROGRAM_SOCKET_STATE: &str = "inet_sock_set_state";
 /// `perf_event` program: the tick.
 pub const PROGRAM_TICK: &str = "tick";
+/// XDP program: the meter and guard of an interface.
+pub const PROGRAM_XDP: &str = "xdp_ingress";
+/// The same for frames in several buffers (jumbo frames, veth's large segments), Linux 5.18.
+pub const PROGRAM_XDP_FRAGS: &str = "xdp_frags";
 
 /// `tp_btf` programs: a task enters and leaves direct reclaim, for the host or under its cgroup's limit.
 pub const PROGRAM_RECLAIM_BEGIN: &str = "mm_vmscan_direct_reclaim_begin";

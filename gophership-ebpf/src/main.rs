@@ -1,4 +1,5 @@
-//! The kernel half: measures what presses on the engine and judges the zone.
+//! The kernel half: measures what presses on the engine and judges the zone; meters and guards
+//! interfaces.
 //!
 //! A probe compares its own socket only and may only *raise* the verdict; the full [`judge`] and
 //! every lowering run in the tick. The probes and the closing of a socket run under that socket's
@@ -36,11 +37,13 @@ mod sweep;
 mod tick;
 mod traffic;
 mod worst;
+mod xdp;
 
 use aya_ebpf::{
-    EbpfContext as _,
-    macros::{btf_tracepoint, perf_event, raw_tracepoint},
-    programs::{BtfTracePointContext, PerfEventContext, RawTracePointContext},
+    EbpfContext,
+    helpers::bpf_xdp_get_buff_len,
+    macros::{btf_tracepoint, perf_event, raw_tracepoint, xdp},
+    programs::{BtfTracePointContext, PerfEventContext, RawTracePointContext, XdpContext},
 };
 use gophership_common::{State, judge};
 
@@ -187,6 +190,20 @@ fn judge_recorded(_ctx: RawTracePointContext) -> i32 {
 fn tick(ctx: PerfEventContext) -> u32 {
     tick::run(&ctx);
     0
+}
+
+/// A frame comes in on a metered interface, in one buffer.
+#[xdp]
+fn xdp_ingress(ctx: XdpContext) -> u32 {
+    xdp::run(&ctx, ctx.data_end() - ctx.data())
+}
+
+/// The same where frames may come in several buffers.
+#[xdp(frags)]
+fn xdp_frags(ctx: XdpContext) -> u32 {
+    // SAFETY: the context is this program's own.
+    let length = unsafe { bpf_xdp_get_buff_len(ctx.as_ptr().cast()) };
+    xdp::run(&ctx, length as usize)
 }
 
 #[cfg(not(test))]

@@ -3,11 +3,12 @@
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, HashMap, LruHashMap, RingBuf},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, RingBuf},
 };
 use gophership_common::{
     EVENTS_BYTES, EnginePage, Offsets, PolicyPage, RecordedPage, SOCKETS_MAX, SignalsPage,
     VerdictPage, WORKERS_MAX,
+    xdp::{Address, GuardPage, LocalsPage, PREFIXES_MAX, RxCpu, TrieKey},
 };
 
 use crate::{atomic, measures::Measures, socket::Followed};
@@ -26,6 +27,19 @@ static ENGINE: Array<EnginePage> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 pub(crate) static SOCKETS: HashMap<u64, Followed> = HashMap::with_max_entries(SOCKETS_MAX, 0);
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
+/// One element here: the loader makes it as many as there are CPUs, if an interface is metered.
+#[map]
+pub(crate) static RX: Array<RxCpu> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static GUARD: Array<GuardPage> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static LOCALS: Array<LocalsPage> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub(crate) static PREFIXES: LpmTrie<TrieKey, u32> = LpmTrie::with_max_entries(PREFIXES_MAX, 0);
+/// One element here, since all are allocated at once: the loader makes it the real number, if there
+/// is a limit.
+#[map]
+pub(crate) static BUCKETS: LruHashMap<Address, u64> = LruHashMap::with_max_entries(1, 0);
 
 /// What the probes count and the tick turns into signals.
 #[map]
@@ -95,6 +109,18 @@ pub(crate) fn engine() -> Option<*const EnginePage> {
 #[inline(always)]
 pub(crate) fn policy() -> Option<*const PolicyPage> {
     POLICY.get_ptr(0)
+}
+
+/// The guard's page.
+#[inline(always)]
+pub(crate) fn guard() -> Option<*const GuardPage> {
+    GUARD.get_ptr(0)
+}
+
+/// The local addresses' page.
+#[inline(always)]
+pub(crate) fn locals() -> Option<*const LocalsPage> {
+    LOCALS.get_ptr(0)
 }
 
 /// The policy in force. Fields read through it belong to one generation each; the tick, which needs

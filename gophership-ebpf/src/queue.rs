@@ -119,7 +119,7 @@ fn follow<'a>(
     if maps::SOCKETS.insert(key, Followed::NEW, 0).is_err() {
         // SAFETY: `page` is the SIGNALS map's only element.
         unsafe { atomic::add(&raw mut (*page).aggregates.untracked, 1) };
-        warn!(ctx, "socket table full: socket 0x{:x} is not followed", key);
+        warn!(ctx, "socket table full: a socket is not followed");
         return None;
     }
     // SAFETY: as above.

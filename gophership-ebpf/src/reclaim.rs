@@ -27,9 +27,6 @@ pub(crate) const FOREIGN: u32 = 2;
 const ONLY_NEW: u64 = 1;
 /// Bits of [`Stall::state`] that count tasks.
 const COUNT_BITS: u32 = 16;
-/// Attempts at a compare-and-swap; each loss means that another task has come or gone.
-const ATTEMPTS: u32 = 64;
-
 /// Thread and process of the current task.
 #[inline(always)]
 pub(crate) fn current() -> (u32, u32) {
@@ -111,23 +108,30 @@ fn shift(kind: u32, enters: bool) {
     }
     // SAFETY: the MEASURES map's only element; `kind` is 0 or 1.
     let stall = unsafe { (&raw mut (*page).stalls).cast::<Stall>().add(kind as usize) };
-    let mut attempt = 0;
-    while attempt < ATTEMPTS {
-        // SAFETY: `stall` points into the MEASURES map; the helper has no preconditions.
-        unsafe {
-            let state = &raw mut (*stall).state;
-            let seen = atomic::load(state);
-            let now_us = bpf_ktime_get_ns() / 1000;
-            let next = after(seen, enters, now_us);
-            if atomic::compare_exchange(state, seen, next) == seen {
-                if next == 0 {
-                    let ended_us = now_us.saturating_sub(seen >> COUNT_BITS);
-                    atomic::add(&raw mut (*stall).total_us, ended_us);
-                }
-                return;
-            }
+    // Each loss of a compare-and-swap means that another task has come or gone. Written out, for the
+    // verifiers before 6.3 refuse the loop that the compiler makes of it.
+    let once = || swap(stall, enters);
+    let four = || once() || once() || once() || once();
+    let _ = four() || four() || four() || four();
+}
+
+/// Tries once; says whether that's it.
+#[inline(always)]
+fn swap(stall: *mut Stall, enters: bool) -> bool {
+    // SAFETY: `stall` points into the MEASURES map; the helper has no preconditions.
+    unsafe {
+        let state = &raw mut (*stall).state;
+        let seen = atomic::load(state);
+        let now_us = bpf_ktime_get_ns() / 1000;
+        let next = after(seen, enters, now_us);
+        if atomic::compare_exchange(state, seen, next) != seen {
+            return false;
         }
-        attempt += 1;
+        if next == 0 {
+            let ended_us = now_us.saturating_sub(seen >> COUNT_BITS);
+            atomic::add(&raw mut (*stall).total_us, ended_us);
+        }
+        true
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) unsafe fn take(
     policy: &Policy,
     now_ns: u64,
 ) {
-    // SAFETY: says the caller.
+    // SAFETY: says the caller; the indices are masked.
     unsafe {
         if now_ns < atomic::load(&raw const (*page).next_sample_ns) {
             return;
@@ -43,67 +43,30 @@ pub(crate) unsafe fn take(
 
         let recent = (&raw mut (*page).recent).cast::<Sample>();
         let now = recent.add(number as usize & (SAMPLES - 1));
-        (*now).at_ns = now_ns;
-        (*now).stall_us = [
-            reclaim::stalled_us(page, reclaim::HOST, now_ns),
-            reclaim::stalled_us(page, reclaim::OURS, now_ns),
-        ];
-        (*now).kswapd = atomic::load(&raw const (*page).kswapd);
-        (*now).oom = atomic::load(&raw const (*page).oom);
-        (*now).disk_completed = atomic::load(&raw const (*page).disk.completed);
-        (*now).disk_latency_us = atomic::load(&raw const (*page).disk.latency_us);
-        (*now).bytes = bytes;
-        (*now).backlog = unread + used;
+        fill(page, now, bytes, unread + used, now_ns);
         let long = (&raw mut (*page).long).cast::<Sample>();
         let second = number / RECENT;
         if number.is_multiple_of(RECENT) {
             *long.add(second as usize & (SAMPLES - 1)) = *now;
         }
-        let then = recent.add(then & (SAMPLES - 1));
-        let long = long.add(second.wrapping_sub(LONG) as usize & (SAMPLES - 1));
-
-        let set = |signal: Signal, value: u64| {
-            let values = (&raw mut (*signals).last.values).cast::<u64>();
-            atomic::store(values.add(signal as usize), value);
+        let span = Span {
+            now,
+            then: recent.add(then & (SAMPLES - 1)),
+            long: long.add(second.wrapping_sub(LONG) as usize & (SAMPLES - 1)),
         };
-        let elapsed_ns = now_ns.saturating_sub((*then).at_ns);
-        let stalled = |kind: u32| {
-            let kind = kind as usize;
-            share_permille((*now).stall_us[kind] - (*then).stall_us[kind], elapsed_ns)
-        };
-        set(Signal::MemoryStall, stalled(reclaim::HOST));
-        set(Signal::MemoryStallCgroup, stalled(reclaim::OURS));
-        set(Signal::KswapdWakeups, (*now).kswapd - (*then).kswapd);
-        set(Signal::OomKills, (*now).oom - (*long).oom);
-        set(Signal::CpuWait, share_permille(wait_ns / 1000, elapsed_ns));
+        let out = (&raw mut (*signals).last.values).cast::<u64>();
+        memory(out, &span);
+        let elapsed_ns = span.elapsed_ns();
         set(
-            Signal::DiskDepth,
-            atomic::load(&raw const (*page).disk.depth),
+            out,
+            Signal::CpuWait,
+            share_permille(wait_ns / 1000, elapsed_ns),
         );
-        set(
-            Signal::DiskLatency,
-            disk_latency_us(page, now, then, now_ns),
-        );
-        block::sweep(page, now_ns);
-
-        let ingress = Ingress {
-            backlog_bytes: (*now).backlog,
-            backlog_before_bytes: (*then).backlog,
-            elapsed_ns,
-            limit_bytes: limit,
-            rate: rate_per_second(bytes - (*then).bytes, elapsed_ns),
-            rate_long: rate_per_second(bytes - (*long).bytes, now_ns.saturating_sub((*long).at_ns)),
-        };
-        set(Signal::ReceiveQueueBytes, unread);
-        set(Signal::IngressRate, ingress.rate);
-        set(Signal::IngressRateLong, ingress.rate_long);
-        set(Signal::IngressSlope, ingress.slope());
-        set(
-            Signal::TimeToFull,
-            ingress.time_to_full_us(policy.ingress_horizon_ns),
-        );
+        disk(page, out, &span);
+        set(out, Signal::ReceiveQueueBytes, unread);
+        ingress(out, &span, limit, policy);
         let (backlog, listens) = listen::fullest(page);
-        set(Signal::ListenBacklog, backlog);
+        set(out, Signal::ListenBacklog, backlog);
         // What needs a listener, a worker, a budget.
         let mut sampled = u64::MAX;
         if !listens {
@@ -119,24 +82,126 @@ pub(crate) unsafe fn take(
     }
 }
 
-/// Mean of what was completed between two samples; the age of the oldest request if nothing was.
+/// This sample, the one a second ago and the one ten seconds ago; zeroes where there was none yet.
+struct Span {
+    now: *mut Sample,
+    then: *const Sample,
+    long: *const Sample,
+}
+
+impl Span {
+    /// Time from `then` to `now`.
+    ///
+    /// # Safety
+    /// The pointers point into the MEASURES map.
+    #[inline(always)]
+    unsafe fn elapsed_ns(&self) -> u64 {
+        // SAFETY: says the caller.
+        unsafe { (*self.now).at_ns.saturating_sub((*self.then).at_ns) }
+    }
+}
+
+/// # Safety
+/// `values` are those of the SIGNALS map.
+#[inline(always)]
+unsafe fn set(values: *mut u64, signal: Signal, value: u64) {
+    // SAFETY: says the caller; a signal's number is an index.
+    unsafe { atomic::store(values.add(signal as usize), value) };
+}
+
+/// Writes down the totals.
 ///
 /// # Safety
 /// As for [`take`].
 #[inline(always)]
-unsafe fn disk_latency_us(
-    page: *const Measures,
-    now: *const Sample,
-    then: *const Sample,
-    now_ns: u64,
-) -> u64 {
+unsafe fn fill(page: *const Measures, now: *mut Sample, bytes: u64, backlog: u64, now_ns: u64) {
     // SAFETY: says the caller.
     unsafe {
-        let completed = (*now).disk_completed - (*then).disk_completed;
-        let latency_us = (*now).disk_latency_us - (*then).disk_latency_us;
-        match latency_us.checked_div(completed) {
+        (*now).at_ns = now_ns;
+        (*now).stall_us = [
+            reclaim::stalled_us(page, reclaim::HOST, now_ns),
+            reclaim::stalled_us(page, reclaim::OURS, now_ns),
+        ];
+        (*now).kswapd = atomic::load(&raw const (*page).kswapd);
+        (*now).oom = atomic::load(&raw const (*page).oom);
+        (*now).disk_completed = atomic::load(&raw const (*page).disk.completed);
+        (*now).disk_latency_us = atomic::load(&raw const (*page).disk.latency_us);
+        (*now).bytes = bytes;
+        (*now).backlog = backlog;
+    }
+}
+
+/// Memory: reclaim, its threads, kills.
+///
+/// # Safety
+/// As for [`take`].
+#[inline(always)]
+unsafe fn memory(out: *mut u64, span: &Span) {
+    // SAFETY: says the caller.
+    unsafe {
+        let (now, then, long) = (&*span.now, &*span.then, &*span.long);
+        let elapsed_ns = span.elapsed_ns();
+        let stalled = |kind: u32| {
+            let kind = kind as usize;
+            let lost_us = now.stall_us[kind].saturating_sub(then.stall_us[kind]);
+            share_permille(lost_us, elapsed_ns)
+        };
+        set(out, Signal::MemoryStall, stalled(reclaim::HOST));
+        set(out, Signal::MemoryStallCgroup, stalled(reclaim::OURS));
+        set(out, Signal::KswapdWakeups, now.kswapd - then.kswapd);
+        set(out, Signal::OomKills, now.oom - long.oom);
+    }
+}
+
+/// The vault's devices: the mean of what was completed, or the age of the oldest request if nothing
+/// was.
+///
+/// # Safety
+/// As for [`take`].
+#[inline(always)]
+unsafe fn disk(page: *mut Measures, out: *mut u64, span: &Span) {
+    // SAFETY: says the caller.
+    unsafe {
+        let (now, then) = (&*span.now, &*span.then);
+        let completed = now.disk_completed - then.disk_completed;
+        let latency_us = now.disk_latency_us - then.disk_latency_us;
+        let latency_us = match latency_us.checked_div(completed) {
             Some(mean_us) => mean_us,
-            None => block::oldest_us(page, now_ns),
-        }
+            None => block::oldest_us(page, now.at_ns),
+        };
+        set(out, Signal::DiskLatency, latency_us);
+        set(
+            out,
+            Signal::DiskDepth,
+            atomic::load(&raw const (*page).disk.depth),
+        );
+        block::sweep(page, now.at_ns);
+    }
+}
+
+/// What arrives, and where it leads.
+///
+/// # Safety
+/// As for [`take`].
+#[inline(always)]
+unsafe fn ingress(out: *mut u64, span: &Span, limit: u64, policy: &Policy) {
+    // SAFETY: says the caller.
+    unsafe {
+        let (now, then, long) = (&*span.now, &*span.then, &*span.long);
+        let elapsed_ns = span.elapsed_ns();
+        let long_ns = now.at_ns.saturating_sub(long.at_ns);
+        let ingress = Ingress {
+            backlog_bytes: now.backlog,
+            backlog_before_bytes: then.backlog,
+            elapsed_ns,
+            limit_bytes: limit,
+            rate: rate_per_second(now.bytes - then.bytes, elapsed_ns),
+            rate_long: rate_per_second(now.bytes - long.bytes, long_ns),
+        };
+        set(out, Signal::IngressRate, ingress.rate);
+        set(out, Signal::IngressRateLong, ingress.rate_long);
+        set(out, Signal::IngressSlope, ingress.slope());
+        let time_us = ingress.time_to_full_us(policy.ingress_horizon_ns);
+        set(out, Signal::TimeToFull, time_us);
     }
 }

@@ -6,11 +6,14 @@
 pub mod app;
 pub mod config;
 pub mod control;
+pub mod doctor;
 pub mod export;
 pub mod ingest;
 pub mod otel;
 pub mod pipeline;
 pub mod pressure;
+pub mod privileges;
+pub mod render;
 pub mod replay;
 pub mod somatic;
 pub mod telemetry;

@@ -48,11 +48,15 @@ pub(crate) struct Home {
 impl Home {
     /// A new one, with certificates.
     pub(crate) fn new() -> Self {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        Self::new_in(Path::new(env!("CARGO_TARGET_TMPDIR")))
+    }
+
+    /// A new one below `parent`, which must be on a real disk.
+    pub(crate) fn new_in(parent: &Path) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("daemon-")
-            .tempdir_in(target)
-            .expect("a directory under target/tmp");
+            .tempdir_in(parent)
+            .expect("a directory on a real disk");
         let sockets = tempfile::Builder::new()
             .prefix("gs-")
             .tempdir()
@@ -150,11 +154,16 @@ impl<'h> Daemon<'h> {
         settings: &Settings,
         env: &[(&str, &str)],
     ) -> Self {
-        let config = home.write_config("gophership.yaml", &settings.yaml(home));
         let mut command = Command::new(GOPHERSHIP);
-        process::without_own_variables(&mut command);
+        process::without_own_variables(&mut command).envs(env.iter().copied());
+        Self::start_by(home, settings, command)
+    }
+
+    /// Starts it by `command`, which is given the daemon's arguments.
+    #[track_caller]
+    pub(crate) fn start_by(home: &'h Home, settings: &Settings, mut command: Command) -> Self {
+        let config = home.write_config("gophership.yaml", &settings.yaml(home));
         command.args(["run", "--config"]).arg(&config);
-        command.envs(env.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let mut child = command
             .stderr(Stdio::piped())
@@ -201,6 +210,11 @@ impl<'h> Daemon<'h> {
             let address = |name| fields.get(name)?.as_str()?.parse().ok();
             Some((address("grpc")?, address("telemetry")?))
         })
+    }
+
+    /// What outlives it.
+    pub(crate) fn home(&self) -> &'h Home {
+        self.home
     }
 
     /// Where producers connect.

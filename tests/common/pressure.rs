@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gophership::pressure::{Config, KernelMode, Levels};
+use gophership::pressure::{Config, KernelMode, Levels, XdpConfig};
 
 /// Levels in permille.
 pub(crate) const fn levels(yellow_permille: u32, red_permille: u32) -> Levels {
@@ -30,5 +30,6 @@ pub(crate) fn config(kernel: KernelMode) -> Config {
         ingress_horizon: None,
         budget: levels(800, 950),
         heartbeat_limit: Duration::from_millis(300),
+        xdp: XdpConfig::default(),
     }
 }

@@ -5,6 +5,8 @@ use super::daemon::Home;
 /// What the tests vary; the rest is small and quick.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
+    /// `ingest.grpc.listen`.
+    pub(crate) listen: &'static str,
     /// `pressure.kernel`.
     pub(crate) kernel: &'static str,
     /// Of `pressure`: what the machine around the test does, off unless the test is about it.
@@ -27,14 +29,19 @@ pub(crate) struct Settings {
     pub(crate) ack_within: &'static str,
     /// `export.batch.max_bytes`.
     pub(crate) batch_max_bytes: &'static str,
+    /// `service.user`.
+    pub(crate) service_user: String,
     /// `export.destinations`, each a YAML flow mapping.
     pub(crate) destinations: Vec<String>,
+    /// More YAML, of sections that the rest doesn't have.
+    pub(crate) extra: String,
 }
 
 impl Settings {
     /// To one destination, such as [`super::sink::Sink::destination`] gives.
     pub(crate) fn to(destination: String) -> Self {
         Self {
+            listen: "127.0.0.1:0",
             kernel: "auto",
             thresholds: &[
                 "memory_stall: { yellow: off, red: off }",
@@ -53,7 +60,10 @@ impl Settings {
             replay_auto: true,
             ack_within: "20ms",
             batch_max_bytes: "1MiB",
+            // Not auto: the machine may have a user gophership, who couldn't write here.
+            service_user: format!("{}:{}", nix::unistd::getuid(), nix::unistd::getgid()),
             destinations: vec![destination],
+            extra: String::new(),
         }
     }
 
@@ -67,7 +77,7 @@ impl Settings {
             .collect();
         format!(
             r#"ingest:
-  grpc: {{ listen: "127.0.0.1:0" }}
+  grpc: {{ listen: "{listen}" }}
   tls:
     cert: "{cert}"
     key: "{key}"
@@ -96,7 +106,9 @@ telemetry:
   log: {{ level: info, format: json }}
   audit_log: "{audit}"
   events: "{events}"
-"#,
+service: {{ user: "{service_user}" }}
+{extra}"#,
+            listen = self.listen,
             cert = certs.path("server.pem").display(),
             key = certs.path("server.key").display(),
             client_ca = certs.path("ca.pem").display(),
@@ -116,6 +128,8 @@ telemetry:
             uid = nix::unistd::getuid(),
             audit = home.audit_log().display(),
             events = home.events().display(),
+            service_user = self.service_user,
+            extra = self.extra,
         )
     }
 }

@@ -24,6 +24,7 @@ struct Opened {
 
 fn open(path: &Path) -> Opened {
     let destinations = Destinations::open(&[file("local", path)]).unwrap();
+    destinations.start().unwrap();
     let destination = destinations.connect().remove(0);
     Opened {
         destinations,
@@ -41,6 +42,7 @@ fn lines(path: &Path) -> Vec<ExportLogsServiceRequest> {
 
 fn refusal(path: &Path) -> String {
     Destinations::open(&[file("local", path)])
+        .and_then(|destinations| destinations.start())
         .unwrap_err()
         .to_string()
 }

@@ -12,6 +12,7 @@ mod run;
 mod setup;
 mod test;
 mod tidy;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -19,7 +20,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::workspace::Workspace;
+use crate::{vm::Tests, workspace::Workspace};
 
 /// Sets up, builds, runs and tests GopherShip.
 #[derive(Parser)]
@@ -51,6 +52,24 @@ enum Task {
         #[arg(last = true)]
         test_args: Vec<String>,
     },
+    /// Boot other kernels in QEMU, load the kernel half there and test it
+    VmTest {
+        /// Debian kernels, or `all`
+        #[arg(long = "kernel", default_value = "6.1", value_parser = vm::kernel_names())]
+        kernels: Vec<String>,
+        /// All tests about the kernel half, instead of a choice of them that takes two minutes
+        #[arg(long)]
+        thorough: bool,
+        /// Test binaries to run instead
+        #[arg(long = "test", conflicts_with = "thorough")]
+        tests: Vec<String>,
+        /// Arguments of the test binaries, such as names of tests
+        #[arg(last = true)]
+        test_args: Vec<String>,
+    },
+    /// What the test machine runs as its first process
+    #[command(hide = true)]
+    VmInit,
     /// Check the rules of the code that compilers and linters don't know
     Tidy,
     /// Generate the control plane's gRPC code from proto/
@@ -72,6 +91,9 @@ fn main() -> ExitCode {
 }
 
 fn perform(task: Task) -> Result<()> {
+    if matches!(task, Task::VmInit) {
+        return vm::init();
+    }
     let workspace = Workspace::locate()?;
     match task {
         Task::Setup => setup::all(&workspace),
@@ -81,6 +103,17 @@ fn perform(task: Task) -> Result<()> {
         }
         Task::Run { daemon_args } => run::daemon(&workspace, &daemon_args),
         Task::Test { test_args } => test::all(&workspace, &test_args),
+        Task::VmTest {
+            kernels,
+            thorough,
+            tests,
+            test_args,
+        } => vm::test(
+            &workspace,
+            &kernels,
+            &Tests::asked(thorough, tests, test_args),
+        ),
+        Task::VmInit => unreachable!("done before there was a workspace"),
         Task::Tidy => tidy::check(&workspace.root),
         Task::Proto { check } => proto::generate(&workspace, check),
     }

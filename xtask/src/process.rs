@@ -54,6 +54,11 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
 
 /// What a command prints, without the final newline.
 pub(crate) fn output_of(command: &mut Command) -> Result<String> {
+    Ok(String::from_utf8(bytes_of(command)?)?.trim_end().to_owned())
+}
+
+/// What a command prints.
+pub(crate) fn bytes_of(command: &mut Command) -> Result<Vec<u8>> {
     let line = command_line(command);
     let output = command
         .stderr(Stdio::inherit())
@@ -64,7 +69,7 @@ pub(crate) fn output_of(command: &mut Command) -> Result<String> {
         "`{line}` failed ({})",
         output.status
     );
-    Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
+    Ok(output.stdout)
 }
 
 /// Whether a program of this name is on PATH.

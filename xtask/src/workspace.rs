@@ -59,6 +59,11 @@ impl Workspace {
         self.target.join("dev")
     }
 
+    /// Kernels and disks of `cargo xtask vm-test`.
+    pub(crate) fn vm(&self) -> PathBuf {
+        self.target.join("vm")
+    }
+
     /// A program of the dev profile.
     pub(crate) fn dev_program(&self, name: &str) -> PathBuf {
         self.target.join("debug").join(name)

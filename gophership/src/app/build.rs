@@ -1,4 +1,7 @@
 //! Config → running daemon: everything that can fail does so here, before the first acceptance.
+//!
+//! First what needs privileges, on one thread; then the drop; then what is written, and every other
+//! thread.
 
 use std::{
     net::SocketAddr,
@@ -12,7 +15,7 @@ use std::{
 };
 
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     sync::{Notify, Semaphore, mpsc, watch},
 };
 use tokio_rustls::TlsAcceptor;
@@ -23,7 +26,7 @@ use super::{
     daemon::Daemon,
     drain::Drain,
     engine::Operated,
-    metrics,
+    metrics, service,
     stop::Running,
     worker::{self, Own, Shared},
 };
@@ -38,6 +41,7 @@ use crate::{
     },
     pipeline::circuit::Circuit,
     pressure::{IngestScope, Pressure, monotonic_ns},
+    privileges,
     replay::{self, dead_letter::DeadLetters},
     somatic::overrides::Override,
     telemetry::{self, timeline::Timeline},
@@ -46,12 +50,15 @@ use crate::{
 
 /// Starts everything; the listener accepts when this returns.
 pub(super) async fn start(config: Config) -> Result<Running, Error> {
+    privileges::raise_limits();
+    let (service, needs) = service::prepare(&config)?;
     let tls = TlsAcceptor::from(tls::server_config(&config.ingest.tls)?);
-    let (ingest, grpc) = bind("ingest.grpc.listen", config.ingest.grpc_listen).await?;
-    let (telemetry, telemetry_address) = bind("telemetry.listen", config.telemetry.listen).await?;
-    let control = control::bind(&config.control)?;
-
-    let stores = Stores::open(&config)?;
+    let ingest = Bound::to("ingest.grpc.listen", config.ingest.grpc_listen)?;
+    let grpc = ingest.address;
+    let telemetry = Bound::to("telemetry.listen", config.telemetry.listen)?;
+    let telemetry_address = telemetry.address;
+    let telemetry = telemetry.listen()?;
+    let destinations = Destinations::open(&config.destinations)?;
     let scope = IngestScope {
         ports: vec![grpc.port()],
         h2_window_bytes: STALLED_WINDOW_BYTES,
@@ -59,7 +66,13 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
     };
     let started_ns = monotonic_ns();
     let pressure = Pressure::start(&config.pressure, &scope, config.ingest.workers)?;
-    let destinations = stores.destinations.clone();
+    // Only now: the kernel half follows the accept queue of a socket that it sees begin to listen.
+    let ingest = ingest.listen()?;
+    service::enter(&service, &needs, &pressure)?;
+
+    let control = control::bind(&config.control)?;
+    destinations.start()?;
+    let stores = Stores::open(&config, destinations.clone())?;
     let (mode, mode_seen) = watch::channel(Mode::Serving);
     let (daemon, replay_thread) = daemon(config, stores, pressure, mode, started_ns)?;
     daemon.tell_started();
@@ -102,8 +115,7 @@ struct Stores {
 }
 
 impl Stores {
-    fn open(config: &Config) -> Result<Self, Error> {
-        let destinations = Destinations::open(&config.destinations)?;
+    fn open(config: &Config, destinations: Destinations) -> Result<Self, Error> {
         let names: Vec<String> = config
             .destinations
             .iter()
@@ -192,15 +204,50 @@ fn stopping(daemon: &Daemon) -> impl Future<Output = ()> + 'static {
     }
 }
 
-async fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
-    let error = |source| Error::Bind {
-        key,
-        address,
-        source,
-    };
-    let listener = TcpListener::bind(address).await.map_err(error)?;
-    let bound = listener.local_addr().map_err(error)?;
-    Ok((listener, bound))
+/// A socket that has its address and doesn't listen yet.
+struct Bound {
+    key: &'static str,
+    socket: TcpSocket,
+    address: SocketAddr,
+}
+
+impl Bound {
+    /// Connections that may wait to be accepted; the kernel's `net.core.somaxconn` is the limit.
+    const BACKLOG: u32 = 4096;
+
+    fn to(key: &'static str, address: SocketAddr) -> Result<Self, Error> {
+        let error = |source| Error::Bind {
+            key,
+            address,
+            source,
+        };
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }
+        .map_err(error)?;
+        // A restart needn't wait for the connections of the last run to be forgotten.
+        socket.set_reuseaddr(true).map_err(error)?;
+        socket.bind(address).map_err(error)?;
+        Ok(Self {
+            key,
+            address: socket.local_addr().map_err(error)?,
+            socket,
+        })
+    }
+
+    fn listen(self) -> Result<TcpListener, Error> {
+        let Self {
+            key,
+            socket,
+            address,
+        } = self;
+        socket.listen(Self::BACKLOG).map_err(|source| Error::Bind {
+            key,
+            address,
+            source,
+        })
+    }
 }
 
 type Workers = (Vec<Inbox>, Vec<JoinHandle<()>>);

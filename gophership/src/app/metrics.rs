@@ -4,6 +4,7 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use super::daemon::{Daemon, lock};
 use crate::{
+    pressure::InterfaceCounts,
     somatic::route::Pivot,
     telemetry::{
         counters::{ACK_BOUNDS_US, Fate, HistogramTotal},
@@ -23,6 +24,7 @@ impl Source for Pages {
         zone(daemon, &mut families);
         ingest(daemon, &mut families);
         memory(daemon, &mut families);
+        interfaces(daemon, &mut families);
         vault(daemon, &mut families);
         export(daemon, &mut families);
         ledger(daemon, &mut families);
@@ -200,6 +202,56 @@ fn vault(daemon: &Daemon, families: &mut Families) {
             "Log records that replay delivered.",
         )
         .add(&[], count(daemon.replay.progress().records));
+}
+
+fn interfaces(daemon: &Daemon, families: &mut Families) {
+    type Of = fn(&InterfaceCounts) -> u64;
+    let readings = daemon.pressure.interfaces();
+    let mut attached = families.gauge(
+        "gophership_xdp_attached",
+        "Whether the interface is metered and guarded: 1 yes, 0 no.",
+    );
+    for reading in &readings {
+        let is_attached = f64::from(u8::from(reading.attached.is_ok()));
+        attached.add(&[("interface", &reading.name)], is_attached);
+    }
+    let all: [(&str, &str, Of); 3] = [
+        (
+            "gophership_xdp_packets_total",
+            "TCP segments that came in for the ingest ports, dropped ones included.",
+            |counts| counts.packets,
+        ),
+        (
+            "gophership_xdp_bytes_total",
+            "Their bytes, with Ethernet headers.",
+            |counts| counts.bytes,
+        ),
+        (
+            "gophership_xdp_syn_total",
+            "New connections asked for, dropped ones included.",
+            |counts| counts.opens,
+        ),
+    ];
+    for (name, help, of) in all {
+        let mut samples = families.counter(name, help);
+        for reading in &readings {
+            samples.add(&[("interface", &reading.name)], count(of(&reading.counts)));
+        }
+    }
+    let mut dropped = families.counter(
+        "gophership_xdp_syn_dropped_total",
+        "New connections that the guard dropped: from a denied prefix, or beyond the limit in Red.",
+    );
+    let reasons: [(&str, Of); 2] = [
+        ("denied", |counts| counts.denied),
+        ("limited", |counts| counts.limited),
+    ];
+    for reading in &readings {
+        for (reason, of) in reasons {
+            let labels = [("interface", reading.name.as_str()), ("reason", reason)];
+            dropped.add(&labels, count(of(&reading.counts)));
+        }
+    }
 }
 
 fn sync_times(stats: &Stats, families: &mut Families) {

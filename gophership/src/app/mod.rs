@@ -6,6 +6,7 @@ mod daemon;
 mod drain;
 mod engine;
 mod metrics;
+mod service;
 mod sockets;
 mod status;
 mod stop;
@@ -13,7 +14,9 @@ mod worker;
 
 use std::net::SocketAddr;
 
-use crate::{control, export, ingest, pipeline, pressure, replay, somatic, telemetry, vault};
+use crate::{
+    control, export, ingest, pipeline, pressure, privileges, replay, somatic, telemetry, vault,
+};
 
 /// Everything the daemon needs to know, validated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +37,10 @@ pub struct Config {
     pub control: control::Config,
     /// Metrics, health, own log.
     pub telemetry: telemetry::Config,
+    /// Whom to run as.
+    pub service: privileges::Config,
+    /// The file it was read from, if it was.
+    pub file: Option<std::path::PathBuf>,
     /// Bytes that all budgets add up to.
     pub memory_total_bytes: u64,
 }
@@ -75,6 +82,9 @@ pub enum Error {
     /// The control socket.
     #[error(transparent)]
     Control(#[from] control::Error),
+    /// The service user, its directories, or the drop of privileges.
+    #[error(transparent)]
+    Privileges(#[from] privileges::Error),
     /// A thread, a signal handler or the runtime.
     #[error("{what}: {source}")]
     System {
@@ -86,6 +96,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the configuration asks for what isn't here, rather than something having failed.
+    #[must_use]
+    pub const fn is_configuration(&self) -> bool {
+        matches!(self, Self::Pressure(pressure::Error::NoInterface { .. }))
+    }
+
     fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::System { what, source }
     }

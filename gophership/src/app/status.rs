@@ -9,8 +9,13 @@ use gophership_common::Zone;
 
 use super::daemon::Daemon;
 use crate::{
-    control::pb, pipeline::circuit::Circuit, pressure::Source, replay::control::State,
-    somatic::overrides::Override, telemetry::counters::Fate, vault::DestinationStats,
+    control::pb,
+    pipeline::circuit::Circuit,
+    pressure::{InterfaceReading, Source},
+    replay::control::State,
+    somatic::overrides::Override,
+    telemetry::counters::Fate,
+    vault::DestinationStats,
 };
 
 impl Daemon {
@@ -28,6 +33,7 @@ impl Daemon {
             reason: signal.reason.clone(),
             yellow: signal.yellow,
             red: signal.red,
+            worst: signal.worst.filter(|_| signal.available),
         });
         pb::StatusReply {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -48,6 +54,12 @@ impl Daemon {
             vault: Some(self.vault_reply()),
             replay: Some(self.replay_reply()),
             ledger: self.ledgers(),
+            xdp: self
+                .pressure
+                .interfaces()
+                .into_iter()
+                .map(interface)
+                .collect(),
         }
     }
 
@@ -159,6 +171,24 @@ fn ledger(circuit: &Circuit, vault: &DestinationStats, direct: u64) -> pb::Ledge
         rejected,
         dropped: 0,
         residue: settled.cast_signed() - explained.cast_signed(),
+    }
+}
+
+fn interface(reading: InterfaceReading) -> pb::Interface {
+    let (mode, reason) = match (reading.attached, reading.guard_suspended) {
+        (Ok(mode), None) => (mode.as_str(), String::new()),
+        (Ok(mode), Some(why)) => (mode.as_str(), format!("the guard is suspended: {why}")),
+        (Err(reason), _) => ("", reason),
+    };
+    pb::Interface {
+        name: reading.name,
+        mode: mode.to_owned(),
+        reason,
+        packets: reading.counts.packets,
+        bytes: reading.counts.bytes,
+        opens: reading.counts.opens,
+        denied: reading.counts.denied,
+        limited: reading.counts.limited,
     }
 }
 

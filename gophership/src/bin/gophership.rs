@@ -1,15 +1,20 @@
 //! The daemon's command line.
 
 use std::{
-    io::{Read, Write},
+    io::{IsTerminal, Read, Write},
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand};
-use gophership::{app, config, telemetry};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use gophership::{
+    app, config,
+    doctor::{self, Verdict},
+    render::yaml,
+    telemetry,
+};
 
 /// A log-ingestion appliance: an acknowledgement means delivered or durable.
 #[derive(Parser)]
@@ -26,6 +31,15 @@ enum Command {
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Try what the daemon needs of this machine, and say what to do about what is missing; exit code
+    /// 1 if something failed. Run it as the daemon is started.
+    Doctor {
+        /// How the result is written.
+        #[arg(long, default_value = "table")]
+        output: Output,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
     /// Ask a running daemon how it is; exit code 0 healthy, 1 not. For container probes.
     Health {
         #[command(flatten)]
@@ -56,6 +70,17 @@ struct ConfigFile {
     config: Option<PathBuf>,
 }
 
+/// How results are written.
+#[derive(Clone, Copy, ValueEnum)]
+enum Output {
+    /// For people.
+    Table,
+    /// One document.
+    Json,
+    /// One document.
+    Yaml,
+}
+
 #[derive(Clone, Copy)]
 enum Exit {
     Failure = 1,
@@ -74,6 +99,7 @@ fn main() -> ExitCode {
         Command::Config(ConfigCommand::Check { file, config }) => {
             check(file.or(config.config).as_deref())
         }
+        Command::Doctor { output, config } => examine(output, &config),
         Command::Health { config, ready } => health(&config, ready),
         Command::Version => {
             say(&format!("gophership {}", env!("CARGO_PKG_VERSION")));
@@ -96,7 +122,12 @@ fn run(file: &ConfigFile) -> ExitCode {
         Err(error) => {
             tracing::error!(%error, "can't run");
             complain(&error.to_string());
-            Exit::Failure.into()
+            let exit = if error.is_configuration() {
+                Exit::Usage
+            } else {
+                Exit::Failure
+            };
+            exit.into()
         }
     }
 }
@@ -108,6 +139,21 @@ fn check(file: Option<&Path>) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(exit) => exit.into(),
+    }
+}
+
+fn examine(output: Output, file: &ConfigFile) -> ExitCode {
+    let report = doctor::examine(&config::load(file.config.as_deref(), variables()));
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let text = match output {
+        Output::Table => report.table(std::io::stdout().is_terminal() && !refused),
+        Output::Json => format!("{:#}", report.value()),
+        Output::Yaml => yaml::emit(&report.value()),
+    };
+    say(text.trim_end());
+    match report.count(Verdict::Failed) {
+        0 => ExitCode::SUCCESS,
+        _ => Exit::Failure.into(),
     }
 }
 
@@ -156,14 +202,17 @@ fn ask(mut address: SocketAddr, page: &str) -> std::io::Result<String> {
 }
 
 fn load(file: Option<&Path>) -> Result<app::Config, Exit> {
-    // `env::vars` would panic on a variable of somebody else that isn't UTF-8.
-    let variables = std::env::vars_os().map(|(name, value)| {
-        let text = |part: std::ffi::OsString| part.to_string_lossy().into_owned();
-        (text(name), text(value))
-    });
-    config::load(file, variables).map_err(|errors| {
+    config::load(file, variables()).map_err(|errors| {
         complain(&errors.to_string());
         Exit::Usage
+    })
+}
+
+/// `env::vars` would panic on a variable of somebody else that isn't UTF-8.
+fn variables() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().map(|(name, value)| {
+        let text = |part: std::ffi::OsString| part.to_string_lossy().into_owned();
+        (text(name), text(value))
     })
 }
 

@@ -11,7 +11,7 @@ use super::{
     units::{exact_bytes, exact_permille},
 };
 use crate::{
-    app, control, ingest, pipeline, replay,
+    app, control, ingest, pipeline, privileges, replay,
     telemetry::{self, timeline},
     vault,
 };
@@ -46,6 +46,7 @@ pub(super) fn app(s: &mut Settings, host: Host) -> Option<app::Config> {
     let replay = replay(s);
     let control = control(s);
     let telemetry = telemetry(s);
+    let service = service(s);
     if let (Some(request_bytes), Some(budgets)) = (request_bytes, budgets) {
         check_request(s, request_bytes, budgets, vault.as_ref());
     }
@@ -58,6 +59,8 @@ pub(super) fn app(s: &mut Settings, host: Host) -> Option<app::Config> {
         replay: replay?,
         control: control?,
         telemetry: telemetry?,
+        service: service?,
+        file: None,
         memory_total_bytes: budgets?.total,
     })
 }
@@ -325,6 +328,15 @@ fn telemetry(s: &mut Settings) -> Option<telemetry::Config> {
             path: events?,
             bytes_max: events_max_bytes?,
         },
+    })
+}
+
+fn service(s: &mut Settings) -> Option<privileges::Config> {
+    let user = s.get(&schema::SERVICE_USER);
+    let landlock = s.get(&schema::SERVICE_LANDLOCK);
+    Some(privileges::Config {
+        user: user?,
+        landlock: landlock?,
     })
 }
 

@@ -1,8 +1,15 @@
 //! How the text of a key becomes a value, one type a format.
 
-use std::{marker::PhantomData, net::SocketAddr, num::NonZeroU64, path::PathBuf, time::Duration};
+use std::{
+    marker::PhantomData,
+    net::SocketAddr,
+    num::{NonZeroU32, NonZeroU64},
+    path::PathBuf,
+    time::Duration,
+};
 
 use super::units;
+use crate::pressure::SYN_PER_SECOND_MAX;
 
 /// The shape a key has in YAML.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,6 +18,8 @@ pub enum Shape {
     Scalar,
     /// A sequence of texts.
     List,
+    /// A sequence of texts, or its only one.
+    OneOrList,
     /// A mapping of free names to texts, which may be secrets and are never printed.
     Map,
 }
@@ -33,7 +42,7 @@ impl Raw {
         let parts = || text.split(',').map(str::trim).filter(|p| !p.is_empty());
         Some(match shape {
             Shape::Scalar => Self::Text(text.to_owned()),
-            Shape::List => Self::List(parts().map(str::to_owned).collect()),
+            Shape::List | Shape::OneOrList => Self::List(parts().map(str::to_owned).collect()),
             Shape::Map => Self::Map(
                 parts()
                     .map(|pair| {
@@ -114,6 +123,9 @@ text_formats! {
     /// Text that isn't empty.
     Text: String, "text",
         |text| (!text.is_empty()).then(|| text.to_owned());
+    /// New connections in a second.
+    SynRate: NonZeroU32, "a whole number from 1 to 1000000",
+        |text| text.parse().ok().filter(|rate: &NonZeroU32| rate.get() <= SYN_PER_SECOND_MAX);
     /// Bytes, more than none.
     Size: u64, "a size such as 16MiB, 1GiB or plain bytes",
         |text| units::parse_bytes(text).filter(|bytes| *bytes > 0);
@@ -150,6 +162,9 @@ text_formats! {
     /// A filter of the daemon's own log.
     LogLevel: String, "off, error, warn, info, debug or trace, or target=level pairs after it, separated by commas",
         |text| log_level(text).then(|| text.to_owned());
+    /// The service user.
+    ServiceUser: crate::privileges::User, "auto, the name of a user, a numeric uid, or uid:gid",
+        user;
     /// Name of a destination: it becomes a metric label and a file name.
     Name: String, "1 to 64 of a-z, 0-9, _ and -",
         |text| name(text).then(|| text.to_owned());
@@ -215,6 +230,18 @@ choices! {
         "required" => crate::pressure::KernelMode::Required,
         "off" => crate::pressure::KernelMode::Off
     };
+    /// Whether Landlock must confine the daemon.
+    LandlockMode: crate::privileges::LandlockMode, "auto, required or off", {
+        "auto" => crate::privileges::LandlockMode::Auto,
+        "required" => crate::privileges::LandlockMode::Required,
+        "off" => crate::privileges::LandlockMode::Off
+    };
+    /// How an XDP program is attached.
+    XdpMode: crate::pressure::XdpMode, "auto, native or generic", {
+        "auto" => crate::pressure::XdpMode::Auto,
+        "native" => crate::pressure::XdpMode::Native,
+        "generic" => crate::pressure::XdpMode::Generic
+    };
     /// Codec of the vault.
     Compression: crate::vault::Compression, "lz4 or none",
         { "lz4" => crate::vault::Compression::Lz4, "none" => crate::vault::Compression::None };
@@ -240,6 +267,37 @@ impl Format for Ids {
     }
 }
 
+/// Texts of which each is checked by itself.
+#[derive(Debug)]
+pub enum Texts {}
+
+impl Format for Texts {
+    type Value = Vec<String>;
+    const SHAPE: Shape = Shape::List;
+    const EXPECTS: &'static str = "a list of texts";
+    fn read(raw: &Raw) -> Option<Vec<String>> {
+        let Raw::List(items) = raw else { return None };
+        Some(items.clone())
+    }
+}
+
+/// Names of network interfaces.
+#[derive(Debug)]
+pub enum Interfaces {}
+
+impl Format for Interfaces {
+    type Value = Vec<String>;
+    const SHAPE: Shape = Shape::OneOrList;
+    const EXPECTS: &'static str = "the name of a network interface, or a list of them";
+    fn read(raw: &Raw) -> Option<Vec<String>> {
+        let Raw::List(items) = raw else { return None };
+        items
+            .iter()
+            .all(|item| interface(item))
+            .then(|| items.clone())
+    }
+}
+
 /// gRPC metadata: lower-case names, visible ASCII values.
 #[derive(Debug)]
 pub enum Headers {}
@@ -261,6 +319,38 @@ impl Format for Headers {
         });
         valid.then(|| pairs.clone())
     }
+}
+
+fn user(text: &str) -> Option<crate::privileges::User> {
+    use crate::privileges::User;
+    if text == "auto" {
+        return Some(User::Auto);
+    }
+    let (user, group) = match text.split_once(':') {
+        Some((user, group)) => (user, Some(group)),
+        None => (text, None),
+    };
+    // The largest number means "leave it as it is" to the system calls.
+    let id = |text: &str| text.parse().ok().filter(|id| *id != u32::MAX);
+    if user.starts_with(|c: char| c.is_ascii_digit()) {
+        let gid = group.map(|group| id(group).ok_or(()));
+        return Some(User::Numeric {
+            uid: id(user)?,
+            gid: gid.transpose().ok()?,
+        });
+    }
+    let known = |c: char| !c.is_whitespace() && !c.is_control();
+    (group.is_none() && !user.is_empty() && user.chars().all(known))
+        .then(|| User::Named(user.to_owned()))
+}
+
+/// The kernel's own rule (`dev_valid_name`).
+fn interface(text: &str) -> bool {
+    (1..=15).contains(&text.len())
+        && !matches!(text, "." | "..")
+        && !text
+            .bytes()
+            .any(|b| b == b'/' || b == b':' || b.is_ascii_whitespace() || b == 0)
 }
 
 fn name(text: &str) -> bool {

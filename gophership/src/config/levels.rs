@@ -1,4 +1,4 @@
-//! `pressure`: when the zone turns, and who says so.
+//! `pressure`: when the zone turns, and who says so; with `xdp`, the kernel half's other part.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use super::{
     schema::{self, Key},
     settings::Settings,
     units::exact_permille,
+    xdp,
 };
 use crate::pressure;
 
@@ -48,6 +49,7 @@ pub(super) fn config(s: &mut Settings) -> Option<pressure::Config> {
         &schema::PRESSURE_BUDGET_YELLOW,
         &schema::PRESSURE_BUDGET_RED,
     );
+    let xdp = xdp::config(s);
     let ticks = Duration::from_millis(1)..=Duration::from_secs(1);
     if let Some(tick) = tick.filter(|tick| !ticks.contains(tick)) {
         let message = format!("pressure.tick = {tick:?} must be from 1ms to 1s");
@@ -68,6 +70,7 @@ pub(super) fn config(s: &mut Settings) -> Option<pressure::Config> {
         ingress_horizon: ingress_horizon?,
         budget: budget?,
         heartbeat_limit: HEARTBEAT_LIMIT,
+        xdp: xdp?,
     })
 }
 

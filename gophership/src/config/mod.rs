@@ -12,6 +12,7 @@ pub mod schema;
 mod settings;
 mod tree;
 pub mod units;
+mod xdp;
 
 use std::path::Path;
 
@@ -53,9 +54,11 @@ pub fn load(
         Some(path) => (path, false),
         None => (Path::new(DEFAULT_PATH), true),
     };
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if optional && error.kind() == std::io::ErrorKind::NotFound => String::new(),
+    let (text, file) = match std::fs::read_to_string(path) {
+        Ok(text) => (text, Some(path.to_owned())),
+        Err(error) if optional && error.kind() == std::io::ErrorKind::NotFound => {
+            (String::new(), None)
+        }
         Err(error) => {
             return Err(Errors::new(vec![Problem {
                 origin: Origin::File {
@@ -68,7 +71,8 @@ pub fn load(
             }]));
         }
     };
-    parse(&text, &path.display().to_string(), env)
+    let config = parse(&text, &path.display().to_string(), env)?;
+    Ok(crate::app::Config { file, ..config })
 }
 
 /// Reads `text`, which problems call `file_name`, and the environment over it.

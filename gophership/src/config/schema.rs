@@ -7,8 +7,8 @@ use std::marker::PhantomData;
 
 use super::formats::{
     Address, Auto, Bool, ClientAuth, Compression, Count, Endpoint, Format, Headers, Ids,
-    KernelMode, Level, Limit, LogFormat, LogLevel, Mode, Name, Path, Period, Shape, Share, Size,
-    Span, Sync,
+    Interfaces, KernelMode, LandlockMode, Level, Limit, LogFormat, LogLevel, Mode, Name, Path,
+    Period, ServiceUser, Shape, Share, Size, Span, SynRate, Sync, Texts, XdpMode,
 };
 
 /// What a key is worth where nobody sets it.
@@ -136,6 +136,18 @@ keys! {
     /// Red from this use of the fullest memory budget.
     PRESSURE_BUDGET_RED: Share = "pressure.budget.red", Default("95%");
 
+    /// Network interface, or a list of them, whose traffic to the ingest ports is metered and
+    /// guarded by an XDP program; unset: none. Needs the kernel half.
+    XDP_INTERFACE: Interfaces = "xdp.interface", Unset;
+    /// Where the program runs: native (the driver), generic (the stack) or auto (native, else generic).
+    XDP_MODE: XdpMode = "xdp.mode", Default("auto");
+    /// Prefixes whose new connections are never limited; of several, the most specific one decides.
+    XDP_GUARD_ALLOW: Texts = "xdp.guard.allow", Default("");
+    /// Prefixes whose new connections to the ingest ports are dropped, in any zone.
+    XDP_GUARD_DENY: Texts = "xdp.guard.deny", Default("");
+    /// In Red: new connections a second from one /24 (IPv4) or /64 (IPv6); unset: no limit.
+    XDP_GUARD_SYN_PER_SECOND: SynRate = "xdp.guard.syn_per_second", Unset;
+
     /// Directory of the vault; one process owns it.
     VAULT_DIR: Path = "vault.dir", Default("/var/lib/gophership/vault");
     /// Most bytes of segments.
@@ -202,6 +214,12 @@ keys! {
     TELEMETRY_EVENTS: Path = "telemetry.events", Default("/var/log/gophership/events.jsonl");
     /// Most bytes of the timeline: half in the file, half in the one before it, with the suffix .1.
     TELEMETRY_EVENTS_MAX_BYTES: Size = "telemetry.events_max_bytes", Default("8MiB");
+
+    /// Whom to run as once everything is open, always without capabilities: a name, uid or uid:gid;
+    /// auto: the user gophership, if root starts the daemon and there is one, else whoever starts it.
+    SERVICE_USER: ServiceUser = "service.user", Default("auto");
+    /// Confine it to the files of this configuration: auto (if the kernel can), required, off.
+    SERVICE_LANDLOCK: LandlockMode = "service.landlock", Default("auto");
 }
 
 /// What a path means to the reader.

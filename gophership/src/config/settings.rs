@@ -153,7 +153,8 @@ impl Settings {
         let raw = match (entry.shape, node.value) {
             (_, Value::Null) if entry.fallback == Fallback::Unset => return,
             (Shape::Scalar, Value::Scalar(text)) => Some(Raw::Text(text)),
-            (Shape::List, Value::List(items)) => items
+            (Shape::OneOrList, Value::Scalar(text)) => Some(Raw::List(vec![text])),
+            (Shape::List | Shape::OneOrList, Value::List(items)) => items
                 .into_iter()
                 .map(text)
                 .collect::<Option<_>>()

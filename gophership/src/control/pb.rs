@@ -57,6 +57,38 @@ pub struct StatusReply {
     /// Where every accepted record is, one ledger per destination.
     #[prost(message, repeated, tag = "14")]
     pub ledger: ::prost::alloc::vec::Vec<Ledger>,
+    /// Interfaces to meter and guard, in the order of the configuration.
+    #[prost(message, repeated, tag = "15")]
+    pub xdp: ::prost::alloc::vec::Vec<Interface>,
+}
+/// A network interface whose traffic to the ingest ports is metered and guarded, counted since the
+/// start.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Interface {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Where the program runs: `native`, `generic`, or empty if it isn't attached.
+    #[prost(string, tag = "2")]
+    pub mode: ::prost::alloc::string::String,
+    /// Why it isn't attached, or why its guard drops nothing; empty if all is well.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+    /// TCP segments, dropped ones included.
+    #[prost(uint64, tag = "4")]
+    pub packets: u64,
+    /// Their bytes, with Ethernet headers.
+    #[prost(uint64, tag = "5")]
+    pub bytes: u64,
+    /// New connections asked for.
+    #[prost(uint64, tag = "6")]
+    pub opens: u64,
+    /// Of those, dropped because their source is denied.
+    #[prost(uint64, tag = "7")]
+    pub denied: u64,
+    /// Of those, dropped in Red because their source had had its share.
+    #[prost(uint64, tag = "8")]
+    pub limited: u64,
 }
 /// A zone held by an operator.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -83,7 +115,7 @@ pub struct Signal {
     /// The last value; meaningless if not available.
     #[prost(double, tag = "2")]
     pub value: f64,
-    /// Unit of the value: `ratio`, `bytes`, `seconds`.
+    /// Unit of the value: `ratio`, `seconds`, `bytes`, `bytes_per_second` or `count`.
     #[prost(string, tag = "3")]
     pub unit: ::prost::alloc::string::String,
     /// Whether it is measured at all.
@@ -98,6 +130,9 @@ pub struct Signal {
     /// Red at this value or beyond it, in the same unit; absent: it never makes Red.
     #[prost(double, optional, tag = "7")]
     pub red: ::core::option::Option<f64>,
+    /// The worst value of the last one to two seconds; absent where the kernel half doesn't judge.
+    #[prost(double, optional, tag = "8")]
+    pub worst: ::core::option::Option<f64>,
 }
 /// Budgets and their use, in bytes.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -66,39 +66,59 @@ impl FileDestination {
     }
 }
 
-/// An open file and its thread, shared by the runtimes.
+/// A file and its thread, shared by the runtimes.
 #[derive(Debug)]
 pub(super) struct OpenFile {
     destination: FileDestination,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Thread>,
+}
+
+#[derive(Debug)]
+enum Thread {
+    Waiting(mpsc::UnboundedReceiver<Message>),
+    Running(JoinHandle<()>),
+    Gone,
 }
 
 impl OpenFile {
-    pub(super) fn open(name: &str, config: &FileConfig) -> Result<Self, Error> {
-        let file = AppendFile::open(&config.path)
-            .map_err(|error| open_error(name, &config.path, error))?;
+    /// A file that isn't open yet.
+    pub(super) fn new(name: &str, config: &FileConfig) -> Self {
         let (waiting, messages) = mpsc::unbounded_channel();
-        let writer = Writer {
-            path: config.path.clone(),
-            file,
-            messages,
-        };
-        let thread = thread::Builder::new()
-            .name("export-file".to_owned())
-            .spawn(|| writer.run())
-            .map_err(|source| Error::Thread {
-                name: name.to_owned(),
-                source,
-            })?;
-        Ok(Self {
+        Self {
             destination: FileDestination {
                 name: name.into(),
                 path: config.path.as_path().into(),
                 waiting,
                 room: Arc::new(Semaphore::new(WAITING_MAX)),
             },
-            thread: Mutex::new(Some(thread)),
-        })
+            thread: Mutex::new(Thread::Waiting(messages)),
+        }
+    }
+
+    /// Opens the file and starts the thread, unless that has been done.
+    pub(super) fn start(&self) -> Result<(), Error> {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let messages = match std::mem::replace(&mut *thread, Thread::Gone) {
+            Thread::Waiting(messages) => messages,
+            other => {
+                *thread = other;
+                return Ok(());
+            }
+        };
+        let (name, path) = (&self.destination.name, &self.destination.path);
+        let writer = Writer {
+            path: path.to_path_buf(),
+            file: AppendFile::open(path).map_err(|error| open_error(name, path, error))?,
+            messages,
+        };
+        let spawned = thread::Builder::new()
+            .name("export-file".to_owned())
+            .spawn(|| writer.run());
+        *thread = Thread::Running(spawned.map_err(|source| Error::Thread {
+            name: name.to_string(),
+            source,
+        })?);
+        Ok(())
     }
 
     pub(super) fn connect(&self) -> FileDestination {
@@ -110,12 +130,11 @@ impl OpenFile {
         self.destination.room.close();
         // The thread may have ended already: closing twice is allowed.
         let _ = self.destination.waiting.send(Message::Close);
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(thread) = thread
+        let thread = std::mem::replace(
+            &mut *self.thread.lock().unwrap_or_else(PoisonError::into_inner),
+            Thread::Gone,
+        );
+        if let Thread::Running(thread) = thread
             && thread.join().is_err()
         {
             tracing::error!(path = %self.destination.path.display(), "the thread of this file panicked");
@@ -148,6 +167,7 @@ struct Job {
 }
 
 /// The thread of one file.
+#[derive(Debug)]
 struct Writer {
     path: PathBuf,
     file: AppendFile,

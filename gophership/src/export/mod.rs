@@ -1,7 +1,7 @@
 //! Destinations: OTLP servers and files that accept batches of requests.
 //!
 //! A delivery is one attempt with one [`Outcome`]; retrying, and when, is the pipeline's choice. [`Destinations`] is
-//! opened once a process and checks all that can be checked; each runtime then connects its own [`Destination`]s.
+//! opened, then started once a process, and checks all that can be checked; each runtime then connects its own [`Destination`]s.
 
 mod answer;
 mod append;
@@ -137,7 +137,8 @@ enum Opened {
 }
 
 impl Destinations {
-    /// Opens the files, reads the TLS material and checks endpoints and headers. Blocks on files; connects nowhere.
+    /// Reads the TLS material and checks endpoints and headers. Connects nowhere, opens no file and starts no thread:
+    /// that is [`Self::start`], which needs no privileges.
     ///
     /// # Errors
     /// The first thing that is wrong, by destination and path or key.
@@ -150,7 +151,7 @@ impl Destinations {
                 });
             }
             Ok(match &config.kind {
-                DestinationKind::File(file) => Opened::File(OpenFile::open(&config.name, file)?),
+                DestinationKind::File(file) => Opened::File(OpenFile::new(&config.name, file)),
                 DestinationKind::Otlp(otlp) => {
                     Opened::Otlp(Arc::new(OtlpServer::new(&config.name, otlp)?))
                 }
@@ -158,6 +159,17 @@ impl Destinations {
         };
         Ok(Self {
             opened: configs.iter().map(open).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Opens the files and starts their threads; before that, deliveries to files wait. Blocks on files.
+    ///
+    /// # Errors
+    /// The first file that can't be opened, by destination and path; [`Error::Thread`].
+    pub fn start(&self) -> Result<(), Error> {
+        self.opened.iter().try_for_each(|opened| match opened {
+            Opened::File(file) => file.start(),
+            Opened::Otlp(_) => Ok(()),
         })
     }
 

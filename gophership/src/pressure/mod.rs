@@ -39,11 +39,13 @@ mod memory;
 mod pages;
 mod policy;
 mod psi;
+mod release;
 mod snapshot;
 pub mod sockets;
 mod stochastic;
 mod unavailable;
 mod watch;
+mod xdp;
 
 use std::{
     io,
@@ -57,16 +59,25 @@ use std::{
 use gophership_common::{
     OVERRIDE_FOREVER, OVERRIDE_NONE, PORTS_MAX, Policy, VerdictPage, WORKERS_MAX,
 };
+use nix::net::if_::if_nametoindex;
 
 pub use clock::monotonic_ns;
 pub use engine::{Budget, EngineLine, Verdict};
 pub use explain::Explained;
 pub use gophership_common::{Cause, Levels, Rule, SIGNALS, Signal, Signals, Unit, Word, Zone};
-pub use kernel::Error as KernelError;
+pub use kernel::{
+    Error as KernelError, Feature, Lockdown, ProgramTrial, check_fields, features,
+    missing_capabilities, try_programs,
+};
 pub use memory::memory_limit_bytes;
+pub use release::Release;
 pub use snapshot::{SignalReading, Snapshot, Source, shown, unit};
 pub use sockets::{Listing, SocketOrder};
 pub use watch::{Occurrence, TICK_DEAD_MIN, Transition, WatchHandle};
+pub use xdp::{
+    GuardConfig, INTERFACES_MAX, InterfaceCounts, InterfaceReading, PREFIXES_MAX, Prefix,
+    PrefixError, SYN_PER_SECOND_MAX, XdpConfig, XdpMode,
+};
 
 use kernel::{Enlist, Events, Kernel, Wake};
 use pages::Pages;
@@ -114,6 +125,8 @@ pub struct Config {
     pub budget: Levels,
     /// A worker whose heartbeat is older than this is a cause of Red.
     pub heartbeat_limit: Duration,
+    /// Interfaces to meter and guard; needs the kernel half.
+    pub xdp: XdpConfig,
 }
 
 /// What of the machine is ours: the listeners' ports, in this process's network namespace, and the
@@ -156,6 +169,14 @@ pub enum Error {
         /// Ports asked for.
         ports: usize,
     },
+    /// An interface to meter doesn't exist.
+    #[error("xdp.interface: there is no interface {name:?} here: {source}")]
+    NoInterface {
+        /// Its name.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The operating system refused something every source needs.
     #[error("{what}: {source}")]
     System {
@@ -185,6 +206,8 @@ pub struct Pressure {
     sample_every: u64,
     /// The least time between two of the fallback's samples.
     tick: Duration,
+    /// Names of the interfaces to meter.
+    interfaces: Vec<String>,
 }
 
 impl Pressure {
@@ -195,11 +218,19 @@ impl Pressure {
     /// doesn't run; the others if what was asked for exceeds a limit or the system refuses memory.
     pub fn start(config: &Config, scope: &IngestScope, workers: usize) -> Result<Self, Error> {
         let policy = policy::of(config, scope, workers)?;
+        for name in &config.xdp.interfaces {
+            if_nametoindex(name.as_str()).map_err(|source| Error::NoInterface {
+                name: name.clone(),
+                source: source.into(),
+            })?;
+        }
         let unavailable = Unavailable::default();
         let loaded = match config.kernel {
             KernelMode::Off => Err(None),
             KernelMode::Auto | KernelMode::Required => {
-                start_kernel(config, scope, &policy, &unavailable).map_err(Some)
+                start_kernel(config, scope, &policy, &unavailable)
+                    .map_err(KernelError::explained)
+                    .map_err(Some)
             }
         };
         match loaded {
@@ -227,6 +258,12 @@ impl Pressure {
                         reason,
                         "THE KERNEL HALF DOES NOT RUN: user space judges, without receive queues, \
                          and not while it is stalled"
+                    );
+                }
+                if !config.xdp.interfaces.is_empty() {
+                    tracing::error!(
+                        interfaces = ?config.xdp.interfaces,
+                        "xdp: THE INTERFACES ARE NEITHER METERED NOR GUARDED, which takes the kernel half"
                     );
                 }
                 let pages = Pages::anonymous().map_err(|source| Error::System {
@@ -272,6 +309,7 @@ impl Pressure {
             ports: scope.ports.clone(),
             sample_every: config.sample_every,
             tick: config.tick,
+            interfaces: config.xdp.interfaces.clone(),
         })
     }
 
@@ -293,6 +331,17 @@ impl Pressure {
         };
         let enlist = self.enlist.map(|enlist| (worker, enlist));
         EngineLine::of(self.pages.line(worker), sampling, enlist)
+    }
+
+    /// Whether `CAP_BPF` must outlive the drop of privileges: before 5.19 an unprivileged `bpf(2)` is
+    /// refused altogether, also on descriptors held.
+    #[must_use]
+    pub fn needs_bpf_after_the_drop(&self) -> bool {
+        let lenient = Release {
+            major: 5,
+            minor: 19,
+        };
+        self.kernel.is_some() && Release::running().is_none_or(|running| running < lenient)
     }
 
     /// Sets the operator's override, or clears it. In force from the next judgement on: one tick,
@@ -332,6 +381,22 @@ impl Pressure {
         sockets::list(&kernel, &self.ports, policy.netns_inum, order, limit)
     }
 
+    /// Every interface of the configuration, in its order.
+    #[must_use]
+    pub fn interfaces(&self) -> Vec<InterfaceReading> {
+        if let Some(xdp) = self.kernel.as_ref().and_then(|kernel| kernel.xdp.as_ref()) {
+            return xdp.readings();
+        }
+        let why = self.source.why_not_kernel().unwrap_or_default();
+        let reading = |name: &String| InterfaceReading {
+            name: name.clone(),
+            attached: Err(format!("the kernel half doesn't run: {why}")),
+            counts: InterfaceCounts::default(),
+            guard_suspended: None,
+        };
+        self.interfaces.iter().map(reading).collect()
+    }
+
     /// Starts the watch thread: it posts samples every 100 ms, drains the kernel half's events into
     /// `on_occurrence`, and judges where the kernel doesn't. Only the first call gets the events.
     ///
@@ -354,7 +419,7 @@ fn start_kernel(
     /// An attached tick comes within a few periods; slow machines get more.
     const FIRST_TICK_MIN: Duration = Duration::from_secs(2);
 
-    let (mut kernel, pages, events) = Kernel::load()?;
+    let (mut kernel, pages, events) = Kernel::load(&config.xdp)?;
     let mut policy = *policy;
     policy::follow_disks(&mut policy, scope, unavailable);
     policy.measured = kernel.attach(config.tick, unavailable)?;
@@ -374,6 +439,7 @@ fn start_kernel(
         }
         thread::sleep(Duration::from_millis(1));
     }
+    kernel.attach_xdp(&config.xdp, &scope.ports);
     Ok((kernel, pages, events, policy))
 }
 

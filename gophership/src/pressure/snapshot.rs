@@ -213,3 +213,48 @@ pub const fn unit(signal: Signal) -> &'static str {
         Unit::Count => "count",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The cells of the first table's rows, without the header.
+    fn rows(page: &str) -> Vec<Vec<String>> {
+        page.lines()
+            .filter(|line| line.starts_with("| `"))
+            .map(|line| line.split('|').map(|cell| cell.trim().to_owned()).collect())
+            .collect()
+    }
+
+    #[test]
+    fn the_page_of_signals_names_each_with_its_unit_and_cause() {
+        let rows = rows(include_str!("../../../docs/signals.md"));
+        for signal in Signal::ALL {
+            let name = format!("`{}`", signal.as_str());
+            let row = rows
+                .iter()
+                .find(|row| row[1].split(", ").any(|named| named == name))
+                .unwrap_or_else(|| panic!("docs/signals.md has no {name}"));
+            assert_eq!(row[2], unit(signal), "{name}");
+            let cause = match signal.cause() {
+                Cause::None => String::new(),
+                cause => format!("`{}`", cause.as_str()),
+            };
+            assert_eq!(row[5], cause, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_page_of_signals_orders_the_causes_by_precedence() {
+        let causes: Vec<String> = rows(include_str!("../../../docs/signals.md"))
+            .into_iter()
+            .map(|row| row[5].trim_matches('`').to_owned())
+            .filter(|cause| !cause.is_empty())
+            .collect();
+        let number = |name: &String| Cause::ALL.iter().position(|cause| cause.as_str() == name);
+        assert!(
+            causes.is_sorted_by_key(|name| std::cmp::Reverse(number(name))),
+            "{causes:?}"
+        );
+    }
+}

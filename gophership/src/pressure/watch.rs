@@ -229,8 +229,11 @@ impl<F: Fn(&Occurrence)> Watch<F> {
         self.sampled_at = Some(Instant::now());
         self.post();
         self.tell_lost();
-        if self.pressure.kernel.is_some() {
+        if let Some(kernel) = &self.pressure.kernel {
             self.mind_the_tick();
+            if let Some(xdp) = &kernel.xdp {
+                xdp.follow_local_addresses();
+            }
         }
         if self.pressure.source.why_not_kernel().is_some() {
             self.judge();

@@ -29,10 +29,8 @@ pub enum Error {
         /// What the kernel said.
         source: std::io::Error,
     },
-    /// The buffers can't be pinned, mostly because of RLIMIT_MEMLOCK.
-    #[error(
-        "registering {bytes} bytes of io_uring buffers (is RLIMIT_MEMLOCK high enough?): {source}"
-    )]
+    /// The buffers can't be registered, and not because of RLIMIT_MEMLOCK, without which it goes on.
+    #[error("registering {bytes} bytes of io_uring buffers: {source}")]
     Register {
         /// Bytes in all buffers.
         bytes: usize,

@@ -81,6 +81,8 @@ pub struct Ring {
     free: Vec<usize>,
     timers: Box<[types::Timespec; 2]>,
     broken: bool,
+    /// Whether the kernel has the buffers pinned once for all; else it pins them for each write.
+    registered: bool,
     /// Keeps registered memory alive as long as the ring.
     _pools: Vec<BufferPool>,
 }
@@ -95,11 +97,25 @@ impl std::fmt::Debug for Ring {
 }
 
 impl Ring {
-    /// A ring for the buffers of `pools`.
+    /// A ring for the buffers of `pools`, which are registered unless RLIMIT_MEMLOCK forbids it.
     ///
     /// # Errors
-    /// The kernel refuses the ring or to pin the buffers.
+    /// The kernel refuses the ring, or the buffers for another reason.
     pub fn new(pools: Vec<BufferPool>) -> Result<Self, Error> {
+        Self::with(pools, |io, vectors| {
+            // SAFETY: the vectors describe memory of the pools, which the ring keeps (`_pools`) until
+            // after `io` is dropped (fields drop in order, and `drop` waits for writes first).
+            match unsafe { io.submitter().register_buffers(vectors) } {
+                Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => Ok(false),
+                registered => registered.map(|()| true),
+            }
+        })
+    }
+
+    fn with(
+        pools: Vec<BufferPool>,
+        register: impl FnOnce(&IoUring, &[libc::iovec]) -> io::Result<bool>,
+    ) -> Result<Self, Error> {
         let count: usize = pools.iter().map(BufferPool::count).sum();
         if count > usize::from(u16::MAX) {
             return Err(Error::TooManyBuffers { count });
@@ -119,16 +135,15 @@ impl Ring {
             }));
         }
         let bytes = vectors.iter().map(|vector| vector.iov_len).sum();
-        // SAFETY: the vectors describe memory of the pools, which the ring keeps (`_pools`) until
-        // after `io` is dropped (fields drop in order, and `drop` waits for writes first).
-        unsafe { io.submitter().register_buffers(&vectors) }
-            .map_err(|source| Error::Register { bytes, source })?;
+        let registered =
+            register(&io, &vectors).map_err(|source| Error::Register { bytes, source })?;
         Ok(Self {
             io,
             in_flight: (0..count).map(|_| None).collect(),
             free: (0..count).rev().collect(),
             timers: Box::new([types::Timespec::new(); 2]),
             broken: false,
+            registered,
             _pools: pools,
         })
     }
@@ -145,6 +160,12 @@ impl Ring {
         unsafe { AsyncFd::register_with_interest(own, tokio::io::Interest::READABLE) }
             .map(Notifier)
             .map_err(|refused| Error::Watch(refused.into()))
+    }
+
+    /// Whether the buffers are pinned once for all, rather than for each write.
+    #[must_use]
+    pub fn is_registered(&self) -> bool {
+        self.registered
     }
 
     /// Writes the kernel hasn't finished.
@@ -186,8 +207,9 @@ impl Ring {
         }
         let slot = self.free.pop().ok_or(Error::QueueFull)?;
         let start = buffer.address().as_ptr();
-        let operation = opcode::WriteFixed::new(types::Fd(file.as_raw_fd()), start, length, index);
-        let entry = finished(operation.offset(offset), durable, slot as u64);
+        let fd = types::Fd(file.as_raw_fd());
+        let index = self.registered.then_some(index);
+        let entry = entry(fd, start, length, index, offset, durable).user_data(slot as u64);
         self.in_flight[slot] = Some(InFlight {
             buffer,
             len,
@@ -265,9 +287,25 @@ impl Ring {
 }
 
 /// The one place that decides how durable a write is when it completes.
-fn finished(write: opcode::WriteFixed, durable: bool, user_data: u64) -> squeue::Entry {
+fn entry(
+    fd: types::Fd,
+    start: *const u8,
+    length: u32,
+    registered: Option<u16>,
+    offset: u64,
+    durable: bool,
+) -> squeue::Entry {
     let flags = if durable { libc::RWF_DSYNC } else { 0 };
-    write.rw_flags(flags).build().user_data(user_data)
+    match registered {
+        Some(index) => opcode::WriteFixed::new(fd, start, length, index)
+            .offset(offset)
+            .rw_flags(flags)
+            .build(),
+        None => opcode::Write::new(fd, start, length)
+            .offset(offset)
+            .rw_flags(flags)
+            .build(),
+    }
 }
 
 fn is_transient(error: &io::Error) -> bool {
@@ -372,13 +410,36 @@ mod tests {
         // `rw_flags` of `struct io_uring_sqe`, linux/io_uring.h.
         const RW_FLAGS_AT: usize = 28;
         for (durable, flags) in [(true, libc::RWF_DSYNC), (false, 0)] {
-            let write = opcode::WriteFixed::new(types::Fd(0), std::ptr::null(), 4096, 0);
-            let entry = finished(write, durable, 7);
-            // SAFETY: `Entry` is the kernel's 64-byte entry, plain numbers, any of whose bytes may be read.
-            let bytes: [u8; 64] = unsafe { std::mem::transmute_copy(&entry) };
-            let field = bytes[RW_FLAGS_AT..RW_FLAGS_AT + 4].try_into().unwrap();
-            assert_eq!(i32::from_ne_bytes(field), flags);
+            for registered in [Some(0), None] {
+                let entry = entry(types::Fd(0), std::ptr::null(), 4096, registered, 0, durable);
+                // SAFETY: `Entry` is the kernel's 64-byte entry, plain numbers, any of whose bytes may be read.
+                let bytes: [u8; 64] = unsafe { std::mem::transmute_copy(&entry) };
+                let field = bytes[RW_FLAGS_AT..RW_FLAGS_AT + 4].try_into().unwrap();
+                assert_eq!(i32::from_ne_bytes(field), flags);
+            }
         }
+    }
+
+    #[test]
+    fn writes_work_where_the_buffers_may_not_be_registered() {
+        let dir = real_disk();
+        let pool = BufferPool::new(1, ALIGNMENT);
+        let mut ring = Ring::with(vec![pool.clone()], |_, _| Ok(false)).unwrap();
+        assert!(!ring.is_registered());
+        let mut buffer = pool.acquire().unwrap();
+        buffer.fill(5);
+        let write = Write {
+            file: direct_file(dir.path()),
+            buffer,
+            len: ALIGNMENT,
+            offset: 0,
+            durable: true,
+            token: 3,
+        };
+        ring.write(write).unwrap();
+        drop(ring);
+        let written = std::fs::read(dir.path().join("file")).unwrap();
+        assert_eq!(written, vec![5; ALIGNMENT]);
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::path::Path;
 use super::{DevFiles, GRPC_ADDRESS, TELEMETRY_ADDRESS};
 
 /// The configuration file's text. Paths are absolute: the daemon may be started from anywhere.
-pub(super) fn yaml(files: &DevFiles, own_uid: u32) -> String {
+///
+/// `owner` (uid and gid) is whom a daemon that root starts becomes.
+pub(crate) fn yaml(files: &DevFiles, own_uid: u32, owner: (u32, u32)) -> String {
     let certs = &files.certs;
     format!(
         "\
@@ -36,7 +38,11 @@ telemetry:
   log: {{ level: info, format: pretty }}
   audit_log: {audit_log}
   events: {events}
+service:
+  user: \"{uid}:{gid}\"
 ",
+        uid = owner.0,
+        gid = owner.1,
         cert = quoted(&certs.join("server.pem")),
         key = quoted(&certs.join("server.key")),
         ca = quoted(&certs.join("ca.pem")),
@@ -64,7 +70,7 @@ mod tests {
 
     #[test]
     fn state_is_below_the_given_directory_and_the_caller_may_control() {
-        let text = yaml(&DevFiles::below(Path::new("/dev-state")), 1000);
+        let text = yaml(&DevFiles::below(Path::new("/dev-state")), 1000, (1000, 100));
         for line in [
             "  dir: '/dev-state/vault'\n",
             "        path: '/dev-state/logs.jsonl'\n",
@@ -72,6 +78,7 @@ mod tests {
             "    allow_uids: [1000]\n",
             "  audit_log: '/dev-state/audit.jsonl'\n",
             "  events: '/dev-state/events.jsonl'\n",
+            "  user: \"1000:100\"\n",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -1,10 +1,13 @@
 //! `cargo xtask run`: from a bare machine to a daemon that accepts logs, in the foreground.
 
-mod config;
+pub(crate) mod config;
 
 use std::{
     fs,
-    os::unix::{fs::MetadataExt as _, process::CommandExt as _},
+    os::unix::{
+        fs::{MetadataExt as _, chown},
+        process::CommandExt as _,
+    },
     path::{Path, PathBuf},
     process::Command,
 };
@@ -17,7 +20,7 @@ const GRPC_ADDRESS: &str = "127.0.0.1:4317";
 const TELEMETRY_ADDRESS: &str = "127.0.0.1:9091";
 
 /// Where the state of the development daemon is.
-struct DevFiles {
+pub(crate) struct DevFiles {
     config: PathBuf,
     certs: PathBuf,
     vault: PathBuf,
@@ -29,7 +32,7 @@ struct DevFiles {
 }
 
 impl DevFiles {
-    fn below(dev: &Path) -> Self {
+    pub(crate) fn below(dev: &Path) -> Self {
         Self {
             config: dev.join("gophership.yaml"),
             certs: dev.join("certs"),
@@ -63,9 +66,12 @@ pub(crate) fn daemon(workspace: &Workspace, daemon_args: &[String]) -> Result<()
 
     let dev = workspace.dev();
     fs::create_dir_all(&dev).with_context(|| format!("cannot create {}", dev.display()))?;
+    let owner = give_to_the_owner_of(&workspace.root, &dev)?;
     let files = DevFiles::below(&dev);
     ensure_certificates(workspace, &files)?;
-    write_if_absent(&files.config, || Ok(config::yaml(&files, own_uid()?)))?;
+    write_if_absent(&files.config, || {
+        Ok(config::yaml(&files, own_uid()?, owner))
+    })?;
     write_if_absent(&files.send_script, || Ok(SEND_SCRIPT.to_owned()))?;
     print!("{}", guide(workspace, &files));
 
@@ -105,6 +111,22 @@ fn write_if_absent(path: &Path, content: impl FnOnce() -> Result<String>) -> Res
         return Ok(());
     }
     fs::write(path, content()?).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The daemon writes as the owner of the checkout, also if root starts it: without capabilities root
+/// may not even get through other people's directories. Returns the owner of `dev`.
+fn give_to_the_owner_of(root: &Path, dev: &Path) -> Result<(u32, u32)> {
+    let owner = |path: &Path| {
+        let metadata =
+            fs::metadata(path).with_context(|| format!("cannot read {}", path.display()));
+        metadata.map(|metadata| (metadata.uid(), metadata.gid()))
+    };
+    let (uid, gid) = owner(root)?;
+    if own_uid()? == 0 {
+        chown(dev, Some(uid), Some(gid))
+            .with_context(|| format!("cannot give {} to its owner", dev.display()))?;
+    }
+    owner(dev)
 }
 
 fn own_uid() -> Result<u32> {

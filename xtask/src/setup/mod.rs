@@ -8,8 +8,8 @@ mod packages;
 
 use anyhow::{Result, bail};
 
-pub(crate) use self::kernel_half::KernelHalf;
 use self::packages::Purpose;
+pub(crate) use self::{kernel_half::KernelHalf, packages::DEBIAN_KEYRING};
 use crate::workspace::Workspace;
 
 /// Installs everything that building and testing need.
@@ -37,4 +37,15 @@ pub(crate) fn for_building(workspace: &Workspace) -> Result<KernelHalf> {
 pub(crate) fn for_testing(workspace: &Workspace) -> Result<KernelHalf> {
     packages::ensure_present(Purpose::Test)?;
     Ok(kernel_half::prepare(workspace))
+}
+
+/// Installs what building, and booting other kernels, need.
+pub(crate) fn for_virtual_machines(workspace: &Workspace) -> Result<()> {
+    packages::ensure_present(Purpose::VirtualMachine)?;
+    match kernel_half::prepare(workspace) {
+        KernelHalf::Buildable => Ok(()),
+        KernelHalf::NotBuildable { reason } => {
+            bail!("there is nothing to test: the kernel half can't be built here: {reason}")
+        }
+    }
 }

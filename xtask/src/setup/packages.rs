@@ -12,6 +12,8 @@ pub(super) enum Purpose {
     Build,
     /// Building and testing.
     Test,
+    /// Building, and testing on other kernels.
+    VirtualMachine,
 }
 
 /// Something the operating system has to provide.
@@ -22,6 +24,9 @@ struct Requirement {
     purpose: Purpose,
     present: fn() -> bool,
 }
+
+/// The keys that Debian signs its archive with.
+pub(crate) const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 const REQUIREMENTS: &[Requirement] = &[
     Requirement {
@@ -61,6 +66,12 @@ const REQUIREMENTS: &[Requirement] = &[
         present: || header("zlib.h"),
     },
     Requirement {
+        package: "iproute2",
+        why: "the tests make network namespaces and interfaces",
+        purpose: Purpose::Test,
+        present: || process::on_path("ip"),
+    },
+    Requirement {
         package: "python3",
         why: "the tests send logs with OpenTelemetry's Python SDK",
         purpose: Purpose::Test,
@@ -73,6 +84,36 @@ const REQUIREMENTS: &[Requirement] = &[
         present: || {
             process::succeeds(Command::new("python3").args(["-c", "import ensurepip, venv"]))
         },
+    },
+    Requirement {
+        package: "qemu-system-x86",
+        why: "boots other kernels",
+        purpose: Purpose::VirtualMachine,
+        present: || process::on_path("qemu-system-x86_64"),
+    },
+    Requirement {
+        package: "debian-archive-keyring",
+        why: "verifies Debian's kernels",
+        purpose: Purpose::VirtualMachine,
+        present: || Path::new(DEBIAN_KEYRING).exists(),
+    },
+    Requirement {
+        package: "e2fsprogs",
+        why: "makes the virtual machine's file system",
+        purpose: Purpose::VirtualMachine,
+        present: || process::on_path("mkfs.ext4") || Path::new("/usr/sbin/mkfs.ext4").exists(),
+    },
+    Requirement {
+        package: "iproute2",
+        why: "brings up the virtual machine's loopback interface",
+        purpose: Purpose::VirtualMachine,
+        present: || process::on_path("ip") || Path::new("/sbin/ip").exists(),
+    },
+    Requirement {
+        package: "xz-utils",
+        why: "unpacks kernel modules",
+        purpose: Purpose::VirtualMachine,
+        present: || process::on_path("xz"),
     },
 ];
 
@@ -157,7 +198,7 @@ fn plan(missing: &[&str], installer: Installer) -> Plan {
 pub(super) fn ensure_present(purpose: Purpose) -> Result<()> {
     let missing: Vec<&Requirement> = REQUIREMENTS
         .iter()
-        .filter(|need| need.purpose == Purpose::Build || purpose == Purpose::Test)
+        .filter(|need| need.purpose == Purpose::Build || need.purpose == purpose)
         .filter(|need| !(need.present)())
         .collect();
     if missing.is_empty() {

@@ -6,8 +6,23 @@ use super::{
 };
 
 /// Each module and what it may use. A module not listed here may use nothing, and `config` and
-/// `app` may be used by nobody but each other and the programs.
+/// `app` may be used by nobody but each other, `doctor` and the programs.
 const ALLOWED: &[(&str, &[&str])] = &[
+    (
+        "doctor",
+        &[
+            "app",
+            "config",
+            "control",
+            "ingest",
+            "export",
+            "vault",
+            "uring",
+            "pressure",
+            "privileges",
+            "render",
+        ],
+    ),
     (
         "app",
         &[
@@ -21,6 +36,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "vault",
             "uring",
             "pressure",
+            "privileges",
             "otel",
             "telemetry",
         ],
@@ -37,6 +53,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "export",
             "vault",
             "pressure",
+            "privileges",
             "telemetry",
         ],
     ),
@@ -92,6 +109,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("export", &["otel", "telemetry"]),
     ("vault", &["uring", "telemetry"]),
     ("pressure", &["telemetry"]),
+    ("privileges", &[]),
+    ("render", &[]),
     ("uring", &[]),
     ("otel", &[]),
     ("telemetry", &[]),
@@ -189,6 +208,8 @@ fn is_word(c: char) -> bool {
 mod tests {
     use super::{super::source::source, *};
 
+    const NONE: [usize; 0] = [];
+
     fn lines_found(path: &str, text: &str) -> Vec<usize> {
         dependencies_point_down(&source(path, text))
             .iter()
@@ -199,8 +220,8 @@ mod tests {
     #[test]
     fn a_use_downwards_passes_and_one_upwards_is_found() {
         let path = "gophership/src/ingest/service.rs";
-        assert_eq!(lines_found(path, "use crate::somatic::Reflex;\n"), []);
-        assert_eq!(lines_found(path, "use crate::ingest::Config;\n"), []);
+        assert_eq!(lines_found(path, "use crate::somatic::Reflex;\n"), NONE);
+        assert_eq!(lines_found(path, "use crate::ingest::Config;\n"), NONE);
         let path = "gophership/src/vault/lane.rs";
         assert_eq!(
             lines_found(path, "use crate::uring::Ring;\nuse crate::somatic::Zone;\n"),
@@ -218,11 +239,11 @@ mod tests {
         );
         assert_eq!(
             lines_found("gophership/src/bin/gophership.rs", "use crate::app;\n"),
-            []
+            NONE
         );
         assert_eq!(
             lines_found("gophership/src/app/mod.rs", "use crate::config;\n"),
-            []
+            NONE
         );
     }
 
@@ -243,19 +264,19 @@ mod tests {
         let path = "gophership/src/vault/mod.rs";
         assert_eq!(
             lines_found(path, "// like crate::app\nuse other_crate::app;\n"),
-            []
+            NONE
         );
         assert_eq!(
             lines_found(path, "#[cfg(test)]\nmod tests {\n    use crate::app;\n}\n"),
-            []
+            NONE
         );
         assert_eq!(
             lines_found("gophership/src/vault/tests.rs", "use crate::app;\n"),
-            []
+            NONE
         );
         assert_eq!(
             lines_found("gophership-common/src/lib.rs", "use crate::app;\n"),
-            []
+            NONE
         );
     }
 

@@ -22,6 +22,7 @@ pub(crate) fn status(status: &pb::StatusReply) -> Value {
             "reason": signal.reason,
             "yellow": signal.yellow,
             "red": signal.red,
+            "worst": signal.worst,
         }))),
         "memory": status.memory.as_ref().map(memory),
         "ingest": status.ingest.as_ref().map(|ingest| json!({
@@ -38,6 +39,7 @@ pub(crate) fn status(status: &pb::StatusReply) -> Value {
             "residue": residue(&status.ledger),
             "destinations": named(&status.ledger, |ledger| (&ledger.destination, self::ledger(ledger))),
         },
+        "xdp": status.xdp.iter().map(interface).collect::<Value>(),
     })
 }
 
@@ -100,6 +102,20 @@ fn destination(destination: &pb::Destination) -> Value {
         "failed": destination.failed_requests,
         "rejected": destination.rejected_records,
         "last_error": destination.last_error,
+    })
+}
+
+fn interface(interface: &pb::Interface) -> Value {
+    let text = |text: &String| (!text.is_empty()).then(|| text.clone());
+    json!({
+        "interface": interface.name,
+        "mode": text(&interface.mode),
+        "reason": text(&interface.reason),
+        "packets": interface.packets,
+        "bytes": interface.bytes,
+        "syn": interface.opens,
+        "syn_denied": interface.denied,
+        "syn_limited": interface.limited,
     })
 }
 

@@ -10,16 +10,15 @@ mod human;
 mod json;
 mod output;
 mod sockets;
-mod table;
 mod top;
 mod view;
-mod yaml;
 
 use std::{io::Write, process::ExitCode};
 
 use clap::Parser;
 use cli::Cli;
 use failure::{Exit, Failure};
+use gophership::render::{table, yaml};
 
 fn main() -> ExitCode {
     // Bad usage ends inside `parse`, with 2.

@@ -33,6 +33,7 @@ pub(crate) fn status(status: &pb::StatusReply, colour: bool) -> String {
     let mut out = table(&facts, &[]);
     for block in [
         signals(&status.signals),
+        interfaces(&status.xdp, colour),
         destinations(&status.export),
         ledger(&status.ledger, colour),
     ] {
@@ -224,6 +225,36 @@ pub(crate) fn quantity(value: f64, unit: &str) -> String {
         "count" => count(whole(value)),
         unit => format!("{value} {}", plain(unit)),
     }
+}
+
+fn interfaces(interfaces: &[pb::Interface], colour: bool) -> String {
+    let rows = interfaces.iter().map(|interface| {
+        let mode = match interface.mode.as_str() {
+            "" => paint("not attached", "31", colour),
+            mode => plain(mode),
+        };
+        vec![
+            plain(&interface.name),
+            mode,
+            count(interface.packets),
+            bytes(interface.bytes),
+            count(interface.opens),
+            count(interface.denied),
+            count(interface.limited),
+            plain(&interface.reason),
+        ]
+    });
+    let titles = [
+        "INTERFACE",
+        "XDP",
+        "PACKETS",
+        "BYTES",
+        "NEW CONNECTIONS",
+        "DENIED",
+        "LIMITED",
+        "REASON",
+    ];
+    titled(&titles, rows, &[2, 3, 4, 5, 6])
 }
 
 fn destinations(destinations: &[pb::Destination]) -> String {

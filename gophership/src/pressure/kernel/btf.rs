@@ -31,7 +31,7 @@ impl Vmlinux {
         let btf = unsafe { libbpf_sys::btf__load_vmlinux_btf() };
         NonNull::new(btf)
             .map(Self)
-            .ok_or_else(|| Error::Btf(std::io::Error::last_os_error()))
+            .ok_or_else(|| Error::Btf(load_error(std::io::Error::last_os_error())))
     }
 
     fn by_id(&self, id: u32) -> Option<&btf_type> {
@@ -174,6 +174,17 @@ impl Vmlinux {
             }
         }
         Ok(offset)
+    }
+}
+
+/// libbpf looks in several places, and when it found none says "no such process".
+fn load_error(error: std::io::Error) -> std::io::Error {
+    match error.raw_os_error() {
+        Some(libc::ESRCH) => std::io::Error::new(
+            std::io::ErrorKind::NotFound,
+            "not there: this kernel doesn't describe its types (CONFIG_DEBUG_INFO_BTF)",
+        ),
+        _ => error,
     }
 }
 

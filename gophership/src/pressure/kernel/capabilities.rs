@@ -7,16 +7,30 @@ use std::fs;
 const CAP_SYS_ADMIN: u32 = 21;
 const NEEDED: [(u32, &str); 2] = [(38, "CAP_PERFMON"), (39, "CAP_BPF")];
 
+/// What an XDP program takes besides. `CAP_SYS_ADMIN` doesn't include it.
+const NEEDED_FOR_NETWORK: (u32, &str) = (12, "CAP_NET_ADMIN");
+
 /// What this thread lacks of them, separated by commas; `None` if nothing, or if it can't be told.
 pub(super) fn missing() -> Option<String> {
     missing_from(&fs::read_to_string("/proc/thread-self/status").ok()?)
 }
 
-fn missing_from(status: &str) -> Option<String> {
+/// What this thread lacks to attach to an interface; `None` if nothing, or if it can't be told.
+pub(super) fn missing_for_network() -> Option<&'static str> {
+    let (bit, name) = NEEDED_FOR_NETWORK;
+    let effective = effective(&fs::read_to_string("/proc/thread-self/status").ok()?)?;
+    (effective >> bit & 1 == 0).then_some(name)
+}
+
+fn effective(status: &str) -> Option<u64> {
     let effective = status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))?;
-    let effective = u64::from_str_radix(effective.trim(), 16).ok()?;
+    u64::from_str_radix(effective.trim(), 16).ok()
+}
+
+fn missing_from(status: &str) -> Option<String> {
+    let effective = effective(status)?;
     let has = |bit: u32| effective >> bit & 1 == 1;
     let missing: Vec<&str> = NEEDED
         .into_iter()

@@ -49,26 +49,8 @@ impl<T: Pod> Page<T> {
 
     fn map(flags: libc::c_int, fd: libc::c_int) -> io::Result<Self> {
         const { assert!(size_of::<T>().is_multiple_of(WORD) && align_of::<T>() == WORD) };
-        // SAFETY: a new mapping at an address of the kernel's choice; `fd` is borrowed or -1.
-        let address = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                size_of::<T>(),
-                libc::PROT_READ | libc::PROT_WRITE,
-                flags,
-                fd,
-                0,
-            )
-        };
-        if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: mapped read-write for at least this size, page-aligned, never unmapped; atomics
-        // are the only access from this process.
-        let words =
-            unsafe { slice::from_raw_parts(address.cast::<AtomicU64>(), size_of::<T>() / WORD) };
         Ok(Self {
-            words,
+            words: map_words(size_of::<T>(), flags, fd)?,
             content: PhantomData,
         })
     }
@@ -123,6 +105,38 @@ impl<T: Pod> Page<T> {
             word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
         }
     }
+}
+
+/// Maps the first `bytes` of a `BPF_F_MMAPABLE` array whose number of elements the loader chose.
+///
+/// # Errors
+/// `mmap(2)`'s, one of which is that the array is shorter than that.
+pub(crate) fn words_of_map(map: BorrowedFd<'_>, bytes: usize) -> io::Result<&'static [AtomicU64]> {
+    map_words(bytes, libc::MAP_SHARED, map.as_raw_fd())
+}
+
+fn map_words(
+    bytes: usize,
+    flags: libc::c_int,
+    fd: libc::c_int,
+) -> io::Result<&'static [AtomicU64]> {
+    // SAFETY: a new mapping at an address of the kernel's choice; `fd` is borrowed or -1.
+    let address = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            flags,
+            fd,
+            0,
+        )
+    };
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: mapped read-write for at least this size, page-aligned, never unmapped; atomics are
+    // the only access from this process.
+    Ok(unsafe { slice::from_raw_parts(address.cast::<AtomicU64>(), bytes / WORD) })
 }
 
 #[cfg(test)]

@@ -7,9 +7,14 @@ mod btf;
 mod capabilities;
 mod enlist;
 mod iter;
+mod lockdown;
+mod log;
 mod mmap;
+mod probe;
 mod programs;
+mod refusal;
 mod wake;
+mod xdp;
 
 use std::{
     collections::BTreeMap,
@@ -37,10 +42,13 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 pub(super) use enlist::Enlist;
 pub(super) use iter::Iterators;
+pub use lockdown::Lockdown;
 pub(super) use mmap::Page;
+pub use probe::{Feature, ProgramTrial, features, try_programs};
 pub(super) use wake::Wake;
+pub(super) use xdp::Xdp;
 
-use super::{pages::Pages, unavailable::Unavailable};
+use super::{pages::Pages, unavailable::Unavailable, xdp::XdpConfig};
 
 /// Why the kernel half isn't judging.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +101,49 @@ pub enum Error {
     /// Everything is attached, but no tick has come.
     #[error("no tick within {0:?} of attaching")]
     Silent(Duration),
+    /// The kernel refused it, and something about this kernel explains why.
+    #[error("{explanation} ({refusal})")]
+    Explained {
+        /// What it is about this kernel.
+        explanation: String,
+        /// What failed.
+        refusal: Box<Error>,
+    },
+}
+
+impl Error {
+    /// With what about the running kernel explains it.
+    pub(super) fn explained(self) -> Self {
+        // All that the verifier has said.
+        tracing::debug!(error = ?self, "the kernel half does not run");
+        match self {
+            Self::Load(_) | Self::Program { .. } | Self::Map { .. } => {
+                match refusal::explanation() {
+                    Some(explanation) => Self::Explained {
+                        explanation,
+                        refusal: Box::new(self),
+                    },
+                    None => self,
+                }
+            }
+            other => other,
+        }
+    }
+}
+
+/// Looks up every field of the running kernel that the kernel half reads.
+///
+/// # Errors
+/// [`Error::Btf`] or [`Error::Field`].
+pub fn check_fields() -> Result<(), Error> {
+    btf::offsets().map(drop)
+}
+
+/// What of CAP_BPF and CAP_PERFMON this thread lacks, separated by commas; `None` if nothing, or if
+/// it can't be told.
+#[must_use]
+pub fn missing_capabilities() -> Option<String> {
+    capabilities::missing()
 }
 
 /// The loaded kernel half. Dropping it detaches the programs.
@@ -103,6 +154,8 @@ pub(super) struct Kernel {
     pub(super) iterators: Iterators,
     /// Whether the running kernel's BTF has what the iterators read.
     can_list: bool,
+    /// The metered interfaces, if there are any.
+    pub(super) xdp: Option<Xdp>,
 }
 
 /// The kernel half's transitions, oldest first.
@@ -114,11 +167,11 @@ pub(super) struct Events {
 
 impl Kernel {
     /// Loads the object with the running kernel's offsets, and maps what it shares. Nothing runs
-    /// yet.
+    /// yet. The maps for metering are sized by `xdp`.
     ///
     /// # Errors
     /// See [`Error`].
-    pub(super) fn load() -> Result<(Self, Pages, Events), Error> {
+    pub(super) fn load(xdp: &XdpConfig) -> Result<(Self, Pages, Events), Error> {
         let object = object()?;
         if let Some(missing) = capabilities::missing() {
             return Err(Error::Privileges(missing));
@@ -127,16 +180,15 @@ impl Kernel {
         let list_offsets = btf::list_offsets();
         // Before 5.11 maps are charged to this limit; failing to raise it shows at the load.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
-        let log_level = u8::from(wants_log()) * aya_log::Level::Debug as u8;
-        let mut ebpf = EbpfLoader::new()
+        let log_level = u8::from(log::is_wanted()) * aya_log::Level::Debug as u8;
+        let mut loader = EbpfLoader::new();
+        let list = list_offsets.as_ref().unwrap_or(&ListOffsets::UNKNOWN);
+        loader
             .override_global(GLOBAL_OFFSETS, &offsets, true)
-            .override_global(
-                GLOBAL_LIST_OFFSETS,
-                list_offsets.as_ref().unwrap_or(&ListOffsets::UNKNOWN),
-                true,
-            )
-            .override_global(aya_log::LEVEL, &log_level, false)
-            .load(object)?;
+            .override_global(GLOBAL_LIST_OFFSETS, list, true)
+            .override_global(aya_log::LEVEL, &log_level, false);
+        xdp::size_maps(&mut loader, xdp);
+        let mut ebpf = loader.load(object)?;
         let pages = Pages {
             verdict: mapped::<VerdictPage>(&mut ebpf, MAP_VERDICT)?,
             signals: mapped::<SignalsPage>(&mut ebpf, MAP_SIGNALS)?,
@@ -152,6 +204,7 @@ impl Kernel {
                 Ok(_) => "not attached".to_owned(),
                 Err(error) => error.to_string(),
             }),
+            xdp: None,
         };
         Ok((kernel, pages, events))
     }
@@ -181,9 +234,7 @@ impl Kernel {
                     return Err(Error::Program { name, source });
                 }
                 Err(source) => {
-                    let reason = Chain(&source).to_string();
-                    tracing::debug!(program = name, reason, "not attached");
-                    refused.insert(name, format!("{name}: {}", brief(&reason)));
+                    refused.insert(name, format!("{name}: {}", Chain(&source)));
                 }
             }
         }
@@ -228,6 +279,13 @@ impl Kernel {
     /// The way for workers to make themselves known; `None` where that isn't to be had.
     pub(super) fn enlist(&self) -> Option<Enlist> {
         self.enlist
+    }
+
+    /// Meters the interfaces of `config`; what can't be attached says so in its reading.
+    pub(super) fn attach_xdp(&mut self, config: &XdpConfig, ports: &[u16]) {
+        if !config.interfaces.is_empty() {
+            self.xdp = Some(Xdp::attach(&mut self.ebpf, config, ports));
+        }
     }
 
     fn attach_tracepoint(&mut self, name: &'static str, btf: &Btf) -> Result<(), ProgramError> {
@@ -282,9 +340,9 @@ impl Events {
             name: MAP_EVENTS,
             reason: Chain(&error).to_string(),
         })?;
-        let flush_log = if wants_log() {
+        let flush_log = if log::is_wanted() {
             // Without its ring the programs run all the same, unheard.
-            EbpfLogger::init(ebpf)
+            EbpfLogger::init_with_logger(ebpf, log::ToTracing)
                 .ok()
                 .map(|mut logger| Box::new(move || logger.flush()) as Box<dyn FnMut() + Send>)
         } else {
@@ -320,11 +378,6 @@ impl AsFd for Events {
     }
 }
 
-/// The programs log only for somebody who listens at TRACE here: a record costs a helper call.
-fn wants_log() -> bool {
-    tracing::enabled!(target: "gophership::pressure::kernel", tracing::Level::TRACE)
-}
-
 fn mapped<T: Pod>(ebpf: &mut Ebpf, name: &'static str) -> Result<Page<T>, Error> {
     let failed = |reason: String| Error::Map { name, reason };
     let map = ebpf
@@ -351,14 +404,7 @@ fn object() -> Result<&'static [u8], Error> {
     Err(Error::NotBuiltIn)
 }
 
-/// What the kernel said, without the pages in which the verifier explains itself.
-fn brief(reason: &str) -> &str {
-    reason
-        .split_once(". Verifier output:")
-        .map_or(reason, |(brief, _)| brief)
-}
-
-/// An error with all its sources, on one line.
+/// An error with all its sources, on one line, without the verifier's log.
 struct Chain<'a>(&'a dyn std::error::Error);
 
 impl std::fmt::Display for Chain<'_> {
@@ -373,6 +419,6 @@ impl std::fmt::Display for Chain<'_> {
             }
             error = source.source();
         }
-        f.write_str(&text)
+        f.write_str(&refusal::without_verifier_log(&text))
     }
 }

@@ -101,6 +101,12 @@ impl Core {
         let blocks = BufferPool::new(geometry.blocks, geometry.block_bytes);
         let pages = BufferPool::new(CONTROL_PAGES, PAGE);
         let ring = Ring::new(vec![blocks.clone(), pages.clone()])?;
+        if !ring.is_registered() {
+            tracing::warn!(
+                lane,
+                "RLIMIT_MEMLOCK is too low to register the vault's buffers: each write pins its own"
+            );
+        }
         let notifier = ring.notifier()?;
         let core = Self {
             lane,

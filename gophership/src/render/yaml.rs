@@ -6,7 +6,8 @@ use serde_json::Value;
 
 /// One document, without markers. Strings that could be read as anything else are quoted as in
 /// JSON, which YAML 1.2 contains.
-pub(crate) fn emit(value: &Value) -> String {
+#[must_use]
+pub fn emit(value: &Value) -> String {
     let mut out = String::new();
     match value {
         Value::Object(map) if !map.is_empty() => mapping(&mut out, map, 0, true),

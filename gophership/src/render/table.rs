@@ -3,11 +3,8 @@
 use std::iter;
 
 /// Rows under titles; nothing if there are none.
-pub(crate) fn titled(
-    titles: &[&str],
-    rows: impl Iterator<Item = Vec<String>>,
-    right: &[usize],
-) -> String {
+#[must_use]
+pub fn titled(titles: &[&str], rows: impl Iterator<Item = Vec<String>>, right: &[usize]) -> String {
     let titles = titles.iter().map(|title| (*title).to_owned()).collect();
     let rows: Vec<_> = iter::once(titles).chain(rows).collect();
     if rows.len() == 1 {
@@ -17,7 +14,8 @@ pub(crate) fn titled(
 }
 
 /// Aligned columns, two spaces apart; those in `right` are flush right.
-pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
+#[must_use]
+pub fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cells = |column: usize| rows.iter().filter_map(move |row| row.get(column));
     let widths: Vec<_> = (0..columns)
@@ -59,7 +57,8 @@ fn width(cell: &str) -> usize {
 }
 
 /// `text` in the colour with that ANSI code, if colours are wanted.
-pub(crate) fn paint(text: &str, ansi: &str, colour: bool) -> String {
+#[must_use]
+pub fn paint(text: &str, ansi: &str, colour: bool) -> String {
     match colour {
         true => format!("\x1b[{ansi}m{text}\x1b[0m"),
         false => text.to_owned(),

@@ -1,0 +1,76 @@
+//! Whether an address is the host's own.
+
+use gophership_common::{
+    is_zero,
+    xdp::{Address, LOCAL_ROWS, LOCAL_WAYS, LocalsPage},
+};
+
+use crate::{atomic, maps};
+
+/// Where an address lives.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Locality {
+    /// Here.
+    Local,
+    /// Elsewhere.
+    Remote,
+    /// It can't be told now, so nothing may be dropped for it.
+    Unknown,
+}
+
+/// Looks an address up.
+#[inline(always)]
+pub(super) fn locality(address: Address) -> Locality {
+    if address.is_loopback_or_unspecified() {
+        return Locality::Local;
+    }
+    let Some(page) = maps::locals() else {
+        return Locality::Unknown;
+    };
+    // SAFETY: the LOCALS map's only element; indices are masked to what it holds.
+    unsafe {
+        let generation = atomic::load(&raw const (*page).generation);
+        if generation == 0 || atomic::load(&raw const (*page).overflown) != 0 {
+            return Locality::Unknown;
+        }
+        let table = (generation & 1) as usize;
+        let seeds = (&raw const (*page).seeds).cast::<u64>();
+        let row = address.row(atomic::load(seeds.add(table)));
+        let places = (&raw const (*page).tables).cast::<Address>();
+        let places = places.add((table * LOCAL_ROWS + row) * LOCAL_WAYS);
+        let is_here = contains(places, address);
+        // User space writes to this table again only after it has published the other one.
+        if atomic::load(&raw const (*page).generation) != generation {
+            Locality::Unknown
+        } else if is_here {
+            Locality::Local
+        } else {
+            Locality::Remote
+        }
+    }
+}
+
+/// Whether one of a row's places holds the address; a branch for each would be too many paths.
+///
+/// # Safety
+/// `places` is a row of [`LocalsPage::tables`].
+#[inline(always)]
+unsafe fn contains(places: *const Address, address: Address) -> bool {
+    let mut way = 0;
+    let mut found = 0;
+    while way < LOCAL_WAYS {
+        // SAFETY: below LOCAL_WAYS.
+        let (high, low) = unsafe {
+            let place = places.add(way);
+            (
+                atomic::load(&raw const (*place).high),
+                atomic::load(&raw const (*place).low),
+            )
+        };
+        found |= is_zero((high ^ address.high) | (low ^ address.low));
+        way += 1;
+    }
+    found != 0
+}
+
+const _: () = assert!(size_of::<LocalsPage>() == 32 + 2 * LOCAL_ROWS * LOCAL_WAYS * 16);

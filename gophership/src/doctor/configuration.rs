@@ -1,0 +1,137 @@
+//! The configuration: whether it is valid, its addresses free, and its certificates good.
+
+use std::{
+    io::ErrorKind,
+    net::{SocketAddr, TcpListener},
+    path::Path,
+};
+
+use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::Check;
+use crate::{app, config, control::certs, export::DestinationKind, ingest::tls};
+
+/// Certificates that expire sooner are warned about.
+const EXPIRY_NOTICE: Duration = Duration::days(30);
+
+pub(super) fn check(config: &Result<app::Config, config::Errors>) -> Vec<Check> {
+    let name = "config.valid";
+    let config = match config {
+        Ok(config) => config,
+        Err(errors) => {
+            let remedy = "see README.md for the keys; `gophership config check` lists the same problems by line";
+            return vec![Check::failed(name, errors.to_string(), remedy)];
+        }
+    };
+    let from = match &config.file {
+        Some(read) => read.display().to_string(),
+        None => "built-in defaults and the environment".to_owned(),
+    };
+    let mut checks = vec![Check::ok(name, from)];
+    checks.push(address(
+        "config.ingest.grpc.listen",
+        config.ingest.grpc_listen,
+    ));
+    checks.push(address("config.telemetry.listen", config.telemetry.listen));
+    checks.push(ingest_tls(config));
+    checks.extend(certificates(config));
+    checks
+}
+
+fn address(name: &str, address: SocketAddr) -> Check {
+    match TcpListener::bind(address) {
+        Ok(_) => Check::ok(name, format!("{address} is free")),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => Check::warning(
+            name,
+            format!("{address} is in use"),
+            "fine if that is the daemon; else stop what listens there, or choose another port",
+        ),
+        Err(error) => Check::failed(
+            name,
+            format!("{address}: {error}"),
+            "choose an address of this machine; ports below 1024 need root or CAP_NET_BIND_SERVICE at start",
+        ),
+    }
+}
+
+/// Certificate, key and authority, read as the daemon reads them.
+fn ingest_tls(config: &app::Config) -> Check {
+    let name = "config.ingest.tls";
+    match tls::server_config(&config.ingest.tls) {
+        Ok(_) => Check::ok(name, "certificate, key and client_ca go together"),
+        Err(error) => Check::failed(
+            name,
+            error.to_string(),
+            "let the user who starts the daemon read them; `gs-ctl certs init` makes a set",
+        ),
+    }
+}
+
+/// The dates of every certificate the configuration names.
+fn certificates(config: &app::Config) -> Vec<Check> {
+    let tls = &config.ingest.tls;
+    let mut named = vec![("ingest.tls.cert".to_owned(), tls.cert.as_path())];
+    named.extend(
+        tls.client_ca
+            .as_deref()
+            .map(|ca| ("ingest.tls.client_ca".to_owned(), ca)),
+    );
+    for destination in &config.destinations {
+        if let DestinationKind::Otlp(otlp) = &destination.kind {
+            let key = |leaf: &str| format!("destination.{}.tls.{leaf}", destination.name);
+            named.extend(otlp.ca.as_deref().map(|ca| (key("ca"), ca)));
+            let certificate = otlp.identity.as_ref().map(|(cert, _)| cert.as_path());
+            named.extend(certificate.map(|cert| (key("cert"), cert)));
+        }
+    }
+    named
+        .into_iter()
+        .map(|(key, path)| expiry(format!("config.{key}"), path))
+        .collect()
+}
+
+fn expiry(name: String, path: &Path) -> Check {
+    let shown = match certs::show(path) {
+        Ok(shown) => shown,
+        Err(error) => {
+            let remedy = "name a PEM file that the user who starts the daemon can read";
+            return Check::failed(name, error.to_string(), remedy);
+        }
+    };
+    // The one that ends first ends the chain.
+    let ends =
+        |certificate: &certs::Shown| OffsetDateTime::parse(&certificate.not_after, &Rfc3339).ok();
+    let first = shown.iter().filter_map(ends).min();
+    let invalid = shown.iter().find(|certificate| !certificate.valid_now);
+    let renew = "renew it; `gs-ctl certs show FILE` shows its dates";
+    match (invalid, first) {
+        (Some(invalid), _) => Check::failed(
+            name,
+            format!(
+                "{}: {} is valid from {} until {}",
+                path.display(),
+                invalid.subject,
+                invalid.not_before,
+                invalid.not_after
+            ),
+            renew,
+        ),
+        (None, Some(end)) => {
+            let left = end - OffsetDateTime::now_utc();
+            let found = format!(
+                "{}: valid for another {} days",
+                path.display(),
+                left.whole_days()
+            );
+            match left < EXPIRY_NOTICE {
+                true => Check::warning(name, found, renew),
+                false => Check::ok(name, found),
+            }
+        }
+        (None, None) => Check::warning(
+            name,
+            format!("{}: its dates can't be read", path.display()),
+            renew,
+        ),
+    }
+}

@@ -1,0 +1,251 @@
+//! What the service user must be able to write and read.
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    fs::{File, OpenOptions},
+    io::{self, ErrorKind},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown},
+    path::{Path, PathBuf},
+};
+
+use nix::unistd::{AccessFlags, access};
+
+use super::{Error, Identity, Service};
+
+/// Levels below a directory that are checked: the vault has lanes with segments in them.
+const DEPTH: usize = 2;
+
+/// Everything the daemon touches by path after the drop.
+#[derive(Debug, Clone, Default)]
+pub struct Needs {
+    /// Written to, made if missing.
+    pub written: Vec<Written>,
+    /// Read again at a reload: configuration, certificates, keys.
+    pub read: Vec<PathBuf>,
+}
+
+/// Something that is written to.
+#[derive(Debug, Clone)]
+pub enum Written {
+    /// A directory and what is in it.
+    Tree {
+        /// The configuration key.
+        key: &'static str,
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file.
+    File {
+        /// The configuration key.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Mode of its directory, if that is made when missing.
+        directory_mode: Option<u32>,
+    },
+    /// A socket, whose directory must let it be made and removed.
+    Socket {
+        /// The configuration key.
+        key: &'static str,
+        /// The socket.
+        path: PathBuf,
+    },
+}
+
+impl Written {
+    fn directory(&self) -> &Path {
+        match self {
+            Self::Tree { path, .. } => path,
+            Self::File { path, .. } | Self::Socket { path, .. } => parent(path),
+        }
+    }
+}
+
+impl Needs {
+    pub(super) fn written_directories(&self) -> BTreeSet<&Path> {
+        self.written.iter().map(Written::directory).collect()
+    }
+
+    /// The directories of what is read, and those that symbolic links lead to: certificates are
+    /// replaced by renaming, or by turning such a link.
+    pub(super) fn read_directories(&self) -> BTreeSet<PathBuf> {
+        let own = self.read.iter().map(|path| parent(path).to_owned());
+        let real = self.read.iter().filter_map(|path| {
+            let real = path.canonicalize().ok()?;
+            real.parent().map(Path::to_owned)
+        });
+        // The authorities that the system's other programs trust, if the environment names them.
+        let variable = |name| env::var_os(name).map(PathBuf::from);
+        let authorities = [
+            variable("SSL_CERT_DIR"),
+            variable("SSL_CERT_FILE").map(|file| parent(&file).to_owned()),
+        ];
+        own.chain(real)
+            .chain(authorities.into_iter().flatten())
+            .collect()
+    }
+}
+
+/// Makes what is missing and gives it to the service user; what exists stays as it is. Durably: what
+/// is acknowledged must be found in it.
+///
+/// # Errors
+/// [`Error::Make`].
+pub fn prepare(needs: &Needs, service: &Service) -> Result<(), Error> {
+    let owner = service.changes_user.then_some(&service.user);
+    for written in &needs.written {
+        match written {
+            Written::Tree { path, .. } => make_directory(path, 0o700, owner)?,
+            Written::Socket { path, .. } => make_directory(parent(path), 0o755, owner)?,
+            Written::File {
+                path,
+                directory_mode,
+                ..
+            } => {
+                if let Some(mode) = directory_mode {
+                    make_directory(parent(path), *mode, owner)?;
+                }
+                // In its own directories the service user makes it later. Root keeps out of those,
+                // where names may lead anywhere.
+                if let Some(owner) = owner
+                    && fs::metadata(parent(path)).is_ok_and(|dir| dir.uid() != owner.uid)
+                {
+                    make_file(path, owner)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn make_directory(path: &Path, mode: u32, owner: Option<&Identity>) -> Result<(), Error> {
+    let mut missing: Vec<_> = path
+        .ancestors()
+        .take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists())
+        .collect();
+    missing.reverse();
+    for dir in missing {
+        let make = || {
+            match fs::DirBuilder::new().mode(mode).create(dir) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
+                made => made?,
+            }
+            if let Some(owner) = owner {
+                let opened = OpenOptions::new()
+                    .read(true)
+                    .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
+                    .open(dir)?;
+                fchown(&opened, Some(owner.uid), Some(owner.gid))?;
+            }
+            File::open(parent(dir))?.sync_all()
+        };
+        make().map_err(|source| Error::Make {
+            path: dir.to_owned(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// An empty file, where there is nothing yet. A missing directory is reported by the file's user.
+fn make_file(path: &Path, owner: &Identity) -> Result<(), Error> {
+    let make = || {
+        let made = OpenOptions::new()
+            .append(true)
+            .create_new(true)
+            .mode(0o640)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path);
+        match made {
+            Ok(file) => fchown(&file, Some(owner.uid), Some(owner.gid)),
+            Err(error)
+                if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    };
+    make().map_err(|source| Error::Make {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Whether whoever we are now can write to everything that exists of it.
+pub(super) fn check_written(needs: &Needs, user: &Identity) -> Result<(), Error> {
+    for written in &needs.written {
+        let (key, checked) = match written {
+            Written::Tree { key, path } => (key, check_tree(path, DEPTH)),
+            Written::File { key, path, .. } => (key, check_entry(path)),
+            Written::Socket { key, path } => (key, check_directory(parent(path))),
+        };
+        checked.map_err(|(path, source)| Error::NotWritable {
+            base: match written {
+                Written::Tree { path, .. } | Written::File { path, .. } => path.clone(),
+                Written::Socket { path, .. } => parent(path).to_owned(),
+            },
+            path,
+            key,
+            user: Box::new(user.clone()),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+type Checked = Result<(), (PathBuf, io::Error)>;
+
+fn check_tree(dir: &Path, depth: usize) -> Checked {
+    check_directory(dir)?;
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| (path, source)
+    };
+    for entry in fs::read_dir(dir).map_err(at(dir))? {
+        let entry = entry.map_err(at(dir))?;
+        let path = entry.path();
+        if depth > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            check_tree(&path, depth - 1)?;
+        } else {
+            check_entry(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_directory(path: &Path) -> Checked {
+    check(
+        path,
+        AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK,
+    )
+}
+
+fn check_entry(path: &Path) -> Checked {
+    check(path, AccessFlags::R_OK | AccessFlags::W_OK)
+}
+
+/// What doesn't exist can't be refused; whoever makes it reports what is wrong.
+fn check(path: &Path, wanted: AccessFlags) -> Checked {
+    match access(path, wanted) {
+        Ok(()) | Err(nix::errno::Errno::ENOENT) => Ok(()),
+        Err(errno) => Err((path.to_owned(), errno.into())),
+    }
+}
+
+/// What a reload couldn't read.
+pub(super) fn unreadable(needs: &Needs) -> Vec<(PathBuf, io::Error)> {
+    let read = |path: &PathBuf| {
+        let refused = access(path, AccessFlags::R_OK).err()?;
+        Some((path.clone(), refused.into()))
+    };
+    needs.read.iter().filter_map(read).collect()
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
