@@ -541,12 +541,12 @@ fn a_follower_does_not_keep_the_daemon_from_stopping() {
         .arg("--endpoint")
         .arg(format!("unix:{}", daemon.config.path.display()))
         .args(["replay", "--follow", "--output", "json"])
-        .stdout(std::process::Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut out = std::io::BufReader::new(follower.stdout.take().unwrap());
+    let mut out = BufReader::new(follower.stdout.take().unwrap());
     let mut first = String::new();
-    std::io::BufRead::read_line(&mut out, &mut first).unwrap();
+    out.read_line(&mut first).unwrap();
     assert!(first.contains("running"), "{first}");
     drop(daemon.stop.take());
     // Bounded by the service's own grace.

@@ -152,7 +152,7 @@ impl Daemon {
             to: zone_cause(to.zone(), to.cause()),
             slow_disk: to.slow_disk(),
             held,
-            hold_seconds: falls.then(|| self.config.pressure.hold.as_secs_f64()),
+            hold_seconds: falls.then_some(self.config.pressure.hold.as_secs_f64()),
             signals: signals.collect(),
             previous: self.enter(to.zone(), to.cause(), ktime_ns),
         };
