@@ -716,7 +716,7 @@ fn events_are_listed_in_each_format_and_a_follower_sees_the_daemon_stop() {
     assert!(timeline.flush(Duration::from_secs(10)));
     let table = daemon.ctl_ok(&["events"]);
     assert_eq!(table.lines().count(), 3, "{table}");
-    assert!(table.contains("OOM KILL        a process was killed: memory has run out"));
+    assert!(table.contains("OOM KILL           a process was killed: memory has run out"));
     let json: Value =
         serde_json::from_str(&daemon.ctl_ok(&["--output", "json", "events"])).unwrap();
     assert_eq!(json["events"][2]["sequence"], 3, "{json:#}");

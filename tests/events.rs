@@ -21,7 +21,9 @@ use common::{
     process,
     settings::Settings,
     sink::Sink,
+    verdict::Verdict,
 };
+use gophership_common::{Cause, Zone};
 use nix::sys::signal::Signal;
 use rustls::version::TLS13;
 use serde_json::Value;
@@ -167,12 +169,12 @@ fn the_kernels_red_is_explained_by_values_and_thresholds() {
         eprintln!("not tested: the kernel half doesn't judge here");
         return;
     }
+    let verdict = Verdict::of(daemon.pid());
     let tls = home.certs().client(ClientIdentity::Shown, &[&TLS13]);
     let load = Load::start(daemon.grpc(), &tls, LOAD);
     eventually("the load runs", PATIENCE, || load.acked() > 50);
     daemon.stop();
-    // Nobody can ask the daemon; its own sockets fill within a few of the load's intervals.
-    thread::sleep(Duration::from_secs(2));
+    verdict.expect(Zone::Red, Cause::ReceiveQueue, "stopped under load");
     daemon.signal(Signal::SIGCONT);
     let after = load.acked();
     eventually("the load goes on", PATIENCE, || load.acked() > after + 50);
@@ -211,7 +213,12 @@ fn the_kernels_red_is_explained_by_values_and_thresholds() {
     assert_eq!(queue["yellow"], 0.5);
     assert_eq!(queue["red"], 0.8);
 
-    // The chain has no hole, and what its links were told of adds up to what the vault got.
+    assert_adds_up(&daemon, &all);
+}
+
+/// The chain of verdicts has no hole, and what its links were told of adds up to what the vault got.
+#[track_caller]
+fn assert_adds_up(daemon: &Daemon<'_>, all: &[Value]) {
     let verdicts: Vec<_> = all.iter().filter(|e| e["kind"] == "verdict").collect();
     for pair in verdicts.windows(2) {
         assert_eq!(pair[0]["to"], pair[1]["from"], "{pair:#?}");

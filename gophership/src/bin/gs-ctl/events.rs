@@ -14,8 +14,8 @@ use crate::{
 
 /// Signals named as the reason for one change.
 const REASONS_MAX: usize = 3;
-/// `YELLOW → GREEN`, the widest.
-const CHANGE_WIDTH: usize = 14;
+/// `OVERRIDE RESTORED`, the widest.
+const CHANGE_WIDTH: usize = 17;
 
 /// One event as JSON; the keys are promises.
 pub(crate) fn value(event: &pb::Event) -> Value {
@@ -368,7 +368,7 @@ mod tests {
         };
         assert_eq!(
             line(&event, false),
-            "2026-01-02T02:50:45.678Z  GREEN → RED     receive_queue: receive_queue 93.1 % ≥ 80.0 %, \
+            "2026-01-02T02:50:45.678Z  GREEN → RED        receive_queue: receive_queue 93.1 % ≥ 80.0 %, \
              no read for 6.2 ms ≥ 5.0 ms, memory_available 6.0 % ≤ 7.0 %; after 12 s of green, \
              nothing to the vault"
         );
@@ -386,7 +386,7 @@ mod tests {
         };
         assert_eq!(
             line(&event, false),
-            "2026-01-02T02:50:45.678Z  RED → GREEN     calm for 2.0 s; after 3 min 5 s of red, 3.0 KiB \
+            "2026-01-02T02:50:45.678Z  RED → GREEN        calm for 2.0 s; after 3 min 5 s of red, 3.0 KiB \
              in 2 requests to the vault"
         );
     }
