@@ -4,14 +4,16 @@
 mod judged;
 
 use std::{
+    io::{ErrorKind, Read, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream},
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
 
 use gophership::pressure::{
-    Budget, Cause, Config, IngestScope, KernelMode, Occurrence, OverrideUntil, Pressure,
-    SignalReading, Source, Transition, WatchHandle, Zone, memory_limit_bytes, monotonic_ns,
+    Budget, Cause, Config, IngestScope, KernelMode, Occurrence, OverrideUntil, Pressure, Signal,
+    Source, Transition, WatchHandle, Zone, memory_limit_bytes, monotonic_ns,
 };
 
 const HOLD: Duration = Duration::from_millis(200);
@@ -26,16 +28,21 @@ fn config() -> Config {
 
 struct Fixture {
     pressure: Arc<Pressure>,
+    listener: TcpListener,
     seen: Arc<Mutex<Vec<Transition>>>,
     _watch: WatchHandle,
 }
 
 impl Fixture {
     fn start(config: &Config) -> Self {
+        Self::judging(config, TcpListener::bind("127.0.0.1:0").unwrap(), 0)
+    }
+
+    fn judging(config: &Config, listener: TcpListener, h2_window_bytes: u32) -> Self {
         let scope = IngestScope {
-            ports: vec![4317],
-            h2_window_bytes: 0,
-            vault_dir: None,
+            ports: vec![listener.local_addr().unwrap().port()],
+            h2_window_bytes,
+            vault_dir: Some(std::env::current_dir().unwrap()),
         };
         let pressure = Arc::new(Pressure::start(config, &scope, 2).unwrap());
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -49,8 +56,45 @@ impl Fixture {
             .unwrap();
         Self {
             pressure,
+            listener,
             seen,
             _watch: watch,
+        }
+    }
+
+    fn connection(&self) -> (TcpStream, TcpStream) {
+        connection(&self.listener)
+    }
+
+    fn signal(&self, signal: Signal) -> Option<f64> {
+        let snapshot = self.pressure.snapshot();
+        let reading = snapshot.signal(signal);
+        reading.available.then_some(reading.value)
+    }
+
+    /// Waits until the signal's value is one that `is`.
+    fn wait_for_signal(&self, signal: Signal, is: impl Fn(f64) -> bool) {
+        let start = Instant::now();
+        while !self.signal(signal).is_some_and(&is) {
+            assert!(
+                start.elapsed() < PATIENCE,
+                "{signal:?}: {:#?}",
+                self.pressure.snapshot()
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Waits until user space has judged `times` more.
+    fn wait_for_judgements(&self, times: u32) {
+        for _ in 0..times {
+            let judged_at = || Instant::now().checked_sub(self.pressure.snapshot().judged_age);
+            let last = judged_at().map(|at| at + Duration::from_millis(5));
+            let start = Instant::now();
+            while judged_at() <= last {
+                assert!(start.elapsed() < PATIENCE, "no judgement");
+                thread::sleep(Duration::from_millis(1));
+            }
         }
     }
 
@@ -186,21 +230,233 @@ fn says_who_judges_and_what_it_cannot_see() {
         assert!(start.elapsed() < PATIENCE);
         thread::sleep(Duration::from_millis(1));
     }
-    for name in ["receive_queue", "memory_stall", "cpu_wait", "disk_latency"] {
+    let unavailable = |signal: Signal, why: &str| {
         let snapshot = fixture.pressure.snapshot();
-        let found = |reading: &&SignalReading| reading.signal.as_str() == name;
-        let reading = snapshot.signals.iter().find(found).unwrap();
-        assert!(!reading.available, "{name}");
+        let reading = snapshot.signal(signal);
+        assert!(!reading.available, "{signal:?}");
         assert!(
-            reading.reason.contains("off in the configuration"),
-            "{name}: {}",
+            reading.reason.contains(why),
+            "{signal:?}: {}",
             reading.reason
         );
+    };
+    for signal in [
+        Signal::MemoryStall,
+        Signal::MemoryStallCgroup,
+        Signal::KswapdWakeups,
+    ] {
+        unavailable(signal, "off in the configuration");
     }
+    unavailable(Signal::CpuWait, "no worker is enlisted yet");
+    unavailable(
+        Signal::TimeToFull,
+        "no worker has reported the ingest budget",
+    );
     for name in ["heartbeat_age", "budget_export"] {
         assert!(!fixture.available(name), "{name}");
     }
     assert!(memory_limit_bytes() > 1 << 20);
+}
+
+#[test]
+fn a_full_socket_turns_red_and_reading_it_empty_turns_green() {
+    let fixture = Fixture::start(&config());
+    let (mut client, mut server) = fixture.connection();
+    fixture.wait_for_signal(Signal::SocketsAboveYellow, |sockets| sockets == 0.0);
+    assert_eq!(fixture.signal(Signal::ReceiveQueue), Some(0.0));
+    let written = write_until_full(&mut client);
+    fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+    // It stays Red though nothing happens any more.
+    fixture.wait_for_judgements(3);
+    fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+    assert_eq!(fixture.signal(Signal::SocketsAboveRed), Some(1.0));
+    assert!(fixture.signal(Signal::ReceiveQueueStalled) >= Some(0.005));
+    assert!(fixture.signal(Signal::ReceiveQueueBytes) >= Some(1000.0));
+
+    read_all(&mut server, written);
+    fixture.wait_for(Zone::Green, Cause::None);
+    assert_eq!(fixture.signal(Signal::ReceiveQueueBytes), Some(0.0));
+    let seen = fixture.seen.lock().unwrap();
+    let red = seen.iter().find(|t| t.to.zone() == Zone::Red).unwrap();
+    assert!(
+        red.values.get(Signal::ReceiveQueueStalled) >= Some(5_000),
+        "{red:?}"
+    );
+}
+
+#[test]
+fn a_slow_reader_of_a_full_socket_does_not_turn_red() {
+    // So small a capacity that what TCP holds keeps the depth above Red throughout.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let config = Config {
+        receive_queue_for: Duration::from_millis(500),
+        ..config()
+    };
+    let fixture = Fixture::judging(&config, listener, 4096);
+    let (mut client, mut server) = fixture.connection();
+    write_until_full(&mut client);
+    fixture.wait_for(Zone::Yellow, Cause::ReceiveQueue);
+    let start = Instant::now();
+    while start.elapsed() < 3 * config.receive_queue_for {
+        server.read_exact(&mut [0; 64]).unwrap();
+        thread::sleep(Duration::from_millis(20));
+        let word = fixture.pressure.verdict().load();
+        assert_eq!(
+            (word.zone(), word.cause()),
+            (Zone::Yellow, Cause::ReceiveQueue)
+        );
+    }
+    assert_eq!(fixture.signal(Signal::SocketsAboveRed), Some(1.0));
+    // The same depth, without the sips.
+    fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+}
+
+#[test]
+fn closing_a_full_socket_leaves_no_trace() {
+    let fixture = Fixture::start(&config());
+    let (mut client, server) = fixture.connection();
+    write_until_full(&mut client);
+    fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+    assert_eq!(fixture.pressure.snapshot().followed.sockets, 1);
+    drop(server);
+    fixture.wait_for(Zone::Green, Cause::None);
+    for signal in [
+        Signal::ReceiveQueue,
+        Signal::ReceiveQueueStalled,
+        Signal::SocketsAboveYellow,
+        Signal::SocketsAboveRed,
+        Signal::ReceiveQueueBytes,
+    ] {
+        assert_eq!(fixture.signal(signal), Some(0.0), "{signal:?}");
+    }
+    assert_eq!(fixture.pressure.snapshot().followed.sockets, 0);
+}
+
+#[test]
+fn ipv6_mapped_ipv4_and_connections_not_yet_accepted_count() {
+    let listener = TcpListener::bind("[::]:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let fixture = Fixture::judging(&config(), listener, 0);
+    for address in [
+        IpAddr::from(Ipv6Addr::LOCALHOST),
+        Ipv4Addr::LOCALHOST.into(),
+    ] {
+        let mut client = TcpStream::connect((address, port)).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let written = write_until_full(&mut client);
+        fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+        let (mut server, _) = fixture.listener.accept().unwrap();
+        server.set_nonblocking(true).unwrap();
+        read_all(&mut server, written);
+        fixture.wait_for(Zone::Green, Cause::None);
+    }
+}
+
+#[test]
+fn sockets_on_other_ports_do_not_count() {
+    let fixture = Fixture::start(&config());
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (mut client, _server) = connection(&other);
+    write_until_full(&mut client);
+    // Our own producers' ends are on other ports, too.
+    let (mut client, _server) = fixture.connection();
+    client.write_all(b"hello").unwrap();
+    fixture.wait_for_signal(Signal::ReceiveQueueBytes, |bytes| bytes == 5.0);
+    fixture.wait_for_judgements(3);
+    assert_eq!(fixture.signal(Signal::ReceiveQueueBytes), Some(5.0));
+    fixture.wait_for(Zone::Green, Cause::None);
+}
+
+#[test]
+fn a_full_accept_queue_is_a_cause() {
+    let config = Config {
+        listen_backlog: judged::levels(500, 900),
+        ..config()
+    };
+    let fixture = Fixture::start(&config);
+    fixture.wait_for_signal(Signal::ListenBacklog, |share| share == 0.0);
+    // The standard library's backlog is 128, or what the machine allows.
+    let waiting: Vec<_> = (0..128)
+        .map(|_| TcpStream::connect(fixture.listener.local_addr().unwrap()).unwrap())
+        .collect();
+    fixture.wait_for(Zone::Red, Cause::ListenBacklog);
+    for _ in &waiting {
+        fixture.listener.accept().unwrap();
+    }
+    fixture.wait_for(Zone::Green, Cause::None);
+}
+
+#[test]
+fn the_ingress_is_measured_and_predicts() {
+    let config = Config {
+        ingress_horizon: Some(Duration::from_secs(60)),
+        ..config()
+    };
+    let fixture = Fixture::start(&config);
+    let line = fixture.pressure.engine(0);
+    line.set_used(Budget::Ingest, 0, 1000);
+    fixture.wait_for_signal(Signal::TimeToFull, |seconds| seconds >= 3600.0);
+    let (mut client, _server) = fixture.connection();
+    fixture.wait_for_signal(Signal::IngressRate, |rate| rate == 0.0);
+    client.write_all(&[0; 600]).unwrap();
+    // 600 B within a second, and unread: 400 B more would be a full budget.
+    fixture.wait_for_signal(Signal::IngressRate, |rate| rate > 0.0);
+    fixture.wait_for(Zone::Yellow, Cause::Ingress);
+    let seen = fixture.seen.lock().unwrap();
+    let rate = seen[0].values.get(Signal::IngressRate);
+    assert!(rate >= Some(300) && rate <= Some(600), "{rate:?}");
+}
+
+#[test]
+fn the_workers_waits_and_the_vaults_disk_are_measured() {
+    let fixture = Fixture::start(&config());
+    fixture.pressure.engine(0).enlist().unwrap();
+    fixture.wait_for_signal(Signal::CpuWait, |share| (0.0..=1.0).contains(&share));
+    fixture.wait_for_signal(Signal::OomKills, |kills| kills >= 0.0);
+    let snapshot = fixture.pressure.snapshot();
+    let disk = snapshot.signal(Signal::DiskLatency);
+    // In a container the directory may be on no disk.
+    assert!(
+        disk.available || disk.reason.contains("block device"),
+        "{disk:?}"
+    );
+}
+
+fn connection(listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (server, _) = listener.accept().unwrap();
+    client.set_nonblocking(true).unwrap();
+    server.set_nonblocking(true).unwrap();
+    (client, server)
+}
+
+/// Writes until the socket takes no more; bytes written.
+fn write_until_full(client: &mut TcpStream) -> usize {
+    let block = vec![0_u8; 64 * 1024];
+    let mut written = 0;
+    loop {
+        match client.write(&block) {
+            Ok(bytes) => written += bytes,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return written,
+            Err(error) => panic!("write: {error}"),
+        }
+    }
+}
+
+/// Reads until `expected` bytes have come.
+fn read_all(server: &mut TcpStream, expected: usize) {
+    let mut block = vec![0_u8; 64 * 1024];
+    let mut got = 0;
+    let start = Instant::now();
+    while got < expected {
+        assert!(start.elapsed() < PATIENCE, "{got} of {expected} bytes");
+        match server.read(&mut block) {
+            Ok(0) => panic!("closed after {got} of {expected} bytes"),
+            Ok(bytes) => got += bytes,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::yield_now(),
+            Err(error) => panic!("read: {error}"),
+        }
+    }
 }
 
 #[test]

@@ -27,8 +27,8 @@ use gophership::pressure::{
     Snapshot, Source, TICK_DEAD_MIN, Transition, WatchHandle, Zone, monotonic_ns,
 };
 use gophership_common::{
-    EVENTS_BYTES, Event, MAP_SOCKETS, MAP_VERDICT, PROGRAM_SOCKET_STATE, PROGRAM_TCP_PROBE,
-    VerdictPage,
+    EVENTS_BYTES, Event, MAP_SOCKETS, MAP_VERDICT, PROGRAM_SOCKET_END, PROGRAM_SOCKET_STATE,
+    PROGRAM_TCP_PROBE, VerdictPage,
 };
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -430,12 +430,27 @@ fn a_close_that_no_probe_saw_is_found() {
     let (mut client, server) = fixture.connection();
     write_until_full(&mut client);
     fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
-    fixture.detach_close_probe();
+    fixture.detach(&[PROGRAM_SOCKET_STATE, PROGRAM_SOCKET_END]);
     drop(server);
     fixture.wait_for(Zone::Green, Cause::None);
     for name in ["sockets_above_yellow", "sockets_above_red"] {
         assert_eq!(fixture.signal(name), 0.0, "{name}");
     }
+}
+
+#[test]
+fn a_close_that_one_probe_missed_is_seen_by_the_other() {
+    let Some(fixture) = Fixture::start(&config()) else {
+        return;
+    };
+    let (mut client, server) = fixture.connection();
+    // Too little for a watch slot, which would be looked after.
+    client.write_all(b"hello").unwrap();
+    let followed = || fixture.pressure.snapshot().followed.sockets;
+    wait("followed socket", || followed() == 1, String::new);
+    fixture.detach(&[PROGRAM_SOCKET_STATE]);
+    drop(server);
+    wait("end of it", || followed() == 0, String::new);
 }
 
 #[test]
@@ -783,6 +798,22 @@ fn a_dead_tick_is_replaced_and_comes_back() {
         || fixture.pressure.snapshot().judged_age < TICK_DEAD_MIN,
         String::new,
     );
+    // What user space can measure it does; the rest is away with the tick.
+    let known = |signal| fixture.pressure.snapshot().signal(signal).clone();
+    wait(
+        "signals of user space's own",
+        || {
+            let backlog = known(Signal::ListenBacklog);
+            // A small kernel may be without TCP's diagnostics.
+            backlog.available || backlog.reason.contains("NETLINK_SOCK_DIAG")
+        },
+        || format!("{:#?}", fixture.pressure.snapshot()),
+    );
+    let lost = known(Signal::KswapdWakeups);
+    assert!(
+        !lost.available && lost.reason.contains("no tick"),
+        "{lost:?}"
+    );
     fixture.pressure.set_override(None);
     fixture.wait_for(Zone::Green, Cause::None);
     // The probes still count, and user space judges by them.
@@ -832,8 +863,8 @@ impl Fixture {
             .expect("the VERDICT map can be found from outside")
     }
 
-    /// Takes the close probe off its tracepoint, behind the kernel half's back.
-    fn detach_close_probe(&self) {
+    /// Takes probes that see a socket close off their tracepoints, behind the kernel half's back.
+    fn detach(&self, probes: &[&str]) {
         let (verdict, _) = self.verdict_map();
         self.pressure.set_override(None);
         let arrival = program(PROGRAM_TCP_PROBE, verdict);
@@ -843,23 +874,29 @@ impl Fixture {
                 MapInfo::from_id(id).is_ok_and(|map| map.name_as_str() == Some(MAP_SOCKETS))
             })
             .expect("the arrival probe has the sockets");
-        let close = program(PROGRAM_SOCKET_STATE, sockets).id();
-        let link = std::fs::read_dir("/proc/self/fdinfo")
-            .unwrap()
-            .flatten()
-            .find(|fd| {
-                std::fs::read_to_string(fd.path()).is_ok_and(|info| {
-                    let has = |key: &str| info.lines().any(|line| line.starts_with(key));
-                    has("link_id:") && info.contains(&format!("prog_id:\t{close}\n"))
-                })
-            })
-            .expect("this process holds the probe's link");
-        let link: i32 = link.file_name().to_str().unwrap().parse().unwrap();
-        let nothing = std::fs::File::open("/dev/null").unwrap();
-        // SAFETY: `link` stays open, so that its owner can close it; it is just no link any more.
-        let replaced = unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&nothing), link) };
-        assert_eq!(replaced, link, "{}", std::io::Error::last_os_error());
+        for name in probes {
+            detach(program(name, sockets).id());
+        }
     }
+}
+
+/// Closes the link of this program, if its owner doesn't look.
+fn detach(program: u32) {
+    let link = std::fs::read_dir("/proc/self/fdinfo")
+        .unwrap()
+        .flatten()
+        .find(|fd| {
+            std::fs::read_to_string(fd.path()).is_ok_and(|info| {
+                let has = |key: &str| info.lines().any(|line| line.starts_with(key));
+                has("link_id:") && info.contains(&format!("prog_id:\t{program}\n"))
+            })
+        })
+        .expect("this process holds the probe's link");
+    let link: i32 = link.file_name().to_str().unwrap().parse().unwrap();
+    let nothing = std::fs::File::open("/dev/null").unwrap();
+    // SAFETY: `link` stays open, so that its owner can close it; it is just no link any more.
+    let replaced = unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&nothing), link) };
+    assert_eq!(replaced, link, "{}", std::io::Error::last_os_error());
 }
 
 /// The program of this name that uses this map.

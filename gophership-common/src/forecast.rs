@@ -62,7 +62,9 @@ impl Ingress {
         if growth == 0 || self.backlog_bytes < self.limit_bytes / 4 {
             return TIME_TO_FULL_MAX_US;
         }
-        let to_come = self.slope() * (horizon_ns / 1_000_000) / 2000;
+        // An hour ahead at a TiB a second each second, at most: the product stays below 2^64.
+        let horizon_ms = at_most(horizon_ns / 1_000_000, TIME_TO_FULL_MAX_US / 1000);
+        let to_come = at_most(self.slope(), 1 << 40) * horizon_ms / 2000;
         let growth = rate_per_second(growth, self.elapsed_ns) + to_come;
         let room = self.limit_bytes.saturating_sub(self.backlog_bytes);
         match (room * 1_000_000).checked_div(growth) {
@@ -70,6 +72,10 @@ impl Ingress {
             Some(_) | None => TIME_TO_FULL_MAX_US,
         }
     }
+}
+
+const fn at_most(value: u64, limit: u64) -> u64 {
+    if value < limit { value } else { limit }
 }
 
 #[cfg(test)]
@@ -109,6 +115,16 @@ mod tests {
         };
         assert_eq!(rising.slope(), 10 * MIB);
         assert_eq!(rising.time_to_full_us(2 * SECOND_NS), 2_000_000);
+    }
+
+    #[test]
+    fn absurd_numbers_do_not_overflow() {
+        let absurd = Ingress {
+            rate: u64::MAX >> 1,
+            rate_long: 0,
+            ..growing()
+        };
+        assert_eq!(absurd.time_to_full_us(u64::MAX), 0);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod branchless;
+mod depth;
 mod forecast;
 mod judge;
 mod limits;
@@ -20,6 +21,7 @@ pub mod xdp;
 mod zone;
 
 pub use branchless::{Earliest, greatest, is_zero, reached};
+pub use depth::{ABOVE_RED, ABOVE_YELLOW, BELOW, capacity_bytes, capacity_when_closed, level};
 pub use forecast::{Ingress, rate_per_second, share_permille};
 pub use judge::{Judgement, State, judge};
 pub use limits::*;

@@ -31,6 +31,8 @@ pub const PROGRAM_TCP_PROBE: &str = "tcp_probe";
 pub const PROGRAM_TCP_DEQUEUE: &str = "tcp_rcv_space_adjust";
 /// `tp_btf` program: a socket changes state; closing undoes its aggregates.
 pub const PROGRAM_SOCKET_STATE: &str = "inet_sock_set_state";
+/// `tp_btf` program: a socket is destroyed; a second witness of its closing.
+pub const PROGRAM_SOCKET_END: &str = "tcp_destroy_sock";
 /// `perf_event` program: the tick.
 pub const PROGRAM_TICK: &str = "tick";
 /// XDP program: the meter and guard of an interface.
@@ -65,6 +67,9 @@ pub const PROGRAM_BLOCK_COMPLETE: &str = "block_rq_complete";
 pub const PROGRAM_ENLIST: &str = "enlist";
 /// Raw tracepoint program, run by `BPF_PROG_TEST_RUN`: judges what is recorded, for the tests.
 pub const PROGRAM_JUDGE_RECORDED: &str = "judge_recorded";
+/// `tp_btf` program that does nothing, which the daemon doesn't load: beside another one it tells what
+/// the kernel's statistics themselves cost.
+pub const PROGRAM_NOTHING: &str = "nothing";
 
 /// Read-only global of the kernel half: [`Offsets`] of the running kernel.
 pub const GLOBAL_OFFSETS: &str = "OFFSETS";

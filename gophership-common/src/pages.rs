@@ -216,7 +216,7 @@ pub struct WorkerLine {
     pub operations: u64,
     /// Time that the worker's synced vault writes take now, microseconds.
     pub vault_write_us: u64,
-    /// When `vault_write_us` was last known; 0: never.
+    /// When `vault_write_us` was last known; 0: the worker writes nothing.
     pub vault_write_at_ns: u64,
     /// Fills the line.
     pub line1: [u64; 6],

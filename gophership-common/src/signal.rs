@@ -73,7 +73,8 @@ signals! {
     /// Share of the last second in which some task of the engine's cgroup was reclaiming under its
     /// cgroup's limit.
     MemoryStallCgroup = "memory_stall_cgroup", Permille, MemoryStall;
-    /// PSI: share of the last second in which every task of the host was stalled for memory.
+    /// PSI: share of the last second in which every task of the host was stalled for memory; 0 while
+    /// a quarter of the host's memory or more is available, since such stalls are cgroups' own.
     MemoryPressure = "memory_pressure", Permille, MemoryStall;
     /// PSI: share of the last second in which some task of the engine's cgroup was stalled for
     /// memory.
@@ -96,7 +97,9 @@ signals! {
     DiskLatency = "disk_latency", Microseconds, DiskLatency;
     /// Requests the vault's block device is working on.
     DiskDepth = "disk_depth", Count, None;
-    /// Slowest worker's time for a synced vault write, as the workers see it.
+    /// Slowest worker's time for a synced vault write, as the workers see it: the mean of those that
+    /// ended within the last one to two seconds, or the age of the oldest one under way if that is
+    /// more. Unavailable while none of them writes.
     VaultWrite = "vault_write", Microseconds, DiskLatency;
     /// Bytes that arrived for the ingest ports, a second, over the last second.
     IngressRate = "ingress_rate", BytesPerSecond, None;

@@ -3,7 +3,7 @@
 
 use gophership_common::WORKERS_MAX;
 
-use crate::{atomic, maps, reclaim};
+use crate::{atomic, maps, measures::Wait, reclaim, sched};
 
 /// Notes the current process as the engine and, if `worker` is one's number, the current thread as
 /// that worker. Returns 0, or 1 if there is no room.
@@ -24,7 +24,14 @@ pub(crate) fn run(worker: u64) -> i32 {
     if maps::WORKERS.insert(thread, worker as u32, 0).is_err() {
         return 1;
     }
-    // SAFETY: as above.
-    unsafe { atomic::store(&raw mut (*page).enlisted, 1) };
+    // SAFETY: as above; the index is masked.
+    unsafe {
+        let wait = (&raw mut (*page).waits)
+            .cast::<Wait>()
+            .add(worker as usize & (WORKERS_MAX - 1));
+        // This is the worker, so it runs.
+        atomic::store(&raw mut (*wait).since_ns, sched::RUNNING);
+        atomic::store(&raw mut (*page).enlisted, 1);
+    }
     0
 }

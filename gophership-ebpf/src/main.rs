@@ -64,7 +64,7 @@ fn tcp_rcv_space_adjust(ctx: BtfTracePointContext) -> i32 {
 }
 
 /// `tp_btf/inet_sock_set_state(sk, old, new)`: a closed socket leaves the aggregates (what it misses,
-/// [`sweep`] finds), a listening one shows its accept queue.
+/// its end and [`sweep`] find), a listening one shows its accept queue.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
     /// `TCP_CLOSE` of `include/net/tcp_states.h`.
@@ -80,6 +80,16 @@ fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
         TCP_LISTEN => listen::open(socket),
         _ => {}
     }
+    0
+}
+
+/// `tp_btf/tcp_destroy_sock(sk)`: the second witness of a close. The kernel skips a program that
+/// would interrupt itself, but not another one.
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
+    let socket = Socket::at(ctx.arg(0));
+    queue::close(socket);
+    listen::close(socket);
     0
 }
 
@@ -145,7 +155,7 @@ fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_switch")]
 fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the arguments are tasks.
-    unsafe { sched::switch(ctx.arg(1), ctx.arg(2)) };
+    unsafe { sched::switch(ctx.arg::<u64>(0) != 0, ctx.arg(1), ctx.arg(2)) };
     0
 }
 
@@ -169,6 +179,12 @@ fn enlist(ctx: RawTracePointContext) -> i32 {
     // SAFETY: the caller passes one word of context.
     let worker = unsafe { ctx.as_ptr().cast::<u64>().read() };
     enlist::run(worker)
+}
+
+/// Attached by a measurement alone: what the kernel says of its cost is the cost of saying so.
+#[btf_tracepoint]
+fn nothing(_ctx: BtfTracePointContext) -> i32 {
+    0
 }
 
 /// Run by a test: judges what is recorded, with the code of the tick.

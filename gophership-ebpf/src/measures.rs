@@ -89,7 +89,7 @@ pub(crate) struct Request {
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Wait {
-    /// Runnable without a CPU since then; 0: it isn't.
+    /// Runnable without a CPU since then; 0: it sleeps; [`crate::sched::RUNNING`].
     pub(crate) since_ns: u64,
     /// Of all waits that have ended.
     pub(crate) total_ns: u64,

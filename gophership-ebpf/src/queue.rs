@@ -8,7 +8,8 @@ use core::ffi::c_void;
 use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::BtfTracePointContext};
 use aya_log_ebpf::{debug, warn};
 use gophership_common::{
-    Cause, Policy, SignalsPage, WATCH_SLOTS, WATCH_SLOTS_YELLOW, WatchSlot, Zone, permille,
+    ABOVE_RED, BELOW, Cause, Policy, SignalsPage, WATCH_SLOTS, WATCH_SLOTS_YELLOW, WatchSlot, Zone,
+    capacity_when_closed, level, permille,
 };
 
 use crate::{
@@ -16,10 +17,6 @@ use crate::{
     socket::{self, Followed, Socket},
     traffic,
 };
-
-const BELOW: u32 = 0;
-const ABOVE_YELLOW: u32 = 1;
-const ABOVE_RED: u32 = 2;
 
 /// One socket's depth at an event.
 struct Depth {
@@ -51,8 +48,7 @@ pub(crate) fn arrival(ctx: &BtfTracePointContext, socket: Socket, skb: *const c_
     let in_order = rcv_nxt.wrapping_sub(seq) as i32 >= 0 && arriving as i32 > 0;
     let end = if in_order { end_seq } else { rcv_nxt };
     traffic::arrived(end_seq.wrapping_sub(seq));
-    // A closed window is full, whatever it could hold: it closes when less than a segment's room is
-    // left, and segments can be large. Here the peer probes it.
+    // Here the peer probes a closed window.
     let full = socket.is_window_closed() == Some(true);
     observe(ctx, socket, policy, followed, end, full);
 }
@@ -152,8 +148,8 @@ fn observe(
     let bytes = if unread as i32 > 0 { unread } else { 0 };
     let depth = Depth {
         bytes,
-        capacity_bytes: if full && bytes < capacity_bytes {
-            bytes
+        capacity_bytes: if full {
+            capacity_when_closed(capacity_bytes, bytes)
         } else {
             capacity_bytes
         },
@@ -179,7 +175,7 @@ fn settle(
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let value = permille(u64::from(depth.bytes), u64::from(depth.capacity_bytes));
     let was = followed.level;
-    let level = level(policy, value, was);
+    let level = level(policy.receive_queue, value, was);
 
     traffic::unread(followed.depth_bytes, depth.bytes);
     followed.depth_bytes = depth.bytes;
@@ -201,22 +197,6 @@ fn settle(
     let restart = was != ABOVE_RED || depth.dequeued;
     let stalled_since_ns = watch(page, socket, followed, value, restart, now_ns);
     raise(ctx, policy, value, stalled_since_ns, now_ns);
-}
-
-/// The level after a reading: up at the entry thresholds, down only below the exit thresholds.
-#[inline(always)]
-fn level(policy: &Policy, value: u32, was: u32) -> u32 {
-    let exit_permille = |entry: u32| entry / 10 * 8 + entry % 10 * 8 / 10;
-    let levels = policy.receive_queue;
-    let red = levels.red_permille;
-    let yellow = levels.yellow_permille;
-    if value >= red || was == ABOVE_RED && value >= exit_permille(red) {
-        ABOVE_RED
-    } else if value >= yellow || was != BELOW && value >= exit_permille(yellow) {
-        ABOVE_YELLOW
-    } else {
-        BELOW
-    }
 }
 
 #[inline(always)]

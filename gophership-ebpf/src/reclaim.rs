@@ -127,7 +127,8 @@ fn swap(stall: *mut Stall, enters: bool) -> bool {
         if atomic::compare_exchange(state, seen, next) != seen {
             return false;
         }
-        if next == 0 {
+        // An end without a begin ends nothing: its begin was given up.
+        if next == 0 && seen != 0 {
             let ended_us = now_us.saturating_sub(seen >> COUNT_BITS);
             atomic::add(&raw mut (*stall).total_us, ended_us);
         }

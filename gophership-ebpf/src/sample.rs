@@ -46,6 +46,15 @@ pub(crate) unsafe fn take(
         fill(page, now, bytes, unread + used, now_ns);
         let long = (&raw mut (*page).long).cast::<Sample>();
         let second = number / RECENT;
+        if number == 0 {
+            // Before the first sample there was nothing: what has no second yet looks back to here.
+            let mut index = 0;
+            while index < SAMPLES {
+                *recent.add(index) = *now;
+                *long.add(index) = *now;
+                index += 1;
+            }
+        }
         if number.is_multiple_of(RECENT) {
             *long.add(second as usize & (SAMPLES - 1)) = *now;
         }
@@ -143,6 +152,7 @@ unsafe fn memory(out: *mut u64, span: &Span) {
         let elapsed_ns = span.elapsed_ns();
         let stalled = |kind: u32| {
             let kind = kind as usize;
+            // A stall that ends while it is read may be missing once.
             let lost_us = now.stall_us[kind].saturating_sub(then.stall_us[kind]);
             share_permille(lost_us, elapsed_ns)
         };

@@ -11,6 +11,9 @@ use crate::{
     measures::{Measures, SAMPLES, Wait},
 };
 
+/// [`Wait::since_ns`]: the worker has a CPU. Later than any time, so that the wait is none.
+pub(crate) const RUNNING: u64 = 1 << 62;
+
 /// A `u32` of a task.
 ///
 /// # Safety
@@ -45,7 +48,7 @@ unsafe fn waits_of(page: *mut Measures, task: *const c_void) -> Option<*mut Wait
     }
 }
 
-/// A task has become runnable.
+/// A task has become runnable; or is woken just before it would have slept, and goes on running.
 ///
 /// # Safety
 /// As for [`field`].
@@ -57,17 +60,21 @@ pub(crate) unsafe fn wakeup(task: *const c_void) {
     // SAFETY: says the caller; waits point into the MEASURES map.
     unsafe {
         if let Some(wait) = waits_of(page, task) {
-            atomic::store(&raw mut (*wait).since_ns, bpf_ktime_get_ns());
+            let since = &raw mut (*wait).since_ns;
+            if atomic::load(since) == 0 {
+                atomic::store(since, bpf_ktime_get_ns());
+            }
         }
     }
 }
 
-/// A CPU goes from one task to the next; `previous` waits if it could have gone on.
+/// A CPU goes from one task to the next; `previous` waits if it could have gone on: it was
+/// preempted, about to sleep perhaps, or is runnable.
 ///
 /// # Safety
 /// As for [`field`], for both.
 #[inline(always)]
-pub(crate) unsafe fn switch(previous: *const c_void, next: *const c_void) {
+pub(crate) unsafe fn switch(preempted: bool, previous: *const c_void, next: *const c_void) {
     /// `TASK_RUNNING` of `include/linux/sched.h`: runnable.
     const TASK_RUNNING: u32 = 0;
     let Some(page) = maps::measures() else {
@@ -75,16 +82,20 @@ pub(crate) unsafe fn switch(previous: *const c_void, next: *const c_void) {
     };
     // SAFETY: says the caller; waits point into the MEASURES map.
     unsafe {
-        if let Some(wait) = waits_of(page, previous)
-            && field(previous, offset_in_kernel!(task_state)) == TASK_RUNNING
-        {
-            atomic::store(&raw mut (*wait).since_ns, bpf_ktime_get_ns());
+        if let Some(wait) = waits_of(page, previous) {
+            let state = field(previous, offset_in_kernel!(task_state));
+            let since_ns = if preempted || state == TASK_RUNNING {
+                bpf_ktime_get_ns()
+            } else {
+                0
+            };
+            atomic::store(&raw mut (*wait).since_ns, since_ns);
         }
         if let Some(wait) = waits_of(page, next) {
             let since_ns = atomic::load(&raw const (*wait).since_ns);
+            atomic::store(&raw mut (*wait).since_ns, RUNNING);
             if since_ns != 0 {
                 let waited_ns = bpf_ktime_get_ns().saturating_sub(since_ns);
-                atomic::store(&raw mut (*wait).since_ns, 0);
                 atomic::add(&raw mut (*wait).total_ns, waited_ns);
             }
         }
@@ -106,7 +117,7 @@ pub(crate) unsafe fn longest_ns(page: *mut Measures, now: usize, then: usize, no
             let wait = (&raw const (*page).waits).cast::<Wait>().add(worker);
             let totals = (&raw mut (*page).waited_ns).cast::<u64>();
             let since_ns = atomic::load(&raw const (*wait).since_ns);
-            // Without branches: 0 if it isn't waiting, or began after `now_ns`.
+            // Without branches: 0 if it isn't waiting, or has begun after `now_ns`.
             let waiting = (greatest(now_ns, since_ns) - since_ns) * reached(since_ns, 1);
             let total = atomic::load(&raw const (*wait).total_ns) + waiting;
             let before = totals.add((then & (SAMPLES - 1)) * WORKERS_MAX + worker);

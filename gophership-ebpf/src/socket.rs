@@ -6,7 +6,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
-use gophership_common::{OFFSET_ABSENT, Policy};
+use gophership_common::{OFFSET_ABSENT, Policy, capacity_bytes};
 
 use crate::maps::offset_in_kernel;
 
@@ -133,22 +133,17 @@ impl Socket {
         read::<u32>(self.0, offset_in_kernel!(receive_window)).map(|window| window == 0)
     }
 
-    /// Unread bytes that stop the peer: what the receive buffer's window holds, or the HTTP/2
-    /// window where that is smaller (a stalled HTTP/2 reader never fills a large buffer).
+    /// Unread bytes that stop the peer.
     #[inline(always)]
     pub(crate) fn capacity_bytes(self, policy: &Policy) -> Option<u32> {
-        let buffer = u64::from(read::<u32>(self.0, offset_in_kernel!(receive_buffer))?);
+        let buffer = read::<u32>(self.0, offset_in_kernel!(receive_buffer))?;
         let ratio = if offset_in_kernel!(scaling_ratio) == OFFSET_ABSENT {
             // Before 6.6: tcp_adv_win_scale = 1, half of the buffer is window.
             128
         } else {
-            u64::from(read::<u8>(self.0, offset_in_kernel!(scaling_ratio))?)
+            read::<u8>(self.0, offset_in_kernel!(scaling_ratio))?
         };
-        // `tcp_win_from_space` of include/net/tcp.h.
-        let window = (buffer * ratio) >> 8;
-        let h2 = u64::from(policy.h2_window_bytes);
-        let capacity = if h2 != 0 && h2 < window { h2 } else { window };
-        Some(capacity as u32)
+        Some(capacity_bytes(buffer, ratio, policy.h2_window_bytes))
     }
 }
 

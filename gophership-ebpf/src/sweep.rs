@@ -2,8 +2,9 @@
 //!
 //! The kernel skips a tracing program that would interrupt itself (`recursion_misses`): a
 //! connection reset by a soft interrupt, just while the same CPU notes another socket's state, goes
-//! unseen. Its count and its watch slot would then hold the zone for ever. So each tick looks at
-//! one slot, and closes the owner in the probe's place.
+//! unseen. Its end is seen by another program, but may be long in coming: the application holds the
+//! descriptor. Until then its count and its watch slot would hold the zone. So each tick looks at one
+//! slot, and closes the owner in the probe's place.
 
 use gophership_common::{Policy, SignalsPage, WATCH_SLOTS, WatchSlot};
 

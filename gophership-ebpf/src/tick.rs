@@ -54,11 +54,13 @@ pub(crate) fn run(ctx: &PerfEventContext) {
     let word = event::word(verdict);
     let judgement = judge(policy, reading, &previous.adopt(word), now_ns);
     // SAFETY: as above.
-    let (after, due_ns) = unsafe {
-        (
-            atomic::load(&raw const (*policies).generation),
-            atomic::load(&raw const (*verdict).next_tick_ns),
-        )
+    let (due_ns, after) = unsafe {
+        // A compare-and-swap that swaps nothing: no CPU moves the reads of the policy behind it, so
+        // that the generation is of a moment after them.
+        let due_ns = now_ns + policy.tick_ns;
+        let seen_ns = atomic::compare_exchange(&raw mut (*verdict).next_tick_ns, due_ns, due_ns);
+        let after = atomic::load(&raw const (*policies).generation);
+        (seen_ns, after)
     };
     if after != generation || due_ns != now_ns + policy.tick_ns {
         // A newer policy is in force, and the slot we read may be the next one written: this
@@ -130,8 +132,10 @@ unsafe fn queues(page: *mut SignalsPage, now_ns: u64) {
     // SAFETY: says the caller; indices are below WATCH_SLOTS and SIGNALS.
     unsafe {
         let aggregates = &raw mut (*page).aggregates;
-        let mut deepest = atomic::load(&raw const (*aggregates).window_permille);
-        atomic::store(&raw mut (*aggregates).window_permille, 0);
+        let window = &raw mut (*aggregates).window_permille;
+        let mut deepest = atomic::load(window);
+        // What a probe has raised it to meanwhile is of the next window.
+        atomic::compare_exchange(window, deepest, 0);
         let mut stalled = Earliest::default();
         let slots = (&raw const (*page).watch).cast::<WatchSlot>();
         let mut index = 0;

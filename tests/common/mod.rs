@@ -6,9 +6,12 @@
 #![expect(dead_code, reason = "each test binary uses its part of the harness")]
 
 pub(crate) mod certs;
+pub(crate) mod cgroup;
 pub(crate) mod daemon;
 pub(crate) mod jsonl;
+pub(crate) mod judging;
 pub(crate) mod load;
+pub(crate) mod loop_disk;
 pub(crate) mod messages;
 pub(crate) mod oracle;
 pub(crate) mod process;

@@ -10,7 +10,7 @@ pub(crate) struct Settings {
     /// `pressure.kernel`.
     pub(crate) kernel: &'static str,
     /// Of `pressure`: what the machine around the test does, off unless the test is about it.
-    pub(crate) thresholds: &'static [&'static str],
+    pub(crate) thresholds: Vec<&'static str>,
     /// `ingest.workers`.
     pub(crate) workers: u32,
     /// `ingest.max_request_bytes`.
@@ -43,7 +43,7 @@ impl Settings {
         Self {
             listen: "127.0.0.1:0",
             kernel: "auto",
-            thresholds: &[
+            thresholds: vec![
                 "memory_stall: { yellow: off, red: off }",
                 "memory_available: { yellow: 2%, red: 1% }",
                 "cpu_wait: { yellow: off, red: off }",

@@ -5,6 +5,7 @@
     reason = "a command-line program talks to its user"
 )]
 
+mod bench;
 mod build;
 mod process;
 mod proto;
@@ -70,6 +71,13 @@ enum Task {
     /// What the test machine runs as its first process
     #[command(hide = true)]
     VmInit,
+    /// Measure with optimised builds; JSON on standard output, words on standard error
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// What to measure and how: `cargo xtask bench --help`, `cargo xtask bench kernel --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Check the rules of the code that compilers and linters don't know
     Tidy,
     /// Generate the control plane's gRPC code from proto/
@@ -114,6 +122,7 @@ fn perform(task: Task) -> Result<()> {
             &Tests::asked(thorough, tests, test_args),
         ),
         Task::VmInit => unreachable!("done before there was a workspace"),
+        Task::Bench { args } => bench::run(&workspace, &args),
         Task::Tidy => tidy::check(&workspace.root),
         Task::Proto { check } => proto::generate(&workspace, check),
     }

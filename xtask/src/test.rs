@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, bail};
 
 use crate::{
-    build, process, proto,
+    bench, build, process, proto,
     setup::{self, KernelHalf},
     tidy,
     workspace::Workspace,
@@ -44,6 +44,7 @@ fn stages(workspace: &Workspace, test_args: &[String], report: &mut Report) -> R
         cargo.args(["clippy", "--all-targets", "--quiet"]);
         process::succeed(cargo.args(["--", "-D", "warnings"]))
     })?;
+    report.stage("measurements", || bench::test(workspace, object.as_deref()))?;
     report.stage("tests", || {
         let mut cargo = build::daemon_cargo(workspace, object.as_deref());
         process::succeed(cargo.arg("test").args(test_args))

@@ -53,6 +53,24 @@ fn zone(daemon: &Daemon, families: &mut Families) {
             &[],
             count(judged.events_lost + daemon.chronicle.timeline.lost()),
         );
+    families
+        .gauge(
+            "gophership_sockets_followed",
+            "Ingest sockets whose receive queues are followed.",
+        )
+        .add(&[], count(judged.followed.sockets));
+    families
+        .counter(
+            "gophership_sockets_untracked_total",
+            "Segments of, or looks at, ingest sockets that the full table has no room to follow.",
+        )
+        .add(&[], count(judged.followed.untracked));
+    families
+        .counter(
+            "gophership_sockets_unwatched_total",
+            "Events of ingest sockets above a level that found no watch slot.",
+        )
+        .add(&[], count(judged.followed.unwatched));
     let mut signals = families.gauge("gophership_signal", "Last value of each available signal.");
     for signal in judged.signals.iter().filter(|signal| signal.available) {
         signals.add(&[("name", signal.signal.as_str())], signal.value);

@@ -263,6 +263,7 @@ impl Worker {
                 engine.set_used(Budget::Export, used as u64, all as u64);
                 status.export_bytes.store(used as u64, Relaxed);
                 status.requests.store(pipeline.requests() as u64, Relaxed);
+                engine.set_vault_write(lane.write_latency());
                 let used = lane.bytes_in_use() as u64;
                 engine.set_used(Budget::Vault, used, vault_limit);
                 status.vault_bytes.store(used, Relaxed);

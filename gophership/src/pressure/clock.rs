@@ -1,5 +1,7 @@
 //! The clock both halves share.
 
+use std::time::Duration;
+
 use nix::time::{ClockId, clock_gettime};
 
 /// `CLOCK_MONOTONIC` in nanoseconds: what `bpf_ktime_get_ns` reads in the kernel half.
@@ -10,4 +12,9 @@ pub fn monotonic_ns() -> u64 {
         let nanos = u64::try_from(time.tv_nsec()).unwrap_or(0);
         seconds * 1_000_000_000 + nanos
     })
+}
+
+/// What the calling thread has had of the CPUs.
+pub(super) fn cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }

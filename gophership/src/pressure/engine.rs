@@ -12,6 +12,7 @@ use gophership_common::{Word, WorkerLine};
 use super::{
     clock::monotonic_ns,
     kernel::{Enlist, Wake},
+    waits::Waits,
 };
 
 pub use gophership_common::Budget;
@@ -41,42 +42,54 @@ pub struct EngineLine {
     line: &'static [AtomicU64],
     /// With the fallback: sample after this many operations, by waking the watch thread.
     sampling: Option<(u64, &'static Wake)>,
-    /// With the kernel half: this worker's number and the way to tell it.
-    enlist: Option<(usize, Enlist)>,
+    number: usize,
+    /// With the kernel half: the way to tell it this worker's number.
+    enlist: Option<Enlist>,
+    /// Where user space finds how long the workers wait.
+    waits: &'static Waits,
 }
 
 impl EngineLine {
     pub(super) const fn of(
         line: &'static [AtomicU64],
         sampling: Option<(u64, &'static Wake)>,
-        enlist: Option<(usize, Enlist)>,
+        number: usize,
+        enlist: Option<Enlist>,
+        waits: &'static Waits,
     ) -> Self {
         Self {
             line,
             sampling,
+            number,
             enlist,
+            waits,
         }
     }
 
-    /// Makes the calling thread known to the kernel half as this worker's, so that its waits for a
-    /// CPU are measured. Does nothing without the kernel half.
+    /// Makes the calling thread known as this worker's, so that its waits for a CPU are measured.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel half's; without it, if `/proc` doesn't tell of the waits.
     pub fn enlist(self) -> io::Result<()> {
+        let waits = self.waits.enlist(self.number);
         match self.enlist {
-            Some((worker, enlist)) => enlist.worker(worker),
-            None => Ok(()),
+            Some(enlist) => enlist.worker(self.number),
+            None => waits,
         }
     }
 
-    /// Reports how long this worker's synced vault writes take now.
-    pub fn set_vault_write(self, takes: Duration) {
-        let takes_us = u64::try_from(takes.as_micros()).unwrap_or(u64::MAX >> 2);
+    /// Reports how long this worker's synced vault writes take now; `None`: it writes nothing, which
+    /// reads as unavailable.
+    pub fn set_vault_write(self, takes: Option<Duration>) {
+        const HOUR: Duration = Duration::from_hours(1);
+        // The judge compares what is below 2^62; and the greatest of all workers, so silence is 0.
+        let takes_us = takes.map_or(0, |takes| takes.min(HOUR).as_micros());
+        let takes_us = u64::try_from(takes_us).unwrap_or(0);
+        let known_at_ns = takes.map_or(0, |_| monotonic_ns());
         self.word(offset_of!(WorkerLine, vault_write_us))
             .store(takes_us, Ordering::Relaxed);
         self.word(offset_of!(WorkerLine, vault_write_at_ns))
-            .store(monotonic_ns(), Ordering::Release);
+            .store(known_at_ns, Ordering::Release);
     }
 
     fn word(self, offset: usize) -> &'static AtomicU64 {
@@ -90,8 +103,9 @@ impl EngineLine {
             .store(monotonic_ns(), Ordering::Release);
     }
 
-    /// Takes back the heartbeat: a worker that has ended isn't late.
+    /// Takes back the heartbeat and the vault's pace: a worker that has ended isn't late.
     pub fn retire(self) {
+        self.set_vault_write(None);
         self.word(offset_of!(WorkerLine, heartbeat_ns))
             .store(0, Ordering::Release);
     }

@@ -94,6 +94,24 @@ impl MemorySources {
         Some(shares.fold(host, u32::min))
     }
 
+    /// The engine's own memory cgroup's files of this name, by the version of its hierarchy.
+    pub(super) fn own_files(&self, unified: &str, version_1: &str) -> Vec<PathBuf> {
+        let own = |wanted: bool, name: &str| {
+            let level = self.levels.iter().find(|level| level.unified == wanted)?;
+            Some(level.directory.join(name)).filter(|path| path.exists())
+        };
+        let found = [own(true, unified), own(false, version_1)];
+        found.into_iter().flatten().collect()
+    }
+
+    /// Whether the host has so much memory left that nobody can be stalled for want of the host's.
+    pub(super) fn host_has_plenty(&self) -> bool {
+        const PLENTY_PERMILLE: u32 = 250;
+        self.host().is_some_and(|host| {
+            gophership_common::permille(host.available, host.limit) >= PLENTY_PERMILLE
+        })
+    }
+
     /// The engine's own cgroup directory, if its memory is accounted for by version 2.
     pub(super) fn cgroup(&self) -> Option<&Path> {
         self.levels

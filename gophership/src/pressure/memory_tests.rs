@@ -34,6 +34,15 @@ fn without_limits_the_host_counts() {
 }
 
 #[test]
+fn a_quarter_of_the_host_is_plenty() {
+    let host = Host::new("0::/\n", "");
+    assert!(host.sources().host_has_plenty());
+    let meminfo = "MemTotal: 8388608 kB\nMemAvailable: 2000000 kB\n";
+    host.file("proc/meminfo", meminfo);
+    assert!(!host.sources().host_has_plenty());
+}
+
+#[test]
 fn the_tightest_ancestor_counts_in_v2() {
     let host = Host::new(
         "0::/kube/pod/app\n",

@@ -44,6 +44,7 @@ mod snapshot;
 pub mod sockets;
 mod stochastic;
 mod unavailable;
+mod waits;
 mod watch;
 mod xdp;
 
@@ -71,7 +72,7 @@ pub use kernel::{
 };
 pub use memory::memory_limit_bytes;
 pub use release::Release;
-pub use snapshot::{SignalReading, Snapshot, Source, shown, unit};
+pub use snapshot::{Followed, SignalReading, Snapshot, Source, shown, unit};
 pub use sockets::{Listing, SocketOrder};
 pub use watch::{Occurrence, TICK_DEAD_MIN, Transition, WatchHandle};
 pub use xdp::{
@@ -81,7 +82,9 @@ pub use xdp::{
 
 use kernel::{Enlist, Events, Kernel, Wake};
 use pages::Pages;
+use stochastic::Own;
 use unavailable::Unavailable;
+use waits::Waits;
 
 /// Whether the kernel half must judge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,6 +204,8 @@ pub struct Pressure {
     /// The kernel half's way to learn who a worker is.
     enlist: Option<Enlist>,
     wake: &'static Wake,
+    /// How long the workers wait for a CPU, without the kernel half.
+    waits: &'static Waits,
     /// The ingest listeners' ports.
     ports: Vec<u16>,
     sample_every: u64,
@@ -256,8 +261,8 @@ impl Pressure {
                 if config.kernel == KernelMode::Auto {
                     tracing::warn!(
                         reason,
-                        "THE KERNEL HALF DOES NOT RUN: user space judges, without receive queues, \
-                         and not while it is stalled"
+                        "THE KERNEL HALF DOES NOT RUN: user space judges, by what it samples, and \
+                         not while it is stalled"
                     );
                 }
                 if !config.xdp.interfaces.is_empty() {
@@ -270,8 +275,11 @@ impl Pressure {
                     what: "mmap",
                     source,
                 })?;
-                pages.publish(&policy);
                 let unavailable = Unavailable::without_kernel(&reason);
+                let mut policy = policy;
+                policy::follow_disks(&mut policy, scope, &unavailable);
+                policy.measured = Own::measures(&policy);
+                pages.publish(&policy);
                 Self::assemble(config, scope, pages, policy, Err(reason), unavailable)
             }
         }
@@ -306,6 +314,7 @@ impl Pressure {
             enlist,
             // Lives as long as the mappings: workers' handles point to both.
             wake: Box::leak(Box::new(wake)),
+            waits: Box::leak(Box::default()),
             ports: scope.ports.clone(),
             sample_every: config.sample_every,
             tick: config.tick,
@@ -329,8 +338,8 @@ impl Pressure {
             Some(_) => None,
             None => Some((self.sample_every.max(1), self.wake)),
         };
-        let enlist = self.enlist.map(|enlist| (worker, enlist));
-        EngineLine::of(self.pages.line(worker), sampling, enlist)
+        let line = self.pages.line(worker);
+        EngineLine::of(line, sampling, worker, self.enlist, self.waits)
     }
 
     /// Whether `CAP_BPF` must outlive the drop of privileges: before 5.19 an unprivileged `bpf(2)` is

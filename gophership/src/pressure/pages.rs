@@ -3,7 +3,7 @@
 use std::{
     io,
     mem::offset_of,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering, fence},
 };
 
 use gophership_common::{
@@ -70,6 +70,9 @@ impl Pages {
     pub(super) fn publish(&self, policy: &Policy) {
         let generation = self.policy.word(offset_of!(PolicyPage, generation));
         let next = generation.load(Ordering::Acquire).wrapping_add(1);
+        // The slot written now was in force before the last publication: who still reads it must find
+        // the generation changed, so nothing of this one may be seen before that.
+        fence(Ordering::Release);
         let slot = usize::from(next & 1 == 1);
         let offset = offset_of!(PolicyPage, slots) + slot * size_of::<Policy>();
         self.policy.write(offset, policy);
@@ -118,6 +121,19 @@ impl Pages {
     /// The probes' counts.
     pub(super) fn aggregates(&self) -> Aggregates {
         self.signals.read(offset_of!(SignalsPage, aggregates))
+    }
+
+    /// Notes the sockets followed, and those that weren't, where no probe counts them.
+    pub(super) fn count_followed(&self, (tracked, untracked): (u64, u64)) {
+        const AT: usize = offset_of!(SignalsPage, aggregates);
+        for (offset, value) in [
+            (offset_of!(Aggregates, tracked), tracked),
+            (offset_of!(Aggregates, untracked), untracked),
+        ] {
+            self.signals
+                .word(AT + offset)
+                .store(value, Ordering::Relaxed);
+        }
     }
 
     /// One watched socket.

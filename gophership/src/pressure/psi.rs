@@ -2,7 +2,8 @@
 //!
 //! Source: Documentation/accounting/psi.rst. The `total=` counters are used rather than the averages,
 //! which lag by ten seconds. Of the host, *full* counts for memory: *some* task stalls whenever any
-//! cgroup is at its own limit, which is no concern of ours.
+//! cgroup is at its own limit, which is no concern of ours. On an idle host that is *full*, too:
+//! whoever posts it leaves it out while the host has plenty of memory.
 
 use std::{
     collections::VecDeque,

@@ -11,7 +11,11 @@ use std::{
 
 use gophership_common::{Cause, Policy, SIGNALS, Signal, Signals, Unit, VerdictPage, Zone};
 
-use super::{clock::monotonic_ns, pages::Pages, unavailable::Unavailable};
+use super::{
+    clock::monotonic_ns,
+    pages::Pages,
+    unavailable::{KERNEL_ONLY, Unavailable},
+};
 
 /// Who judges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +87,20 @@ pub struct Snapshot {
     pub signals: Vec<SignalReading>,
     /// Transitions that found the kernel's ring buffer full.
     pub events_lost: u64,
+    /// How the ingest sockets are followed.
+    pub followed: Followed,
+}
+
+/// How the ingest sockets are followed, by the probes or by looking at them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Followed {
+    /// Sockets followed now.
+    pub sockets: u64,
+    /// Sockets that found the table full, counted once a segment or look: their queues don't count.
+    pub untracked: u64,
+    /// Sockets above a level that found no watch slot, counted once an event: they don't count while
+    /// they are silent.
+    pub unwatched: u64,
 }
 
 /// Who judges right now, and why not the kernel.
@@ -127,12 +145,13 @@ impl Snapshot {
             .max(judging.judged_at_ns.load(Ordering::Acquire));
         let age = Duration::from_nanos(now_ns.saturating_sub(since_ns));
         let why_not_kernel = judging.why_not_kernel();
+        let counts = pages.aggregates();
         let worst = why_not_kernel.is_none().then(|| pages.worst());
         let signals = readings(&pages.last_signals(), worst, policy, |signal| {
-            // What the kernel half could measure is away with its tick.
-            match &why_not_kernel {
-                Some(why) if policy.measured & signal.bit() != 0 => why.clone(),
-                Some(_) | None => unavailable.reason(signal),
+            // What the kernel half alone could measure is away with its tick.
+            match (unavailable.known(signal), &why_not_kernel) {
+                (None, Some(why)) if KERNEL_ONLY.contains(&signal) => why.clone(),
+                _ => unavailable.reason(signal),
             }
         });
         Self {
@@ -154,6 +173,11 @@ impl Snapshot {
             judged_age: Duration::from_nanos(now_ns.saturating_sub(judged_at_ns)),
             signals,
             events_lost: pages.verdict_at(offset_of!(VerdictPage, events_lost)),
+            followed: Followed {
+                sockets: counts.tracked,
+                untracked: counts.untracked,
+                unwatched: counts.unwatched,
+            },
         }
     }
 

@@ -33,18 +33,23 @@ impl Unavailable {
             .collect()
     }
 
+    /// Why, if anything has said so.
+    pub(super) fn known(&self, signal: Signal) -> Option<String> {
+        lock(&self.0).get(&signal).cloned()
+    }
+
     /// Why a signal that reads unavailable does.
     pub(super) fn reason(&self, signal: Signal) -> String {
-        lock(&self.0).get(&signal).cloned().unwrap_or_else(|| {
+        self.known(signal).unwrap_or_else(|| {
             match signal {
                 Signal::HeartbeatAge
                 | Signal::BudgetIngest
                 | Signal::BudgetExport
                 | Signal::BudgetVault => "no worker has reported yet",
-                Signal::VaultWrite => "nothing has been written to the vault yet",
+                Signal::VaultWrite => "nothing was written to the vault within the last second",
                 Signal::TimeToFull => "no worker has reported the ingest budget yet",
                 Signal::CpuWait => "no worker is enlisted yet",
-                Signal::ListenBacklog => "no listener was seen to begin listening",
+                Signal::ListenBacklog => "no listener is known",
                 signal if POSTED.contains(&signal) => "not sampled within the last 2 s",
                 _ => "not measured yet",
             }
@@ -53,23 +58,9 @@ impl Unavailable {
     }
 }
 
-/// What only the kernel half can measure.
-const KERNEL_ONLY: [Signal; 17] = [
-    Signal::ReceiveQueue,
-    Signal::ReceiveQueueStalled,
-    Signal::SocketsAboveYellow,
-    Signal::SocketsAboveRed,
-    Signal::ReceiveQueueBytes,
-    Signal::ListenBacklog,
+/// What only the kernel half can measure: nobody else tells when a task reclaims, or why.
+pub(super) const KERNEL_ONLY: [Signal; 3] = [
     Signal::MemoryStall,
     Signal::MemoryStallCgroup,
     Signal::KswapdWakeups,
-    Signal::OomKills,
-    Signal::CpuWait,
-    Signal::DiskLatency,
-    Signal::DiskDepth,
-    Signal::IngressRate,
-    Signal::IngressRateLong,
-    Signal::IngressSlope,
-    Signal::TimeToFull,
 ];

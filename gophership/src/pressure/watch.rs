@@ -26,7 +26,7 @@ use super::{
     lock,
     memory::MemorySources,
     psi::{self, Psi},
-    stochastic,
+    stochastic::{self, Own},
 };
 
 /// How often samples are posted and the tick's age is checked.
@@ -140,8 +140,11 @@ pub(super) fn spawn(
             .unavailable
             .set(Signal::MemoryPressureCgroup, reason);
     }
+    let policy = *lock(&pressure.policy);
+    let own = Own::new(&policy, &pressure.ports, &memory, pressure.waits);
     let mut watch = Watch {
         events: lock(&pressure.events).take(),
+        own,
         psi: Psi::discover(Path::new("/"), memory.cgroup()),
         memory,
         trigger: trigger(&pressure),
@@ -180,6 +183,8 @@ fn trigger(pressure: &Pressure) -> Option<File> {
 struct Watch<F> {
     pressure: Arc<Pressure>,
     events: Option<Events>,
+    /// What user space measures by itself, where it judges.
+    own: Own,
     memory: MemorySources,
     psi: Psi,
     /// Ready when memory pressure has crossed its Yellow level.
@@ -277,15 +282,33 @@ impl<F: Fn(&Occurrence)> Watch<F> {
                 .map(u64::from)
                 .ok_or_else(|| io::Error::other("/proc/meminfo can't be read")),
         );
-        self.psi.sample(Instant::now(), post);
+        let plenty = self.memory.host_has_plenty();
+        self.psi
+            .sample(Instant::now(), |signal, share| match signal {
+                // Stalls under the limits of cgroups: ours has a signal of its own.
+                Signal::MemoryPressure if plenty => post(signal, share.map(|_| 0)),
+                signal => post(signal, share),
+            });
         posted.at_ns = monotonic_ns();
         pressure.pages.post(&posted);
     }
 
-    fn judge(&self) {
-        let policy = *lock(&self.pressure.policy);
+    fn judge(&mut self) {
+        let pressure = &self.pressure;
+        let policy = *lock(&pressure.policy);
+        let pages = &pressure.pages;
+        let tally = stochastic::tally(pages, &policy);
+        let sampled_ns = monotonic_ns();
+        let own = self
+            .own
+            .sample(&policy, &tally, sampled_ns, &pressure.unavailable);
+        if pressure.kernel.is_none() {
+            pages.count_followed(self.own.followed());
+        }
+        let probed = pressure.kernel.is_some() && policy.measured & Signal::ReceiveQueue.bit() != 0;
         let now_ns = monotonic_ns();
-        let event = stochastic::judge_once(&self.pressure.pages, &policy, now_ns);
+        let reading = stochastic::reading(pages, own, &tally, probed, now_ns);
+        let event = stochastic::judge_once(pages, &policy, &reading, now_ns);
         if let Some(occurrence) = event.and_then(|event| Occurrence::of(&event, policy.rules)) {
             (self.on_occurrence)(&occurrence);
         }

@@ -108,6 +108,12 @@ impl Port {
         matches!(*self.lock(), Next::Ready(_))
     }
 
+    /// Whether the next segment is still being made.
+    #[must_use]
+    pub(super) fn is_wanted(&self) -> bool {
+        matches!(*self.lock(), Next::Wanted)
+    }
+
     fn put(&self, next: Next) {
         *self.lock() = next;
         self.room.notify_one();

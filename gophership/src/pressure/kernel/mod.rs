@@ -242,15 +242,9 @@ impl Kernel {
         if self.can_list {
             self.iterators = Iterators::attach(&mut self.ebpf, &btf);
         }
-        let mut measured = 0;
-        for (needed, signals) in programs::MEASURES {
-            let reason = needed.iter().find_map(|name| refused.get(name));
-            for &signal in signals {
-                match reason {
-                    Some(reason) => unavailable.set(signal, reason),
-                    None => measured |= signal.bit(),
-                }
-            }
+        let (measured, missing) = programs::measured(&refused);
+        for (signal, reason) in missing {
+            unavailable.set(signal, reason);
         }
         Ok(measured)
     }
@@ -422,3 +416,6 @@ impl std::fmt::Display for Chain<'_> {
         f.write_str(&refusal::without_verifier_log(&text))
     }
 }
+
+#[cfg(test)]
+mod parity_tests;

@@ -25,7 +25,10 @@ impl Core {
         let counters = &self.shared.counters[usize::from(self.lane)];
         match done.result {
             Ok(()) => {
-                counters.sync_took(op.started.elapsed());
+                let now = Instant::now();
+                let took = now.saturating_duration_since(op.started);
+                counters.sync_took(took);
+                self.pace.took(took, now);
                 op.state = State::Done;
             }
             Err(source) => {

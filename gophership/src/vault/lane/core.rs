@@ -10,6 +10,7 @@ use super::{
     block::{BLOCK_ENTRIES_MAX, Compressor, OpenBlock, Packed, Pending, Span},
     geometry::{Geometry, TAIL_BYTES},
     ops::Op,
+    pace::Pace,
     place::Current,
     waiters::{Ticket, Waiters},
 };
@@ -90,6 +91,10 @@ pub(super) struct Core {
     mark_armed: bool,
     /// When the last data block that no later block covers was acknowledged.
     pub(super) uncovered_since: Option<Instant>,
+    /// How long writes take.
+    pub(super) pace: Pace,
+    /// Since when appends wait for the next segment to be made.
+    pub(super) starved_since: Option<Instant>,
     pub(super) started: Instant,
     /// Zone and cause that go into block headers.
     pub(super) verdict: (u8, u8),
@@ -128,6 +133,8 @@ impl Core {
             linger_armed: false,
             mark_armed: false,
             uncovered_since: None,
+            pace: Pace::new(Instant::now()),
+            starved_since: None,
             started: Instant::now(),
             verdict: (0, 0),
             shared,
@@ -288,7 +295,10 @@ impl Core {
             return Ok(false);
         }
         match self.port().take(&self.shared) {
-            Next::Wanted => Ok(false),
+            Next::Wanted => {
+                self.starved_since.get_or_insert_with(Instant::now);
+                Ok(false)
+            }
             Next::Ready(ready) => {
                 self.write_seal();
                 self.begin_segment(ready);

@@ -9,6 +9,7 @@ mod block;
 mod core;
 mod geometry;
 mod ops;
+mod pace;
 mod place;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 use self::{
@@ -224,6 +226,16 @@ impl Lane {
     /// Sets the zone and cause, as their numbers in the verdict word, that go into block headers.
     pub fn note_verdict(&self, zone: u8, cause: u8) {
         self.inner.core.borrow_mut().verdict = (zone, cause);
+    }
+
+    /// How long a durable write takes now, in the eyes of those who wait for it; `None` if there was
+    /// nothing to write within the last second.
+    #[must_use]
+    pub fn write_latency(&self) -> Option<Duration> {
+        let mut core = self.inner.core.borrow_mut();
+        // A worker that was held up hasn't heard yet of what is long done.
+        core.advance();
+        core.write_latency(Instant::now())
     }
 
     /// Bytes of block buffers in use.

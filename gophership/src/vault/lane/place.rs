@@ -56,6 +56,7 @@ impl Core {
             host: self.shared.host,
         };
         segment.begin();
+        self.starved_since = None;
         self.current = Some(Current {
             segment,
             file,

@@ -1,8 +1,18 @@
 //! The fallback judge: the same `judge()` in user space, into the same word.
 //!
 //! It runs on the watch thread, at least every 100 ms and whenever a worker's operation count
-//! says so. Alone it can't see receive queues, which then read "unavailable"; standing in for a
-//! kernel half whose tick has died it still reads what the probes count.
+//! says so, on what user space measures by itself ([`own`]). Standing in for a kernel half whose tick
+//! has died, it goes by what the probes still count where they do.
+//!
+//! What it can't do: judge while user space is stalled, and see what happens between two looks. Red
+//! by a receive queue takes two looks at least.
+
+mod diag;
+mod disk;
+mod oom;
+mod own;
+mod past;
+mod queues;
 
 use std::{mem::offset_of, sync::atomic::Ordering};
 
@@ -13,12 +23,44 @@ use gophership_common::{
 
 use super::pages::Pages;
 
-/// Judges once. Returns the change of the word, if it changed.
-pub(super) fn judge_once(pages: &Pages, policy: &Policy, now_ns: u64) -> Option<Event> {
-    let signals = sample(pages, policy, now_ns);
-    pages.record(&signals);
+pub(super) use own::Own;
+
+/// What the workers have reported, added up.
+pub(super) fn tally(pages: &Pages, policy: &Policy) -> Tally {
+    let mut tally = Tally::default();
+    for worker in 0..policy.workers as usize {
+        tally.add(&pages.report(worker));
+    }
+    tally
+}
+
+/// The whole reading: what user space measures by itself, what the workers report, and where probes
+/// count (`probed`), what those do.
+pub(super) fn reading(
+    pages: &Pages,
+    own: Signals,
+    tally: &Tally,
+    probed: bool,
+    now_ns: u64,
+) -> Signals {
+    let mut signals = own;
+    signals.available |= tally.report(&pages.posted(), now_ns, &mut signals.values);
+    if probed {
+        measure(pages, &mut signals, now_ns);
+    }
+    signals
+}
+
+/// Judges a reading. Returns the change of the word, if it changed.
+pub(super) fn judge_once(
+    pages: &Pages,
+    policy: &Policy,
+    signals: &Signals,
+    now_ns: u64,
+) -> Option<Event> {
+    pages.record(signals);
     let word = Word(pages.word().load(Ordering::Acquire));
-    let judgement = judge(policy, &signals, &pages.state().adopt(word), now_ns);
+    let judgement = judge(policy, signals, &pages.state().adopt(word), now_ns);
     let next = judgement.word_after(word);
     if next.same_verdict(word) {
         pages.remember(&judgement.state);
@@ -43,21 +85,8 @@ pub(super) fn judge_once(pages: &Pages, policy: &Policy, now_ns: u64) -> Option<
         from: word,
         to: next,
         ktime_ns: now_ns,
-        values: signals,
+        values: *signals,
     })
-}
-
-fn sample(pages: &Pages, policy: &Policy, now_ns: u64) -> Signals {
-    let mut tally = Tally::default();
-    for worker in 0..policy.workers as usize {
-        tally.add(&pages.report(worker));
-    }
-    let mut signals = Signals::NONE;
-    signals.available = tally.report(&pages.posted(), now_ns, &mut signals.values);
-    if policy.measured & Signal::ReceiveQueue.bit() != 0 {
-        measure(pages, &mut signals, now_ns);
-    }
-    signals
 }
 
 /// What the probes have counted: they go on when the tick is dead.

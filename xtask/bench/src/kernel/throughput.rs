@@ -1,0 +1,153 @@
+//! Throughput with the kernel half on against off, in one run.
+//!
+//! Rounds of two: a daemon with it and one without, each saturated for a while over TLS on loopback,
+//! in turns that alternate, so that what drifts hits both. Both must take the same way: pipeline, one
+//! OTLP destination that accepts everything. So what the machine does is no cause of Red, and a queue
+//! only after a time that no turn lasts. Without the kernel half user space judges; it does so as seldom
+//! as it can, because that costs time, too.
+//! Generator, daemon and destination share the CPUs, so all that the probes cost is in the figure,
+//! whoever's thread they run on.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+use super::{Bench, plan};
+use crate::{
+    daemon::{CpuTime, Daemon, Settings, UNDISTURBED, cpu_ns},
+    load::Load,
+    report::Spread,
+};
+
+/// glibc gives memory back to the system in sizes that it learns from what was freed before. Loading the
+/// kernel half frees megabytes, so that a daemon with it would have fewer page faults under load, which
+/// has nothing to do with judging. Set, these sizes are the same with and without.
+const SAME_HEAP: [(&str, &str); 1] = [(
+    "GLIBC_TUNABLES",
+    "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=67108864",
+)];
+/// The most that the kernel half may cost.
+const WITHIN_PER_CENT: f64 = 2.0;
+
+struct Turn {
+    records_per_second: f64,
+    daemon_cpu_ns_per_record: f64,
+    all_cpu_ns_per_record: f64,
+    transitions: usize,
+    /// How the CPUs spent the window: idle, taken by the host, and on what isn't ours, per cent.
+    idle_per_cent: f64,
+    stolen_per_cent: f64,
+    others_per_cent: f64,
+    figures: Value,
+}
+
+pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
+    let (rounds, window) = match bench.quick {
+        true => (3, Duration::from_secs(2)),
+        // An odd number has a median that was measured.
+        false => (9, Duration::from_secs(5)),
+    };
+    eprintln!("throughput: {rounds} rounds of {window:?} with the kernel half and as long without");
+    let mut turns = Vec::new();
+    for round in 0..rounds {
+        let (on, off) = if round % 2 == 0 {
+            let on = turn(bench, "required", window)?;
+            (on, turn(bench, "off", window)?)
+        } else {
+            let off = turn(bench, "off", window)?;
+            (turn(bench, "required", window)?, off)
+        };
+        eprintln!(
+            "    round {}: on {:.0}, off {:.0} records a second; others had {:.0} % and {:.0} % of the CPUs",
+            round + 1,
+            on.records_per_second,
+            off.records_per_second,
+            on.others_per_cent + on.stolen_per_cent,
+            off.others_per_cent + off.stolen_per_cent
+        );
+        turns.push((on, off));
+    }
+    tell(bench, &turns)
+}
+
+fn turn(bench: &Bench<'_>, kernel: &str, window: Duration) -> Result<Turn> {
+    let pressure = format!("{UNDISTURBED}\n  receive_queue: {{ yellow: 50%, red: 80%, for: 30s }}");
+    let daemon = Daemon::start(
+        bench.site,
+        &Settings {
+            kernel,
+            pressure: &pressure,
+            ack_within: "10s",
+            sink: bench.sink.address(),
+            env: &SAME_HEAP,
+        },
+    )?;
+    let load = Load::start(plan(bench, daemon.grpc())?)?;
+    load.measure(Duration::ZERO, Duration::from_millis(1000))?;
+    let machine = CpuTime::now()?;
+    let before = (cpu_ns(daemon.pid()), cpu_ns(std::process::id()));
+    let measured = load.measure(Duration::ZERO, window)?;
+    let daemon_ns = cpu_ns(daemon.pid()).saturating_sub(before.0);
+    let own_ns = cpu_ns(std::process::id()).saturating_sub(before.1);
+    let records = measured.records as f64;
+    let machine = CpuTime::now()?.since(&machine);
+    let per_cent = |ns: u64| ns as f64 * 100.0 / machine.all_ns.max(1) as f64;
+    let others_ns = machine.busy_ns.saturating_sub(daemon_ns + own_ns);
+    Ok(Turn {
+        records_per_second: measured.records_per_second(),
+        daemon_cpu_ns_per_record: daemon_ns as f64 / records,
+        all_cpu_ns_per_record: (daemon_ns + own_ns) as f64 / records,
+        transitions: daemon.log_events("zone").count(),
+        idle_per_cent: per_cent(machine.idle_ns),
+        stolen_per_cent: per_cent(machine.stolen_ns),
+        others_per_cent: per_cent(others_ns),
+        figures: measured.json(),
+    })
+}
+
+fn tell(bench: &mut Bench<'_>, turns: &[(Turn, Turn)]) -> Result<()> {
+    let ratio = |of: fn(&Turn) -> f64| {
+        let ratios = turns.iter().map(|(on, off)| of(on) / of(off));
+        Spread::of(ratios.collect()).context("no round was measured")
+    };
+    let throughput = ratio(|turn| turn.records_per_second)?;
+    let daemon_cpu = ratio(|turn| turn.daemon_cpu_ns_per_record)?;
+    let all_cpu = ratio(|turn| turn.all_cpu_ns_per_record)?;
+    let cost_per_cent = (1.0 - throughput.p50) * 100.0;
+    eprintln!(
+        "    on / off: records a second {:.4} (from {:.4} to {:.4}), CPU a record {:.4} (daemon {:.4})",
+        throughput.p50, throughput.min, throughput.max, all_cpu.p50, daemon_cpu.p50
+    );
+    let rounds: Vec<Value> = turns
+        .iter()
+        .map(|(on, off)| json!({ "on": figures(on), "off": figures(off) }))
+        .collect();
+    let mut all = json!({ "rounds": rounds });
+    throughput.add_to(&mut all, "throughput_on_over_off", "ratio");
+    all_cpu.add_to(&mut all, "all_cpu_on_over_off", "ratio");
+    daemon_cpu.add_to(&mut all, "daemon_cpu_on_over_off", "ratio");
+    all["bars"] = json!([
+        bench.report.bar(
+            "throughput with the kernel half at most 2 % below that without (median of the rounds)",
+            cost_per_cent <= WITHIN_PER_CENT,
+        ),
+        bench.report.bar(
+            "CPU time a record with the kernel half at most 2 % above that without (median)",
+            (all_cpu.p50 - 1.0) * 100.0 <= WITHIN_PER_CENT,
+        ),
+    ]);
+    bench.report.emit("kernel.throughput", &all);
+    Ok(())
+}
+
+fn figures(turn: &Turn) -> Value {
+    let mut figures = turn.figures.clone();
+    figures["daemon_cpu_ns_per_record"] = turn.daemon_cpu_ns_per_record.into();
+    figures["all_cpu_ns_per_record"] = turn.all_cpu_ns_per_record.into();
+    figures["machine_idle_per_cent"] = turn.idle_per_cent.into();
+    figures["machine_stolen_per_cent"] = turn.stolen_per_cent.into();
+    figures["machine_others_per_cent"] = turn.others_per_cent.into();
+    figures["transitions_count"] = turn.transitions.into();
+    figures
+}

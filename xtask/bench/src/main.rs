@@ -1,0 +1,161 @@
+//! The load generator and the measurements behind `cargo xtask bench`.
+//!
+//! A package of its own, so that `cargo xtask run` doesn't compile it; with the daemon's own
+//! dependencies, so that building both costs little more than one. Measurements tell what they
+//! measured; nothing fails for being slow, unless asked to by `--check`.
+
+#![expect(
+    clippy::print_stdout,
+    reason = "standard output is where the measurements go"
+)]
+
+mod daemon;
+mod kernel;
+mod load;
+mod report;
+mod sink;
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    daemon::Site,
+    kernel::{Bench, Part},
+    load::{Load, Plan, Transport},
+    report::Report,
+    sink::Sink,
+};
+
+/// Measures; prints a JSON object a measurement, and words on standard error.
+#[derive(Parser)]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
+struct Arguments {
+    #[command(subcommand)]
+    bench: Kind,
+}
+
+#[derive(Subcommand)]
+enum Kind {
+    /// What the kernel half shows in time and what it costs; needs root
+    Kernel(KernelArguments),
+    /// Send a load to a daemon that runs
+    Load(LoadArguments),
+}
+
+#[derive(Args)]
+struct KernelArguments {
+    /// Directory of the programs to measure
+    #[arg(long)]
+    programs: PathBuf,
+    /// The kernel half's object
+    #[arg(long)]
+    object: PathBuf,
+    /// Directory for the daemons' state, on a real disk
+    #[arg(long)]
+    scratch: PathBuf,
+    /// Take less than a minute instead of five; the figures are rough
+    #[arg(long)]
+    quick: bool,
+    /// Fail if a promise isn't kept
+    #[arg(long)]
+    check: bool,
+    /// Measure only this; may be given more than once
+    #[arg(long, value_enum)]
+    only: Vec<Part>,
+}
+
+#[derive(Args)]
+struct LoadArguments {
+    /// Where the daemon takes OTLP/gRPC
+    #[arg(long, default_value = "127.0.0.1:4317")]
+    address: SocketAddr,
+    /// Directory with ca.pem, client.pem and client.key; without it the load is plaintext
+    #[arg(long)]
+    certs: Option<PathBuf>,
+    /// Threads that share the connections
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Connections
+    #[arg(long, default_value_t = 4)]
+    connections: usize,
+    /// Requests in flight on each connection
+    #[arg(long, default_value_t = 8)]
+    in_flight: usize,
+    /// Records in each request
+    #[arg(long, default_value_t = 100)]
+    records: u64,
+    /// Requests a second over all connections; without it as many as are answered
+    #[arg(long)]
+    requests_per_second: Option<u64>,
+    /// Most bytes of an HTTP/2 DATA frame; the server's own limit counts as well
+    #[arg(long, default_value_t = 1024 * 1024)]
+    frame_bytes: usize,
+    /// Seconds to measure, after one to warm up
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().bench {
+        Kind::Kernel(arguments) => kernel(arguments),
+        Kind::Load(arguments) => load(&arguments),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn kernel(arguments: KernelArguments) -> Result<ExitCode> {
+    let site = Site::new(arguments.programs, arguments.scratch)?;
+    let sink = Sink::start()?;
+    let mut report = Report::new();
+    let mut bench = Bench {
+        site: &site,
+        sink: &sink,
+        object: &arguments.object,
+        quick: arguments.quick,
+        report: &mut report,
+        empty_ns: None,
+    };
+    kernel::run(&mut bench, &arguments.only)?;
+    if !arguments.check || report.missed().is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    for missed in report.missed() {
+        eprintln!("missed: {missed}");
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+fn load(arguments: &LoadArguments) -> Result<ExitCode> {
+    let transport = match &arguments.certs {
+        Some(certs) => Transport::Tls(daemon::client_tls(certs)?),
+        None => Transport::Plaintext,
+    };
+    let load = Load::start(Plan {
+        address: arguments.address,
+        transport,
+        threads: arguments.threads,
+        connections: arguments.connections,
+        in_flight: arguments.in_flight,
+        records: arguments.records,
+        requests_per_second: arguments.requests_per_second,
+        frame_bytes: arguments.frame_bytes.max(1),
+    })?;
+    let window = Duration::from_secs(arguments.seconds);
+    let measured = load.measure(Duration::from_secs(1), window)?;
+    if let Some(failure) = load.first_failure() {
+        eprintln!("not everything was acknowledged, first: {failure}");
+    }
+    let mut figures = measured.json();
+    figures["records_per_request_count"] = arguments.records.into();
+    figures["record_bytes"] = load::RECORD_BYTES.into();
+    Report::new().emit("load", &figures);
+    Ok(ExitCode::SUCCESS)
+}
