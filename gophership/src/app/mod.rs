@@ -1,6 +1,7 @@
 //! Builds the subsystems from their configurations, runs them, and drains them.
 
 mod build;
+mod chronicle;
 mod daemon;
 mod drain;
 mod engine;

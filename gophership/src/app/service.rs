@@ -66,6 +66,11 @@ fn written(config: &Config) -> Vec<Written> {
             path: config.control.audit_log.clone(),
             directory_mode: Some(0o750),
         },
+        Written::File {
+            key: "telemetry.events",
+            path: config.telemetry.timeline.path.clone(),
+            directory_mode: Some(0o750),
+        },
         Written::Socket {
             key: "control.unix.path",
             path: config.control.path.clone(),
