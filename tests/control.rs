@@ -162,6 +162,7 @@ fn status(held: Option<pb::Override>) -> pb::StatusReply {
         version: "1.2.3".to_owned(),
         zone: pb::Zone::Red.into(),
         cause: "receive_queue".to_owned(),
+        slow_disk: true,
         zone_since: Some(prost_types::Timestamp {
             seconds: 1_700_000_000,
             nanos: 500_000_000,
@@ -359,6 +360,7 @@ fn status_as_json_has_the_keys_of_the_contract() {
     assert_eq!(status["version"], "1.2.3");
     assert_eq!(status["zone"], "red");
     assert_eq!(status["cause"], "receive_queue");
+    assert_eq!(status["slow_disk"], true);
     assert_eq!(status["zone_since"], "2023-11-14T22:13:20.5Z");
     assert_eq!(status["source"], "stochastic");
     assert_eq!(status["source_reason"], "not built in");
@@ -405,7 +407,7 @@ fn status_as_yaml_and_as_table_say_the_same() {
     let table = daemon.ctl_ok(&["status"]);
     for part in [
         "RED for ",
-        "cause: receive_queue",
+        "cause: receive_queue; the vault's disk is slow",
         "stochastic (not the kernel: not built in)",
         "1 234 567 records, 1.5 KiB; 2 refused",
         "3.0 MiB of 1.0 GiB",
@@ -443,7 +445,7 @@ fn top_goes_on_without_what_cannot_be_had() {
     for part in [
         "sockets: /proc/net/tcp: permission denied",
         "unavailable: no such device",
-        "cause: receive_queue",
+        "cause: receive_queue; the vault's disk is slow",
     ] {
         assert_eq!(shown.matches(part).count(), 2, "{part}: {shown}");
     }

@@ -60,6 +60,9 @@ pub struct StatusReply {
     /// Interfaces to meter and guard, in the order of the configuration.
     #[prost(message, repeated, tag = "15")]
     pub xdp: ::prost::alloc::vec::Vec<Interface>,
+    /// Whether the vault's disk is slow, whatever the zone is due to.
+    #[prost(bool, tag = "16")]
+    pub slow_disk: bool,
 }
 /// A network interface whose traffic to the ingest ports is metered and guarded, counted since the
 /// start.

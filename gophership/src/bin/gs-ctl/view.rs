@@ -81,6 +81,9 @@ fn zone_line(status: &pb::StatusReply, colour: bool) -> String {
     if !status.cause.is_empty() {
         line.push_str(&format!(", cause: {}", plain(&status.cause)));
     }
+    if status.slow_disk {
+        line.push_str("; the vault's disk is slow");
+    }
     line
 }
 
