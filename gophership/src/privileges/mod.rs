@@ -15,6 +15,7 @@ mod accounts;
 mod capabilities;
 mod landlock;
 mod paths;
+mod rehearsal;
 
 use std::{
     fs, io,
@@ -223,10 +224,9 @@ impl Service {
         only_one_thread()?;
         let kept = capabilities::Kept::new(keep_bpf)?;
         kept.before_the_user()?;
-        if self.changes_user {
-            self.change_user()?;
-        }
+        self.change_user()?;
         kept.after_the_user()?;
+        paths::make(needs, None)?;
         paths::check_written(needs, &self.user)?;
         let unreadable = paths::unreadable(needs);
         let landlock = landlock::enforce(self.landlock, needs)?;
@@ -240,14 +240,17 @@ impl Service {
 
     fn change_user(&self) -> Result<(), Error> {
         let (uid, gid) = (Uid::from_raw(self.user.uid), Gid::from_raw(self.user.gid));
-        let groups: Vec<_> = self
-            .user
-            .groups
-            .iter()
-            .copied()
-            .map(Gid::from_raw)
-            .collect();
-        setgroups(&groups).map_err(Error::system("setgroups"))?;
+        if self.changes_user {
+            let groups: Vec<_> = self
+                .user
+                .groups
+                .iter()
+                .copied()
+                .map(Gid::from_raw)
+                .collect();
+            setgroups(&groups).map_err(Error::system("setgroups"))?;
+        }
+        // Also where the user stays: real and saved ids of somebody else are a way back.
         setresgid(gid, gid, gid).map_err(Error::system("setresgid"))?;
         setresuid(uid, uid, uid).map_err(Error::system("setresuid"))
     }

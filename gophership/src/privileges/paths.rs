@@ -16,6 +16,9 @@ use super::{Error, Identity, Service};
 /// Levels below a directory that are checked: the vault has lanes with segments in them.
 const DEPTH: usize = 2;
 
+/// Where ext4's check puts what it finds: root's alone, and nobody else's business.
+const LOST_AND_FOUND: &str = "lost+found";
+
 /// Everything the daemon touches by path after the drop.
 #[derive(Debug, Clone, Default)]
 pub struct Needs {
@@ -54,6 +57,12 @@ pub enum Written {
 }
 
 impl Written {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Tree { path, .. } | Self::File { path, .. } | Self::Socket { path, .. } => path,
+        }
+    }
+
     fn directory(&self) -> &Path {
         match self {
             Self::Tree { path, .. } => path,
@@ -90,11 +99,23 @@ impl Needs {
 /// Makes what is missing and gives it to the service user; what exists stays as it is. Durably: what
 /// is acknowledged must be found in it.
 ///
+/// Where the service user owns a directory on the way, names may lead anywhere: root keeps out of
+/// there, and the service user makes the rest itself ([`Service::enter`]).
+///
 /// # Errors
 /// [`Error::Make`].
 pub fn prepare(needs: &Needs, service: &Service) -> Result<(), Error> {
-    let owner = service.changes_user.then_some(&service.user);
-    for written in &needs.written {
+    make(needs, service.changes_user.then_some(&service.user))
+}
+
+/// Makes what is missing: for `owner`, or as whoever we are.
+pub(super) fn make(needs: &Needs, owner: Option<&Identity>) -> Result<(), Error> {
+    let is_left = |path: &Path| owner.is_some_and(|owner| leads_through_own(path, owner));
+    for written in needs
+        .written
+        .iter()
+        .filter(|written| !is_left(written.path()))
+    {
         match written {
             Written::Tree { path, .. } => make_directory(path, 0o700, owner)?,
             Written::Socket { path, .. } => make_directory(parent(path), 0o755, owner)?,
@@ -106,17 +127,26 @@ pub fn prepare(needs: &Needs, service: &Service) -> Result<(), Error> {
                 if let Some(mode) = directory_mode {
                     make_directory(parent(path), *mode, owner)?;
                 }
-                // In its own directories the service user makes it later. Root keeps out of those,
-                // where names may lead anywhere.
-                if let Some(owner) = owner
-                    && fs::metadata(parent(path)).is_ok_and(|dir| dir.uid() != owner.uid)
-                {
+                if let Some(owner) = owner {
                     make_file(path, owner)?;
                 }
             }
         }
     }
     Ok(())
+}
+
+/// Whether the path, or a directory or link on the way to it, is the user's.
+fn leads_through_own(path: &Path, user: &Identity) -> bool {
+    let is_own = |part: &Path| {
+        let part = if part.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            part
+        };
+        fs::symlink_metadata(part).is_ok_and(|found| found.uid() == user.uid)
+    };
+    path.ancestors().any(is_own)
 }
 
 fn make_directory(path: &Path, mode: u32, owner: Option<&Identity>) -> Result<(), Error> {
@@ -205,6 +235,9 @@ fn check_tree(dir: &Path, depth: usize) -> Checked {
     };
     for entry in fs::read_dir(dir).map_err(at(dir))? {
         let entry = entry.map_err(at(dir))?;
+        if entry.file_name() == LOST_AND_FOUND {
+            continue;
+        }
         let path = entry.path();
         if depth > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             check_tree(&path, depth - 1)?;
