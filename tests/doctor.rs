@@ -313,17 +313,20 @@ fn files_that_the_service_user_could_not_use_are_found() {
     if !is_root() {
         return;
     }
-    // The home is root's alone.
     let patient = Patient::new(&Settings {
         service_user: format!("{NOBODY}:{NOBODY}"),
         ..settings()
     });
-    let (finished, report) = patient.json();
-    let files = check(&report, "confinement.files");
-    assert_eq!(files["verdict"], "failed", "{finished}");
-    let found = files["found"].as_str().unwrap_or_default();
-    assert!(found.contains("may not write to"), "{found}");
-    assert_eq!(finished.code, Some(1), "{finished}");
+    // Closed on the way, then open but the vault root's.
+    for (mode, wrong) in [(0o700, "may not pass through"), (0o755, "may not write to")] {
+        let mode = fs::Permissions::from_mode(mode);
+        fs::set_permissions(patient.home.path(""), mode).expect("its mode");
+        let (finished, report) = patient.json();
+        let files = check(&report, "confinement.files");
+        assert_eq!(files["verdict"], "failed", "{finished}");
+        assert!(files["found"].to_string().contains(wrong), "{files}");
+        assert_eq!(finished.code, Some(1), "{finished}");
+    }
 }
 
 #[test]

@@ -120,6 +120,21 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The service user doesn't even get there: giving it the files away wouldn't help.
+    #[error(
+        "{user} may not pass through {} on the way to {} ({key}); `chmod o+x {}` lets it, or choose another place",
+        directory.display(), base.display(), directory.display()
+    )]
+    NotReachable {
+        /// What it can't pass.
+        directory: PathBuf,
+        /// What of the configuration lies behind.
+        base: PathBuf,
+        /// The configuration key.
+        key: &'static str,
+        /// Who can't.
+        user: Box<Identity>,
+    },
     /// More than one thread is running: the others would keep their privileges.
     #[error("{threads} threads are running before the privileges are dropped, instead of one")]
     Threads {

@@ -9,7 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::unistd::{AccessFlags, access};
+use nix::{
+    errno::Errno,
+    unistd::{AccessFlags, access},
+};
 
 use super::{Error, Identity, Service};
 
@@ -60,6 +63,14 @@ impl Written {
     fn path(&self) -> &Path {
         match self {
             Self::Tree { path, .. } | Self::File { path, .. } | Self::Socket { path, .. } => path,
+        }
+    }
+
+    /// What of the configuration is given to the service user.
+    fn base(&self) -> &Path {
+        match self {
+            Self::Tree { path, .. } | Self::File { path, .. } => path,
+            Self::Socket { path, .. } => parent(path),
         }
     }
 
@@ -211,18 +222,39 @@ pub(super) fn check_written(needs: &Needs, user: &Identity) -> Result<(), Error>
             Written::File { key, path, .. } => (key, check_entry(path)),
             Written::Socket { key, path } => (key, check_directory(parent(path))),
         };
-        checked.map_err(|(path, source)| Error::NotWritable {
-            base: match written {
-                Written::Tree { path, .. } | Written::File { path, .. } => path.clone(),
-                Written::Socket { path, .. } => parent(path).to_owned(),
-            },
-            path,
-            key,
-            user: Box::new(user.clone()),
-            source,
-        })?;
+        checked.map_err(|refused| not_writable(written.base(), key, user, refused))?;
     }
     Ok(())
+}
+
+fn not_writable(
+    base: &Path,
+    key: &'static str,
+    user: &Identity,
+    (path, source): (PathBuf, io::Error),
+) -> Error {
+    let (base, user) = (base.to_owned(), Box::new(user.clone()));
+    let above: Vec<_> = base.ancestors().skip(1).collect();
+    // From the root on: behind the first one that is closed, nothing can be told.
+    let closed = above
+        .into_iter()
+        .rev()
+        .find(|dir| access(*dir, AccessFlags::X_OK) == Err(Errno::EACCES));
+    match closed.map(Path::to_owned) {
+        Some(directory) => Error::NotReachable {
+            directory,
+            base,
+            key,
+            user,
+        },
+        None => Error::NotWritable {
+            path,
+            base,
+            key,
+            user,
+            source,
+        },
+    }
 }
 
 type Checked = Result<(), (PathBuf, io::Error)>;
@@ -262,7 +294,7 @@ fn check_entry(path: &Path) -> Checked {
 /// What doesn't exist can't be refused; whoever makes it reports what is wrong.
 fn check(path: &Path, wanted: AccessFlags) -> Checked {
     match access(path, wanted) {
-        Ok(()) | Err(nix::errno::Errno::ENOENT) => Ok(()),
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
         Err(errno) => Err((path.to_owned(), errno.into())),
     }
 }
