@@ -1,13 +1,14 @@
 //! The configuration: whether it is valid, its addresses free, and its certificates good.
 
 use std::{
-    io::ErrorKind,
-    net::{SocketAddr, TcpListener},
+    io::{self, ErrorKind},
+    net::SocketAddr,
     path::Path,
 };
 
 use nix::net::if_::if_nametoindex;
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::net::TcpSocket;
 
 use super::Check;
 use crate::{
@@ -47,8 +48,8 @@ pub(super) fn check(config: &Result<app::Config, config::Errors>) -> Vec<Check> 
 }
 
 fn address(name: &str, address: SocketAddr) -> Check {
-    match TcpListener::bind(address) {
-        Ok(_) => Check::ok(name, format!("{address} is free")),
+    match bind(address) {
+        Ok(()) => Check::ok(name, format!("{address} is free")),
         Err(error) if error.kind() == ErrorKind::AddrInUse => Check::warning(
             name,
             format!("{address} is in use"),
@@ -60,6 +61,16 @@ fn address(name: &str, address: SocketAddr) -> Check {
             "choose an address of this machine; ports below 1024 need root or CAP_NET_BIND_SERVICE at start",
         ),
     }
+}
+
+/// As the daemon does, but without listening: no producer is to be accepted by a check.
+fn bind(address: SocketAddr) -> io::Result<()> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)
 }
 
 /// Whether the interfaces to meter are there, as the daemon asks at its start.
