@@ -68,7 +68,7 @@ pub use explain::Explained;
 pub use gophership_common::{Cause, Levels, Rule, SIGNALS, Signal, Signals, Unit, Word, Zone};
 pub use kernel::{
     Error as KernelError, Feature, Lockdown, ProgramTrial, check_fields, features,
-    missing_capabilities, try_programs,
+    missing_capabilities, missing_network_capability, try_programs,
 };
 pub use memory::memory_limit_bytes;
 pub use release::Release;
