@@ -109,6 +109,9 @@ fn defaults_of_vault_control_and_telemetry_are_those_of_the_contract() {
     assert_eq!(telemetry.listen, "127.0.0.1:9091".parse().unwrap());
     assert_eq!(telemetry.log_level, "info");
     assert_eq!(telemetry.log_format, LogFormat::Json);
+    let timeline = &telemetry.timeline;
+    let path = PathBuf::from("/var/log/gophership/events.jsonl");
+    assert_eq!((&timeline.path, timeline.bytes_max), (&path, 8 << 20));
 }
 
 fn levels(yellow_permille: u32, red_permille: u32) -> Levels {
@@ -139,6 +142,8 @@ fn every_key_can_be_written_and_takes_effect() {
     assert_eq!(config.control.allow_uids, [0, 1000]);
     assert_eq!(config.control.allow_gids, [27]);
     assert_eq!(config.telemetry.log_level, "debug,h2=warn");
+    assert_eq!(config.telemetry.timeline.path, PathBuf::from("/tmp/e"));
+    assert_eq!(config.telemetry.timeline.bytes_max, 1 << 20);
     assert_eq!(config.service.landlock, LandlockMode::Required);
     assert_eq!(config.destinations[0].name, "main");
     let otlp = DestinationKind::Otlp(OtlpConfig {
@@ -202,7 +207,7 @@ xdp:
   guard: { allow: [10.0.0.0/8], deny: [192.0.2.0/24], syn_per_second: 20 }
 control:
   unix: { path: /tmp/c.sock, mode: "0660", allow_uids: [0, 1000], allow_gids: [27] }
-telemetry: { listen: "[::1]:0", log: { level: "debug,h2=warn", format: pretty }, audit_log: /tmp/a }
+telemetry: { listen: "[::1]:0", log: { level: "debug,h2=warn", format: pretty }, audit_log: /tmp/a, events: /tmp/e, events_max_bytes: 1MiB }
 service: { user: "990:70", landlock: required }
 "#;
 

@@ -2,10 +2,11 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    process::{Command, Output},
-    sync::{Arc, Mutex, PoisonError},
+    process::{Command, Output, Stdio},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     thread,
     time::Duration,
 };
@@ -14,7 +15,8 @@ use gophership::control::{
     self, Config, ControlError, DrainSpec, Engine, Error, OverrideSpec, ReplayCommand, SocketsSpec,
     pb,
 };
-use gophership::pressure::SocketOrder;
+use gophership::pressure::{SocketOrder, Zone};
+use gophership::telemetry::timeline::{self, Event, Moment, Stay, Timeline};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
@@ -22,6 +24,7 @@ use tokio::sync::oneshot;
 #[derive(Debug, Default)]
 struct FakeEngine {
     state: Mutex<State>,
+    timeline: OnceLock<Timeline>,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +59,28 @@ impl Engine for FakeEngine {
             return Err(ControlError::Failed(message));
         }
         Ok(pb::SocketsReply::default())
+    }
+
+    fn timeline(&self) -> Timeline {
+        let open = || {
+            let config = timeline::Config {
+                path: "/dev/null".into(),
+                bytes_max: timeline::BYTES_MIN,
+            };
+            Timeline::open(&config).unwrap()
+        };
+        self.timeline.get_or_init(open).clone()
+    }
+
+    fn present_stay(&self) -> (u64, Stay) {
+        let stay = Stay {
+            zone: Zone::Red,
+            cause: "receive_queue".to_owned(),
+            seconds: 1.5,
+            diverted: timeline::Amount::default(),
+            delivered: timeline::Amount::default(),
+        };
+        (1, stay)
     }
 
     fn set_override(&self, spec: OverrideSpec) -> Result<pb::Override, ControlError> {
@@ -137,6 +162,7 @@ fn status(held: Option<pb::Override>) -> pb::StatusReply {
         version: "1.2.3".to_owned(),
         zone: pb::Zone::Red.into(),
         cause: "receive_queue".to_owned(),
+        slow_disk: true,
         zone_since: Some(prost_types::Timestamp {
             seconds: 1_700_000_000,
             nanos: 500_000_000,
@@ -334,6 +360,7 @@ fn status_as_json_has_the_keys_of_the_contract() {
     assert_eq!(status["version"], "1.2.3");
     assert_eq!(status["zone"], "red");
     assert_eq!(status["cause"], "receive_queue");
+    assert_eq!(status["slow_disk"], true);
     assert_eq!(status["zone_since"], "2023-11-14T22:13:20.5Z");
     assert_eq!(status["source"], "stochastic");
     assert_eq!(status["source_reason"], "not built in");
@@ -380,7 +407,7 @@ fn status_as_yaml_and_as_table_say_the_same() {
     let table = daemon.ctl_ok(&["status"]);
     for part in [
         "RED for ",
-        "cause: receive_queue",
+        "cause: receive_queue; the vault's disk is slow",
         "stochastic (not the kernel: not built in)",
         "1 234 567 records, 1.5 KiB; 2 refused",
         "3.0 MiB of 1.0 GiB",
@@ -418,7 +445,7 @@ fn top_goes_on_without_what_cannot_be_had() {
     for part in [
         "sockets: /proc/net/tcp: permission denied",
         "unavailable: no such device",
-        "cause: receive_queue",
+        "cause: receive_queue; the vault's disk is slow",
     ] {
         assert_eq!(shown.matches(part).count(), 2, "{part}: {shown}");
     }
@@ -516,12 +543,12 @@ fn a_follower_does_not_keep_the_daemon_from_stopping() {
         .arg("--endpoint")
         .arg(format!("unix:{}", daemon.config.path.display()))
         .args(["replay", "--follow", "--output", "json"])
-        .stdout(std::process::Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut out = std::io::BufReader::new(follower.stdout.take().unwrap());
+    let mut out = BufReader::new(follower.stdout.take().unwrap());
     let mut first = String::new();
-    std::io::BufRead::read_line(&mut out, &mut first).unwrap();
+    out.read_line(&mut first).unwrap();
     assert!(first.contains("running"), "{first}");
     drop(daemon.stop.take());
     // Bounded by the service's own grace.
@@ -678,6 +705,51 @@ fn a_file_in_the_way_of_the_socket_is_left_alone() {
     let error = control::bind(&config).unwrap_err();
     assert!(matches!(error, Error::NotASocket { .. }), "{error}");
     assert_eq!(fs::read_to_string(&config.path).unwrap(), "precious");
+}
+
+#[test]
+fn events_are_listed_in_each_format_and_a_follower_sees_the_daemon_stop() {
+    let mut daemon = Daemon::start();
+    let timeline = daemon.engine.timeline();
+    for monotonic_ns in 1..=3 {
+        let ours = monotonic_ns == 1;
+        timeline.record(Moment::of(monotonic_ns, 3), Event::OomKill { ours });
+    }
+    assert!(timeline.flush(Duration::from_secs(10)));
+    let table = daemon.ctl_ok(&["events"]);
+    assert_eq!(table.lines().count(), 3, "{table}");
+    assert!(table.contains("OOM KILL           a process was killed: memory has run out"));
+    let json: Value =
+        serde_json::from_str(&daemon.ctl_ok(&["--output", "json", "events"])).unwrap();
+    assert_eq!(json["events"][2]["sequence"], 3, "{json:#}");
+    assert_eq!(json["events"][0]["ours"], true, "{json:#}");
+    let yaml = daemon.ctl_ok(&["--output", "yaml", "events", "--limit", "1"]);
+    assert!(
+        yaml.contains("sequence: 3") && !yaml.contains("sequence: 2"),
+        "{yaml}"
+    );
+
+    let mut follower = Command::new(env!("CARGO_BIN_EXE_gs-ctl"))
+        .arg("--endpoint")
+        .arg(format!("unix:{}", daemon.config.path.display()))
+        .args(["--output", "json", "events", "--follow"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    for sequence in 1..=3 {
+        let line: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!(line["sequence"], sequence);
+    }
+    drop(daemon.stop.take());
+    let followed = follower.wait_with_output().unwrap();
+    assert_eq!(code(&followed), 3, "{}", stderr(&followed));
+    assert!(
+        stderr(&followed).contains("stopped"),
+        "{}",
+        stderr(&followed)
+    );
 }
 
 #[test]

@@ -124,9 +124,12 @@ fn root_finds_the_kernel_half_working_and_nothing_failed() {
         "vault.rwf_dsync",
         "vault.space",
         "config.ingest.tls.cert",
+        "confinement.files",
     ] {
         assert_eq!(check(&report, name)["verdict"], "ok", "{name}: {finished}");
     }
+    // Of the tests' own, which the daemon never loads.
+    assert!(!finished.stdout.contains("judge_recorded"), "{finished}");
     assert_eq!(report["summary"]["failed"], 0, "{finished}");
     assert_eq!(finished.code, Some(0), "{finished}");
     let left = fs::read_dir(patient.home.vault()).expect("the vault's directory");
@@ -302,5 +305,43 @@ fn lockdown_that_forbids_reading_the_kernel_is_named() {
         let lockdown = check(&report, "kernel.lockdown");
         assert_eq!(lockdown["verdict"], verdict, "{finished}");
         assert_eq!(lockdown["found"], mode, "{finished}");
+    }
+}
+
+#[test]
+fn files_that_the_service_user_could_not_use_are_found() {
+    if !is_root() {
+        return;
+    }
+    let patient = Patient::new(&Settings {
+        service_user: format!("{NOBODY}:{NOBODY}"),
+        ..settings()
+    });
+    // Closed on the way, then open but the vault root's.
+    for (mode, wrong) in [(0o700, "may not pass through"), (0o755, "may not write to")] {
+        let mode = fs::Permissions::from_mode(mode);
+        fs::set_permissions(patient.home.path(""), mode).expect("its mode");
+        let (finished, report) = patient.json();
+        let files = check(&report, "confinement.files");
+        assert_eq!(files["verdict"], "failed", "{finished}");
+        assert!(files["found"].to_string().contains(wrong), "{files}");
+        assert_eq!(finished.code, Some(1), "{finished}");
+    }
+}
+
+#[test]
+fn an_interface_that_is_not_here_is_found() {
+    for (interface, verdict) in [("no-such-if0", "failed"), ("lo", "ok")] {
+        if verdict == "ok" && !is_root() {
+            return;
+        }
+        let patient = Patient::new(&Settings {
+            extra: format!("xdp: {{ interface: {interface} }}\n"),
+            ..settings()
+        });
+        let (finished, report) = patient.json();
+        let found = check(&report, "config.xdp.interface");
+        assert_eq!(found["verdict"], verdict, "{finished}");
+        assert!(found["found"].to_string().contains(interface), "{found}");
     }
 }

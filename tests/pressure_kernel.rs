@@ -27,8 +27,8 @@ use gophership::pressure::{
     Snapshot, Source, TICK_DEAD_MIN, Transition, WatchHandle, Zone, monotonic_ns,
 };
 use gophership_common::{
-    MAP_SOCKETS, MAP_VERDICT, PROGRAM_SOCKET_END, PROGRAM_SOCKET_STATE, PROGRAM_TCP_PROBE,
-    VerdictPage,
+    EVENTS_BYTES, Event, MAP_SOCKETS, MAP_VERDICT, PROGRAM_SOCKET_END, PROGRAM_SOCKET_STATE,
+    PROGRAM_TCP_PROBE, VerdictPage,
 };
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -68,18 +68,7 @@ impl Fixture {
             h2_window_bytes,
             vault_dir: None,
         };
-        let pressure = match Pressure::start(config, &scope, 2) {
-            Ok(pressure) => Arc::new(pressure),
-            Err(error @ Error::KernelRequired(_)) => {
-                assert!(
-                    std::env::var_os("GOPHERSHIP_REQUIRE_KERNEL").is_none_or(|value| value != "1"),
-                    "GOPHERSHIP_REQUIRE_KERNEL=1, but: {error}"
-                );
-                eprintln!("nothing tested: {error}");
-                return None;
-            }
-            Err(error) => panic!("{error}"),
-        };
+        let pressure = start(config, &scope)?;
         let seen = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&seen);
         let watch = pressure
@@ -135,6 +124,22 @@ impl Fixture {
 
     fn signal(&self, name: &str) -> f64 {
         signal(&self.pressure.snapshot(), name)
+    }
+}
+
+/// `None` where the kernel half can't run and needn't.
+fn start(config: &Config, scope: &IngestScope) -> Option<Arc<Pressure>> {
+    match Pressure::start(config, scope, 2) {
+        Ok(pressure) => Some(Arc::new(pressure)),
+        Err(error @ Error::KernelRequired(_)) => {
+            assert!(
+                std::env::var_os("GOPHERSHIP_REQUIRE_KERNEL").is_none_or(|value| value != "1"),
+                "GOPHERSHIP_REQUIRE_KERNEL=1, but: {error}"
+            );
+            eprintln!("nothing tested: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
     }
 }
 
@@ -630,6 +635,56 @@ fn an_override_holds_expires_and_clears() {
     assert_eq!(fixture.zone_and_cause(), (Zone::Green, Cause::Override));
     fixture.pressure.set_override(None);
     fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+}
+
+#[test]
+fn events_without_room_in_the_ring_are_counted_and_told_of() {
+    let config = Config {
+        tick: Duration::from_millis(1),
+        ..config()
+    };
+    let scope = IngestScope {
+        ports: vec![],
+        h2_window_bytes: 0,
+        vault_dir: None,
+    };
+    let Some(pressure) = start(&config, &scope) else {
+        return;
+    };
+    // Nobody drains the ring: each change of the word takes some of it.
+    let verdict = pressure.verdict();
+    let zones = [Zone::Red, Zone::Yellow].into_iter().cycle();
+    for zone in zones.take(4 * EVENTS_BYTES as usize / size_of::<Event>()) {
+        let until_ns = None;
+        pressure.set_override(Some(OverrideUntil { zone, until_ns }));
+        wait("the zone", || verdict.load().zone() == zone, String::new);
+        if pressure.snapshot().events_lost > 0 {
+            break;
+        }
+    }
+    let (lost, transitions) = {
+        let snapshot = pressure.snapshot();
+        (snapshot.events_lost, snapshot.transitions)
+    };
+    assert!(lost > 0, "{transitions} events fit the ring");
+
+    let (sender, told) = mpsc::channel();
+    let watch = pressure.spawn_watch(move |occurrence| drop(sender.send(occurrence.clone())));
+    let watch = watch.unwrap();
+    let mut seen = 0;
+    let events = loop {
+        match told
+            .recv_timeout(PATIENCE)
+            .expect("what was lost is told of")
+        {
+            Occurrence::EventsLost { events, .. } => break events,
+            Occurrence::Transition(_) => seen += 1,
+            Occurrence::OomKill { .. } | Occurrence::Source { .. } => {}
+        }
+    };
+    assert_eq!(events, pressure.snapshot().events_lost);
+    assert_eq!(seen + events, pressure.snapshot().transitions);
+    drop(watch);
 }
 
 #[test]

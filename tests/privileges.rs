@@ -6,7 +6,7 @@ use std::{
     fs,
     io::ErrorKind,
     os::unix::{
-        fs::{MetadataExt, PermissionsExt, chown},
+        fs::{MetadataExt, PermissionsExt, chown, lchown, symlink},
         process::CommandExt,
     },
     path::{Path, PathBuf},
@@ -284,6 +284,106 @@ fn what_is_missing_is_made_for_the_service_user() {
     );
 }
 
+/// What a service user that is somebody else's tool by now could prepare for the next start.
+#[test]
+fn root_makes_nothing_where_the_service_user_could_lead_it() {
+    if !is_root() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let (own, roots) = (directory.path().join("own"), directory.path().join("roots"));
+    for path in [&own, &roots] {
+        fs::create_dir(path).expect("a directory");
+    }
+    let link = own.join("link");
+    symlink(&roots, &link).expect("a link");
+    chown(&own, Some(NOBODY), Some(NOBODY)).expect("given away");
+    lchown(&link, Some(NOBODY), Some(NOBODY)).expect("given away");
+    let written = |directory: &Path| {
+        vec![
+            Written::Tree {
+                key: "vault.dir",
+                path: directory.join("vault"),
+            },
+            Written::Socket {
+                key: "control.unix.path",
+                path: directory.join("run/control.sock"),
+            },
+            Written::File {
+                key: "telemetry.audit_log",
+                path: directory.join("audit.jsonl"),
+                directory_mode: None,
+            },
+        ]
+    };
+    let prepare = |directory: &Path| {
+        let needs = Needs {
+            written: written(directory),
+            read: Vec::new(),
+        };
+        privileges::prepare(&needs, &nobody()).expect("prepared");
+    };
+    let made = || {
+        let entries = fs::read_dir(&roots).expect("a directory");
+        let names = entries.map(|entry| entry.expect("an entry").file_name());
+        names.collect::<std::collections::BTreeSet<_>>()
+    };
+    prepare(&link);
+    assert!(made().is_empty(), "{:?}", made());
+    prepare(&roots);
+    assert_eq!(made().len(), 3, "{:?}", made());
+    for name in made() {
+        let owner = fs::metadata(roots.join(&name)).expect("made").uid();
+        assert_eq!(owner, NOBODY, "{}", name.display());
+    }
+}
+
+#[test]
+fn a_vault_on_a_file_system_of_its_own_is_usable() {
+    if !is_root() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let all = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(directory.path(), all).expect("its mode");
+    let vault = directory.path().join("vault");
+    for path in ["vault", "vault/lane-00"].map(|path| directory.path().join(path)) {
+        fs::create_dir(&path).expect("a directory");
+        chown(&path, Some(NOBODY), Some(NOBODY)).expect("given away");
+    }
+    // As mkfs.ext4 leaves it: root's, and nobody else may look into it.
+    let found = vault.join("lost+found");
+    fs::create_dir(&found).expect("a directory");
+    fs::set_permissions(&found, fs::Permissions::from_mode(0o700)).expect("its mode");
+    let needs = Needs {
+        written: vec![Written::Tree {
+            key: "vault.dir",
+            path: vault.clone(),
+        }],
+        read: Vec::new(),
+    };
+    let unreadable = nobody().rehearse(&needs).expect("usable");
+    assert!(unreadable.is_empty(), "{unreadable:?}");
+    fs::write(vault.join("lane-00/0000000000000001.gsv"), "").expect("root's segment");
+    let refused = nobody().rehearse(&needs).expect_err("root's segment");
+    assert!(refused.to_string().contains("lane-00/0000"), "{refused}");
+    assert!(
+        geteuid().is_root(),
+        "the rehearsal has changed this process"
+    );
+}
+
+fn nobody() -> Service {
+    Service::find(&Config {
+        user: User::Numeric {
+            uid: NOBODY,
+            gid: Some(NOBODY),
+        },
+        landlock: LandlockMode::Off,
+    })
+    .expect("root may become anybody")
+}
+
 #[test]
 fn an_unknown_user_is_refused() {
     let served = Served::by("no-such-user");
@@ -292,7 +392,7 @@ fn an_unknown_user_is_refused() {
         .write_config("c.yaml", &served.settings.yaml(&served.home));
     let config = config.display().to_string();
     let refused = served.home.gophership(&["run", "--config", &config]);
-    assert_eq!(refused.code, Some(1), "{refused}");
+    assert_eq!(refused.code, Some(2), "{refused}");
     assert!(
         refused.stderr.contains("there is no user \"no-such-user\""),
         "{refused}"
@@ -385,10 +485,12 @@ fn confined(directory: &Path, uid: u32) -> Result<(), String> {
     })
     .map_err(text)?;
     let needs = Needs {
-        written: vec![Written::Tree {
-            key: "vault.dir",
-            path: directory.join("inside"),
-        }],
+        written: ["inside", "own/deep"]
+            .map(|path| Written::Tree {
+                key: "vault.dir",
+                path: directory.join(path),
+            })
+            .into(),
         read: vec![directory.join("read/c.yaml")],
     };
     privileges::prepare(&needs, &service).map_err(text)?;
@@ -416,9 +518,13 @@ fn confined(directory: &Path, uid: u32) -> Result<(), String> {
         "reading the configuration",
         fs::read(directory.join("read/c.yaml")).map(drop),
     )?;
+    works(
+        "writing to what it had to make itself",
+        fs::write(directory.join("own/deep/file"), "x"),
+    )?;
     works("reading /proc", fs::read("/proc/meminfo").map(drop))?;
     works(
-        "reading /etc/resolv.conf",
+        "reading what a resolver reads",
         fs::read("/etc/passwd").map(drop),
     )?;
     let refused = |what: &str, done: std::io::Result<()>| match done {
@@ -454,6 +560,9 @@ fn files_outside_of_the_configuration_are_out_of_reach_also_for_root() {
         all(directory.path(), 0o777);
         fs::write(directory.path().join("outside"), "secret").expect("a file");
         all(&directory.path().join("outside"), 0o666);
+        let own = directory.path().join("own");
+        fs::create_dir(&own).expect("a directory");
+        chown(&own, Some(uid), Some(uid)).expect("given away");
         fs::create_dir(directory.path().join("read")).expect("a directory");
         fs::write(directory.path().join("read/c.yaml"), "").expect("a file");
         all(&directory.path().join("read/c.yaml"), 0o666);

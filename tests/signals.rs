@@ -268,7 +268,9 @@ fn taking(bytes: u64) -> String {
 fn oom_kills(judging: &Judging) -> Vec<bool> {
     let ours = |occurrence: &Occurrence| match occurrence {
         Occurrence::OomKill { ours, .. } => Some(*ours),
-        Occurrence::Transition(_) => None,
+        Occurrence::Transition(_) | Occurrence::Source { .. } | Occurrence::EventsLost { .. } => {
+            None
+        }
     };
     judging.seen().iter().filter_map(ours).collect()
 }

@@ -14,7 +14,7 @@ use gophership_common::{
 
 use crate::{
     atomic, event, maps,
-    socket::{self, Followed, Socket},
+    socket::{self, Followed, Socket, TcpSocket},
     traffic,
 };
 
@@ -39,9 +39,13 @@ pub(crate) fn arrival(ctx: &BtfTracePointContext, socket: Socket, skb: *const c_
     let Some(followed) = follow(ctx, socket, policy) else {
         return;
     };
-    let (Some(rcv_nxt), Some((seq, end_seq))) = (socket.rcv_nxt(), socket::segment(skb)) else {
+    // SAFETY: as above.
+    let (Some(tcp), Some((seq, end_seq))) =
+        (unsafe { TcpSocket::of(socket) }, socket::segment(skb))
+    else {
         return;
     };
+    let rcv_nxt = tcp.rcv_nxt();
     // The probe fires before the segment is queued. What starts beyond rcv_nxt goes to the
     // out-of-order queue, which the application can't read; what ends before it is a duplicate.
     let arriving = end_seq.wrapping_sub(rcv_nxt);
@@ -49,8 +53,8 @@ pub(crate) fn arrival(ctx: &BtfTracePointContext, socket: Socket, skb: *const c_
     let end = if in_order { end_seq } else { rcv_nxt };
     traffic::arrived(end_seq.wrapping_sub(seq));
     // Here the peer probes a closed window.
-    let full = socket.is_window_closed() == Some(true);
-    observe(ctx, socket, policy, followed, end, full);
+    let full = tcp.is_window_closed();
+    observe(ctx, socket, tcp, policy, followed, end, full);
 }
 
 /// The application has read, or peeked.
@@ -67,13 +71,35 @@ pub(crate) fn dequeue(ctx: &BtfTracePointContext, socket: Socket) {
     let Some(followed) = maps::SOCKETS.get_ptr_mut(socket.key()) else {
         return;
     };
-    let Some(rcv_nxt) = socket.rcv_nxt() else {
+    // SAFETY: the caller passes its argument on.
+    let Some(tcp) = (unsafe { TcpSocket::of(socket) }) else {
         return;
     };
     // SAFETY: the element lives until this socket closes, and we hold the socket's lock.
     let followed = unsafe { &mut *followed };
+    if followed.level == BELOW {
+        drain(followed, tcp.copied_seq());
+        return;
+    }
     // The window isn't offered anew until the application has done with reading.
-    observe(ctx, socket, policy, followed, rcv_nxt, false);
+    observe(ctx, socket, tcp, policy, followed, tcp.rcv_nxt(), false);
+}
+
+/// A read of a socket that is below the levels takes it no nearer to them: only the sums change. It
+/// comes several times for each request, so it is kept short. What a late segment has made readable
+/// beyond itself shows at the next arrival.
+#[inline(always)]
+fn drain(followed: &mut Followed, copied_seq: u32) {
+    let taken = copied_seq.wrapping_sub(followed.copied_seq);
+    if taken == 0 {
+        return;
+    }
+    let left = followed.depth_bytes.saturating_sub(taken);
+    traffic::unread(followed.depth_bytes, left);
+    followed.depth_bytes = left;
+    followed.copied_seq = copied_seq;
+    // SAFETY: the helper has no preconditions.
+    followed.dequeued_at_ns = unsafe { bpf_ktime_get_ns() };
 }
 
 /// The socket is gone: its share of the aggregates too, whatever was still unread. The caller holds
@@ -134,16 +160,13 @@ fn follow<'a>(
 fn observe(
     ctx: &BtfTracePointContext,
     socket: Socket,
+    tcp: TcpSocket,
     policy: &Policy,
     followed: &mut Followed,
     end: u32,
     full: bool,
 ) {
-    let (Some(copied_seq), Some(capacity_bytes)) =
-        (socket.copied_seq(), socket.capacity_bytes(policy))
-    else {
-        return;
-    };
+    let (copied_seq, capacity_bytes) = (tcp.copied_seq(), tcp.capacity_bytes(policy));
     let unread = end.wrapping_sub(copied_seq);
     let bytes = if unread as i32 > 0 { unread } else { 0 };
     let depth = Depth {

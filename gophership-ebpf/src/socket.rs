@@ -5,7 +5,7 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::{bpf_probe_read_kernel, generated::bpf_skc_to_tcp_sock};
 use gophership_common::{OFFSET_ABSENT, Policy, capacity_bytes};
 
 use crate::maps::offset_in_kernel;
@@ -127,25 +127,84 @@ impl Socket {
         read(self.0, offset_in_kernel!(copied_seq))
     }
 
-    /// Whether the window last offered to the peer was zero.
-    #[inline(always)]
-    pub(crate) fn is_window_closed(self) -> Option<bool> {
-        read::<u32>(self.0, offset_in_kernel!(receive_window)).map(|window| window == 0)
-    }
-
     /// Unread bytes that stop the peer.
     #[inline(always)]
     pub(crate) fn capacity_bytes(self, policy: &Policy) -> Option<u32> {
         let buffer = read::<u32>(self.0, offset_in_kernel!(receive_buffer))?;
         let ratio = if offset_in_kernel!(scaling_ratio) == OFFSET_ABSENT {
-            // Before 6.6: tcp_adv_win_scale = 1, half of the buffer is window.
-            128
+            RATIO_BEFORE_6_6
         } else {
             read::<u8>(self.0, offset_in_kernel!(scaling_ratio))?
         };
         Some(capacity_bytes(buffer, ratio, policy.h2_window_bytes))
     }
 }
+
+/// The same socket as a `struct tcp_sock`, whose fields the verifier knows: they are loads, where a
+/// [`read`] is a call. What a probe does for each segment and each read of the application is made of
+/// these.
+#[derive(Clone, Copy)]
+pub(crate) struct TcpSocket(*const c_void);
+
+impl TcpSocket {
+    /// # Safety
+    /// The socket is a probe's argument: the verifier refuses any other.
+    #[inline(always)]
+    pub(crate) unsafe fn of(socket: Socket) -> Option<Self> {
+        // SAFETY: a live `struct sock`, says the caller.
+        let tcp = unsafe { bpf_skc_to_tcp_sock(socket.0.cast_mut()) };
+        if tcp.is_null() {
+            return None;
+        }
+        Some(Self(tcp.cast_const().cast()))
+    }
+
+    #[inline(always)]
+    fn load<T>(self, offset: u32) -> T {
+        // SAFETY: a live `struct tcp_sock`. The loader has fixed the offset before the verifier sees
+        // this load, so that it can check it.
+        unsafe {
+            self.0
+                .wrapping_byte_add(offset as usize)
+                .cast::<T>()
+                .read_volatile()
+        }
+    }
+
+    /// `rcv_nxt`: the next byte expected from the peer.
+    #[inline(always)]
+    pub(crate) fn rcv_nxt(self) -> u32 {
+        self.load(offset_in_kernel!(rcv_nxt))
+    }
+
+    /// `copied_seq`: the next byte the application will read.
+    #[inline(always)]
+    pub(crate) fn copied_seq(self) -> u32 {
+        self.load(offset_in_kernel!(copied_seq))
+    }
+
+    /// Whether the window last offered to the peer was zero.
+    #[inline(always)]
+    pub(crate) fn is_window_closed(self) -> bool {
+        self.load::<u32>(offset_in_kernel!(receive_window)) == 0
+    }
+
+    /// Unread bytes that stop the peer.
+    #[inline(always)]
+    pub(crate) fn capacity_bytes(self, policy: &Policy) -> u32 {
+        // `struct tcp_sock` begins with its `struct sock`.
+        let buffer = self.load(offset_in_kernel!(receive_buffer));
+        let ratio = if offset_in_kernel!(scaling_ratio) == OFFSET_ABSENT {
+            RATIO_BEFORE_6_6
+        } else {
+            self.load(offset_in_kernel!(scaling_ratio))
+        };
+        capacity_bytes(buffer, ratio, policy.h2_window_bytes)
+    }
+}
+
+/// Before 6.6: `tcp_adv_win_scale` = 1, half of the buffer is window.
+const RATIO_BEFORE_6_6: u8 = 128;
 
 /// Whether it is one of the ingest ports.
 #[inline(always)]

@@ -90,6 +90,11 @@ impl Home {
         self.path("audit.jsonl")
     }
 
+    /// Where the event timeline is.
+    pub(crate) fn events(&self) -> PathBuf {
+        self.path("events.jsonl")
+    }
+
     /// Where the operator's socket is.
     pub(crate) fn control_socket(&self) -> PathBuf {
         self.sockets.path().join("control.sock")

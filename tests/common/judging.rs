@@ -39,7 +39,7 @@ impl Judging {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&seen);
         let watch = pressure
-            .spawn_watch(move |occurrence| sink.lock().unwrap().push(*occurrence))
+            .spawn_watch(move |occurrence| sink.lock().unwrap().push(occurrence.clone()))
             .unwrap();
         Some(Self {
             pressure,
@@ -73,7 +73,9 @@ impl Judging {
     pub(crate) fn transitions(&self) -> Vec<Transition> {
         let transition = |occurrence: &Occurrence| match occurrence {
             Occurrence::Transition(transition) => Some(*transition),
-            Occurrence::OomKill { .. } => None,
+            Occurrence::OomKill { .. }
+            | Occurrence::Source { .. }
+            | Occurrence::EventsLost { .. } => None,
         };
         self.seen().iter().filter_map(transition).collect()
     }

@@ -20,6 +20,7 @@ pub(crate) mod python;
 pub(crate) mod settings;
 pub(crate) mod sink;
 pub(crate) mod telemetry;
+pub(crate) mod verdict;
 
 use std::time::{Duration, Instant};
 

@@ -105,6 +105,7 @@ telemetry:
   listen: "127.0.0.1:0"
   log: {{ level: info, format: json }}
   audit_log: "{audit}"
+  events: "{events}"
 service: {{ user: "{service_user}" }}
 {extra}"#,
             listen = self.listen,
@@ -126,6 +127,7 @@ service: {{ user: "{service_user}" }}
             control = home.control_socket().display(),
             uid = nix::unistd::getuid(),
             audit = home.audit_log().display(),
+            events = home.events().display(),
             service_user = self.service_user,
             extra = self.extra,
         )

@@ -22,6 +22,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     Config, Error,
+    chronicle::Chronicle,
     daemon::Daemon,
     drain::Drain,
     engine::Operated,
@@ -39,11 +40,11 @@ use crate::{
         tls,
     },
     pipeline::circuit::Circuit,
-    pressure::{IngestScope, Pressure},
+    pressure::{IngestScope, Pressure, monotonic_ns},
     privileges,
     replay::{self, dead_letter::DeadLetters},
     somatic::overrides::Override,
-    telemetry,
+    telemetry::{self, timeline::Timeline},
     vault::Vault,
 };
 
@@ -63,6 +64,7 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
         h2_window_bytes: STALLED_WINDOW_BYTES,
         vault_dir: Some(config.vault.dir.clone()),
     };
+    let started_ns = monotonic_ns();
     let pressure = Pressure::start(&config.pressure, &scope, config.ingest.workers)?;
     // Only now: the kernel half follows the accept queue of a socket that it sees begin to listen.
     let ingest = ingest.listen()?;
@@ -72,7 +74,8 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
     destinations.start()?;
     let stores = Stores::open(&config, destinations.clone())?;
     let (mode, mode_seen) = watch::channel(Mode::Serving);
-    let (daemon, replay_thread) = daemon(config, stores, pressure, mode)?;
+    let (daemon, replay_thread) = daemon(config, stores, pressure, mode, started_ns)?;
+    daemon.tell_started();
     let watching = Arc::clone(&daemon);
     let watch = daemon
         .pressure
@@ -136,6 +139,7 @@ fn daemon(
     stores: Stores,
     pressure: Pressure,
     mode: watch::Sender<Mode>,
+    started_ns: u64,
 ) -> Result<(Arc<Daemon>, JoinHandle<()>), Error> {
     let (replay, thread) = replay::spawn(replay::Parts {
         config: config.replay.clone(),
@@ -147,6 +151,8 @@ fn daemon(
         circuits: stores.circuits.clone(),
         dead_letters: stores.dead_letters,
     })?;
+    let timeline = Timeline::open(&config.telemetry.timeline)
+        .map_err(Error::system("the timeline's thread"))?;
     let daemon = Daemon {
         vault: stores.vault,
         pressure: Arc::new(pressure),
@@ -158,6 +164,7 @@ fn daemon(
         drain: Mutex::new(Drain::serving()),
         overridden: Mutex::new(None),
         transitions: Mutex::default(),
+        chronicle: Chronicle::new(timeline, started_ns),
         ready: AtomicBool::new(false),
         exit: Notify::new(),
         config,
@@ -173,6 +180,7 @@ async fn restore_override(daemon: &Daemon) -> Result<(), Error> {
     let Some(kept) = Override::load(&daemon.config.vault.dir)? else {
         return Ok(());
     };
+    daemon.tell_restored(&kept);
     daemon.apply_override(Some(&kept));
     let deadline = Instant::now() + OVERRIDE_TIMEOUT;
     let verdict = daemon.pressure.verdict();

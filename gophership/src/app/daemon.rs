@@ -9,18 +9,18 @@ use std::{
 };
 
 use gophership_common::{Cause, Zone};
-use nix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, Semaphore, watch};
 
 use super::{
     Config,
+    chronicle::Chronicle,
     drain::{Drain, Phase},
     worker,
 };
 use crate::{
     ingest::Mode,
     pipeline::circuit::Circuit,
-    pressure::{Occurrence, Pressure, Transition},
+    pressure::{Occurrence, Pressure, Transition, monotonic_ns},
     replay,
     somatic::overrides::Override,
     telemetry::counters::Totals,
@@ -43,6 +43,7 @@ pub(super) struct Daemon {
     pub(super) drain: Mutex<Drain>,
     pub(super) overridden: Mutex<Option<Override>>,
     pub(super) transitions: Mutex<Transitions>,
+    pub(super) chronicle: Chronicle,
     pub(super) ready: AtomicBool,
     pub(super) exit: Notify,
 }
@@ -62,7 +63,13 @@ impl Daemon {
             Occurrence::OomKill { ours: false, .. } => {
                 tracing::info!("a process was killed in a cgroup that has run out of memory");
             }
+            // The judge says so itself, loudly.
+            Occurrence::Source { .. } => {}
+            Occurrence::EventsLost { events, .. } => {
+                tracing::warn!(events, "the kernel's ring buffer was full: events are lost");
+            }
         }
+        self.tell(occurrence);
     }
 
     fn transition(&self, transition: &Transition) {
@@ -94,11 +101,12 @@ impl Daemon {
             .filter(|kept| !kept.is_expired())
     }
 
-    /// Tells the judge.
+    /// Tells the judge, when everyone else knows already: by what is known then, its answer is told
+    /// from an override that ends by itself.
     pub(super) fn apply_override(&self, kept: Option<&Override>) {
+        *lock(&self.overridden) = kept.cloned();
         self.pressure
             .set_override(kept.map(|kept| kept.on_monotonic_clock(monotonic_ns())));
-        *lock(&self.overridden) = kept.cloned();
     }
 
     /// Bytes of the budgets in use, by component: ingest, export, vault.
@@ -138,12 +146,4 @@ impl Daemon {
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The clock of the kernel half.
-fn monotonic_ns() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
-        let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
-        seconds * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or(0)
-    })
 }

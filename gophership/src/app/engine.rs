@@ -13,6 +13,7 @@ use super::{
 use crate::{
     control::{ControlError, DrainSpec, Engine, OverrideSpec, ReplayCommand, SocketsSpec, pb},
     somatic::overrides::{Error, Override},
+    telemetry::timeline::{Stay, Timeline},
 };
 
 /// The operators' handle on one daemon.
@@ -29,6 +30,14 @@ impl Engine for Operated {
         Ok(sockets::reply(listing))
     }
 
+    fn timeline(&self) -> Timeline {
+        self.0.chronicle.timeline.clone()
+    }
+
+    fn present_stay(&self) -> (u64, Stay) {
+        self.0.present_stay()
+    }
+
     fn set_override(&self, spec: OverrideSpec) -> Result<pb::Override, ControlError> {
         let zone = match spec.zone {
             pb::Zone::Green => Zone::Green,
@@ -41,6 +50,7 @@ impl Engine for Operated {
         let kept = Override::starting_now(zone, spec.duration, spec.by, spec.reason);
         // Durable first: an override that is in force survives a restart.
         kept.store(&self.0.config.vault.dir).map_err(failed)?;
+        self.0.tell_override(&kept);
         self.0.apply_override(Some(&kept));
         tracing::warn!(
             zone = zone.as_str(),
@@ -54,6 +64,9 @@ impl Engine for Operated {
     fn clear_override(&self, by: &str) -> Result<Option<pb::Override>, ControlError> {
         let cleared = self.0.current_override();
         Override::forget(&self.0.config.vault.dir).map_err(failed)?;
+        if let Some(cleared) = &cleared {
+            self.0.tell_cleared(cleared, by);
+        }
         self.0.apply_override(None);
         if let Some(cleared) = &cleared {
             tracing::warn!(zone = cleared.zone.as_str(), by, "override cleared");

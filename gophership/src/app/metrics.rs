@@ -47,9 +47,12 @@ fn zone(daemon: &Daemon, families: &mut Families) {
     families
         .counter(
             "gophership_events_lost_total",
-            "Zone transitions that the kernel's ring buffer had no room for.",
+            "Events that the kernel's ring buffer had no room for, or that the timeline couldn't keep.",
         )
-        .add(&[], count(judged.events_lost));
+        .add(
+            &[],
+            count(judged.events_lost + daemon.chronicle.timeline.lost()),
+        );
     families
         .gauge(
             "gophership_sockets_followed",

@@ -1,6 +1,7 @@
 //! Builds the subsystems from their configurations, runs them, and drains them.
 
 mod build;
+mod chronicle;
 mod daemon;
 mod drain;
 mod engine;
@@ -94,11 +95,23 @@ pub enum Error {
     },
 }
 
+impl Config {
+    /// What the daemon touches by path once it is the service user.
+    #[must_use]
+    pub fn needs(&self) -> privileges::Needs {
+        service::needs(self)
+    }
+}
+
 impl Error {
     /// Whether the configuration asks for what isn't here, rather than something having failed.
     #[must_use]
     pub const fn is_configuration(&self) -> bool {
-        matches!(self, Self::Pressure(pressure::Error::NoInterface { .. }))
+        matches!(
+            self,
+            Self::Pressure(pressure::Error::NoInterface { .. })
+                | Self::Privileges(privileges::Error::UnknownUser { .. })
+        )
     }
 
     fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {

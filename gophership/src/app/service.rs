@@ -10,12 +10,17 @@ use crate::{
 /// Finds the service user and makes what it will write to.
 pub(super) fn prepare(config: &Config) -> Result<(Service, Needs), Error> {
     let service = Service::find(&config.service)?;
-    let needs = Needs {
-        written: written(config),
-        read: read(config),
-    };
+    let needs = needs(config);
     privileges::prepare(&needs, &service)?;
     Ok((service, needs))
+}
+
+/// What the service user writes to and reads again.
+pub(super) fn needs(config: &Config) -> Needs {
+    Needs {
+        written: written(config),
+        read: read(config),
+    }
 }
 
 /// Drops the privileges, and says what is left of them.
@@ -64,6 +69,11 @@ fn written(config: &Config) -> Vec<Written> {
         Written::File {
             key: "telemetry.audit_log",
             path: config.control.audit_log.clone(),
+            directory_mode: Some(0o750),
+        },
+        Written::File {
+            key: "telemetry.events",
+            path: config.telemetry.timeline.path.clone(),
             directory_mode: Some(0o750),
         },
         Written::Socket {

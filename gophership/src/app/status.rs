@@ -39,6 +39,7 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             zone: zone(judged.zone).into(),
             cause: judged.cause.as_str().to_owned(),
+            slow_disk: judged.slow_disk,
             zone_since: Some(timestamp(judged.since)),
             source: source.into(),
             source_reason: judged.why_not_kernel.clone().unwrap_or_default(),

@@ -80,6 +80,7 @@ impl Running {
             tracing::error!(%error, "vault: not closed cleanly; the next start recovers it");
         }
         drop(watch);
+        daemon.tell_stopped();
         // The service bounds its own end; then its socket is gone.
         let _ = control.await;
         tracing::info!("stopped");

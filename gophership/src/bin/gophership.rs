@@ -33,6 +33,7 @@ enum Command {
     Config(ConfigCommand),
     /// Try what the daemon needs of this machine, and say what to do about what is missing; exit code
     /// 1 if something failed. Run it as the daemon is started.
+    #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor {
         /// How the result is written.
         #[arg(long, default_value = "table")]
@@ -51,6 +52,12 @@ enum Command {
     /// Print the version.
     Version,
 }
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  sudo gophership doctor
+  gophership doctor --config /etc/gophership/gophership.yaml
+  gophership doctor --output json | jq '.checks[] | select(.verdict == \"failed\")'";
 
 #[derive(Subcommand)]
 enum ConfigCommand {

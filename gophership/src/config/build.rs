@@ -10,7 +10,11 @@ use super::{
     settings::Settings,
     units::{exact_bytes, exact_permille},
 };
-use crate::{app, control, ingest, pipeline, privileges, replay, telemetry, vault};
+use crate::{
+    app, control, ingest, pipeline, privileges, replay,
+    telemetry::{self, timeline},
+    vault,
+};
 
 const MIB: u64 = 1 << 20;
 /// `memory.total: auto` is this at most.
@@ -306,10 +310,24 @@ fn telemetry(s: &mut Settings) -> Option<telemetry::Config> {
     let listen = s.get(&schema::TELEMETRY_LISTEN);
     let log_level = s.get(&schema::TELEMETRY_LOG_LEVEL);
     let log_format = s.get(&schema::TELEMETRY_LOG_FORMAT);
+    let events = s.get(&schema::TELEMETRY_EVENTS);
+    let events_max_bytes = s.get(&schema::TELEMETRY_EVENTS_MAX_BYTES);
+    if let Some(bytes) = events_max_bytes.filter(|bytes| *bytes < timeline::BYTES_MIN) {
+        let message = format!(
+            "telemetry.events_max_bytes = {} is less than {}",
+            exact_bytes(bytes),
+            exact_bytes(timeline::BYTES_MIN)
+        );
+        s.conflict(&["telemetry.events_max_bytes"], message);
+    }
     Some(telemetry::Config {
         listen: listen?,
         log_level: log_level?,
         log_format: log_format?,
+        timeline: timeline::Config {
+            path: events?,
+            bytes_max: events_max_bytes?,
+        },
     })
 }
 

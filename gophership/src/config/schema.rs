@@ -210,6 +210,10 @@ keys! {
     TELEMETRY_LOG_FORMAT: LogFormat = "telemetry.log.format", Default("json");
     /// JSON lines, one for each operator's call that changes something.
     TELEMETRY_AUDIT_LOG: Path = "telemetry.audit_log", Default("/var/log/gophership/audit.jsonl");
+    /// JSON lines, one for each change of the verdict and what else the event timeline tells of.
+    TELEMETRY_EVENTS: Path = "telemetry.events", Default("/var/log/gophership/events.jsonl");
+    /// Most bytes of the timeline: half in the file, half in the one before it, with the suffix .1.
+    TELEMETRY_EVENTS_MAX_BYTES: Size = "telemetry.events_max_bytes", Default("8MiB");
 
     /// Whom to run as once everything is open, always without capabilities: a name, uid or uid:gid;
     /// auto: the user gophership, if root starts the daemon and there is one, else whoever starts it.

@@ -7,9 +7,7 @@
 //! (on one line). `result` is `ok`, `not_permitted` or `failed`; the latter two come with `error`.
 
 use std::{
-    fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -18,6 +16,7 @@ use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::Error;
+use crate::telemetry::lines;
 
 /// Where the lines go. The file is opened for each of the few lines, so that it may be rotated by
 /// renaming it.
@@ -89,7 +88,7 @@ impl Log {
         let log = Self {
             path: Arc::new(path.to_owned()),
         };
-        log.file().map_err(|source| Error::Audit {
+        lines::open(path).map_err(|source| Error::Audit {
             path: path.to_owned(),
             source,
         })?;
@@ -111,23 +110,9 @@ impl Log {
     fn write(&self, line: &Line) -> io::Result<()> {
         let mut text = serde_json::to_vec(line)?;
         text.push(b'\n');
-        let mut file = self.file()?;
+        let mut file = lines::open(&self.path)?;
         // One write to an O_APPEND file: lines of concurrent calls don't mix.
         file.write_all(&text)?;
         file.sync_data()
-    }
-
-    fn file(&self) -> io::Result<File> {
-        if let Some(parent) = self.path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o750)
-                .create(parent)?;
-        }
-        OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o640)
-            .open(&*self.path)
     }
 }

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::pb;
-use crate::pressure::SocketOrder;
+use crate::{
+    pressure::SocketOrder,
+    telemetry::timeline::{Stay, Timeline},
+};
 
 /// A zone to be held.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +88,13 @@ pub trait Engine: Send + Sync + 'static {
     /// # Errors
     /// If they can't be listed.
     fn sockets(&self, spec: SocketsSpec) -> Result<pb::SocketsReply, ControlError>;
+
+    /// The event timeline.
+    fn timeline(&self) -> Timeline;
+
+    /// Since when the present stay in a zone lasts (`CLOCK_MONOTONIC` nanoseconds), and what it has
+    /// come to.
+    fn present_stay(&self) -> (u64, Stay);
 
     /// Holds a zone, in place of any other override, and returns it as it is in force.
     ///

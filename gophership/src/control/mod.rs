@@ -6,6 +6,7 @@
 mod audit;
 pub mod certs;
 mod engine;
+mod events;
 /// Messages, client and server of `proto/control.proto`; `cargo xtask proto` writes it.
 pub mod pb;
 mod request;

@@ -60,6 +60,9 @@ pub struct StatusReply {
     /// Interfaces to meter and guard, in the order of the configuration.
     #[prost(message, repeated, tag = "15")]
     pub xdp: ::prost::alloc::vec::Vec<Interface>,
+    /// Whether the vault's disk is slow, whatever the zone is due to.
+    #[prost(bool, tag = "16")]
+    pub slow_disk: bool,
 }
 /// A network interface whose traffic to the ingest ports is metered and guarded, counted since the
 /// start.
@@ -464,6 +467,147 @@ pub struct IngestListener {
     #[prost(uint64, optional, tag = "3")]
     pub backlog: ::core::option::Option<u64>,
 }
+/// Asks for the event timeline.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EventsRequest {
+    /// Only what happened then or later; absent: whatever there is.
+    #[prost(message, optional, tag = "1")]
+    pub since: ::core::option::Option<::prost_types::Timestamp>,
+    /// At most this many of what has happened, the newest; 0: 100. At most 100000.
+    #[prost(uint32, tag = "2")]
+    pub limit: u32,
+    /// Go on with what happens from now on, until the daemon stops.
+    #[prost(bool, tag = "3")]
+    pub follow: bool,
+}
+/// Something that happened. What doesn't belong to its kind is unset.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Event {
+    /// Rises by one from event to event, over restarts, too.
+    #[prost(uint64, tag = "1")]
+    pub sequence: u64,
+    /// When it happened.
+    #[prost(message, optional, tag = "2")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+    /// The same in CLOCK_MONOTONIC nanoseconds, which say nothing across a boot.
+    #[prost(uint64, tag = "3")]
+    pub monotonic_ns: u64,
+    /// What.
+    #[prost(enumeration = "EventKind", tag = "4")]
+    pub kind: i32,
+    /// VERDICT: the zone before.
+    #[prost(enumeration = "Zone", tag = "5")]
+    pub from: i32,
+    /// VERDICT: its cause.
+    #[prost(string, tag = "6")]
+    pub from_cause: ::prost::alloc::string::String,
+    /// VERDICT: the zone after.
+    #[prost(enumeration = "Zone", tag = "7")]
+    pub to: i32,
+    /// VERDICT: its cause.
+    #[prost(string, tag = "8")]
+    pub cause: ::prost::alloc::string::String,
+    /// VERDICT: whether the vault's disk is slow.
+    #[prost(bool, tag = "9")]
+    pub slow_disk: bool,
+    /// VERDICT: how long every signal had to be calm, where the zone went down.
+    #[prost(message, optional, tag = "10")]
+    pub hold: ::core::option::Option<::prost_types::Duration>,
+    /// VERDICT: the signals that could be measured when it was decided; if a probe decided, those of its
+    /// own socket.
+    #[prost(message, repeated, tag = "11")]
+    pub signals: ::prost::alloc::vec::Vec<EventSignal>,
+    /// VERDICT, STOP: the stay that ended; absent if the zone is the same.
+    #[prost(message, optional, tag = "12")]
+    pub previous: ::core::option::Option<Stay>,
+    /// START, VERDICT: the stay that began, if it isn't over; as of now.
+    #[prost(message, optional, tag = "13")]
+    pub ongoing: ::core::option::Option<Stay>,
+    /// OVERRIDE\_\*, and VERDICT where it is in force: the override.
+    #[prost(message, optional, tag = "14")]
+    pub r#override: ::core::option::Option<Override>,
+    /// OVERRIDE_CLEARED: who did that.
+    #[prost(string, tag = "15")]
+    pub by: ::prost::alloc::string::String,
+    /// START, SOURCE: who judges.
+    #[prost(enumeration = "Source", tag = "16")]
+    pub source: i32,
+    /// START, SOURCE: why the kernel half doesn't; empty if it does.
+    #[prost(string, tag = "17")]
+    pub source_reason: ::prost::alloc::string::String,
+    /// START: the daemon's version.
+    #[prost(string, tag = "18")]
+    pub version: ::prost::alloc::string::String,
+    /// START: the daemon before wasn't stopped in order; how its last stay ended isn't known.
+    #[prost(bool, tag = "19")]
+    pub after_crash: bool,
+    /// OOM_KILL: whether the host or the engine's cgroup lacked memory, rather than another cgroup.
+    #[prost(bool, tag = "20")]
+    pub ours: bool,
+    /// LOST: how many.
+    #[prost(uint64, tag = "21")]
+    pub lost: u64,
+    /// LOST: where, `kernel` (its ring buffer was full) or `timeline` (its queue or its disk was).
+    #[prost(string, tag = "22")]
+    pub lost_in: ::prost::alloc::string::String,
+}
+/// A signal when a verdict was decided.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EventSignal {
+    /// Such as `receive_queue`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// In `unit`.
+    #[prost(double, tag = "2")]
+    pub value: f64,
+    /// As in Signal.
+    #[prost(string, tag = "3")]
+    pub unit: ::prost::alloc::string::String,
+    /// Where it enters Yellow; absent: never.
+    #[prost(double, optional, tag = "4")]
+    pub yellow: ::core::option::Option<f64>,
+    /// Where it enters Red; absent: never.
+    #[prost(double, optional, tag = "5")]
+    pub red: ::core::option::Option<f64>,
+    /// The zone that the value enters.
+    #[prost(enumeration = "Zone", tag = "6")]
+    pub reaches: i32,
+    /// The zone that it doesn't let the verdict leave: exits lie below entries.
+    #[prost(enumeration = "Zone", tag = "7")]
+    pub holds: i32,
+}
+/// A stay in one zone, and what happened meanwhile.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Stay {
+    /// The zone.
+    #[prost(enumeration = "Zone", tag = "1")]
+    pub zone: i32,
+    /// Its cause at the end.
+    #[prost(string, tag = "2")]
+    pub cause: ::prost::alloc::string::String,
+    /// How long, in kernel time.
+    #[prost(message, optional, tag = "3")]
+    pub lasted: ::core::option::Option<::prost_types::Duration>,
+    /// What went to the vault, decided in this zone.
+    #[prost(message, optional, tag = "4")]
+    pub diverted: ::core::option::Option<Amount>,
+    /// What was acknowledged meanwhile because the destinations had it.
+    #[prost(message, optional, tag = "5")]
+    pub delivered: ::core::option::Option<Amount>,
+}
+/// How much.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Amount {
+    /// Requests.
+    #[prost(uint64, tag = "1")]
+    pub requests: u64,
+    /// Their log records.
+    #[prost(uint64, tag = "2")]
+    pub records: u64,
+    /// Their bytes as received.
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+}
 /// How hard the host is pressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -772,6 +916,71 @@ impl SocketSource {
         }
     }
 }
+/// What an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum EventKind {
+    /// Never sent.
+    Unspecified = 0,
+    /// The daemon has started.
+    Start = 1,
+    /// The daemon stops, in order.
+    Stop = 2,
+    /// Another zone, or another cause or flag within it.
+    Verdict = 3,
+    /// A process was killed for lack of memory.
+    OomKill = 4,
+    /// Another half judges.
+    Source = 5,
+    /// An operator holds a zone.
+    OverrideSet = 6,
+    /// An override of the last run holds again.
+    OverrideRestored = 7,
+    /// An operator has given the zone back to the signals.
+    OverrideCleared = 8,
+    /// An override's time was over.
+    OverrideExpired = 9,
+    /// Events that couldn't be kept.
+    Lost = 10,
+}
+impl EventKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "EVENT_KIND_UNSPECIFIED",
+            Self::Start => "EVENT_KIND_START",
+            Self::Stop => "EVENT_KIND_STOP",
+            Self::Verdict => "EVENT_KIND_VERDICT",
+            Self::OomKill => "EVENT_KIND_OOM_KILL",
+            Self::Source => "EVENT_KIND_SOURCE",
+            Self::OverrideSet => "EVENT_KIND_OVERRIDE_SET",
+            Self::OverrideRestored => "EVENT_KIND_OVERRIDE_RESTORED",
+            Self::OverrideCleared => "EVENT_KIND_OVERRIDE_CLEARED",
+            Self::OverrideExpired => "EVENT_KIND_OVERRIDE_EXPIRED",
+            Self::Lost => "EVENT_KIND_LOST",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "EVENT_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "EVENT_KIND_START" => Some(Self::Start),
+            "EVENT_KIND_STOP" => Some(Self::Stop),
+            "EVENT_KIND_VERDICT" => Some(Self::Verdict),
+            "EVENT_KIND_OOM_KILL" => Some(Self::OomKill),
+            "EVENT_KIND_SOURCE" => Some(Self::Source),
+            "EVENT_KIND_OVERRIDE_SET" => Some(Self::OverrideSet),
+            "EVENT_KIND_OVERRIDE_RESTORED" => Some(Self::OverrideRestored),
+            "EVENT_KIND_OVERRIDE_CLEARED" => Some(Self::OverrideCleared),
+            "EVENT_KIND_OVERRIDE_EXPIRED" => Some(Self::OverrideExpired),
+            "EVENT_KIND_LOST" => Some(Self::Lost),
+            _ => None,
+        }
+    }
+}
 /// Generated client implementations.
 pub mod control_client {
     #![allow(
@@ -896,6 +1105,25 @@ pub mod control_client {
                 .insert(GrpcMethod::new("gophership.control.v1.Control", "Sockets"));
             self.inner.unary(req, path, codec).await
         }
+        /// The event timeline, from old to new; and, if asked for, what is yet to happen.
+        pub async fn events(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EventsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::Event>>,
+            tonic::Status,
+        > {
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path =
+                http::uri::PathAndQuery::from_static("/gophership.control.v1.Control/Events");
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("gophership.control.v1.Control", "Events"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         /// Holds the zone, whatever the signals say.
         pub async fn set_override(
             &mut self,
@@ -1015,6 +1243,16 @@ pub mod control_server {
             &self,
             request: tonic::Request<super::SocketsRequest>,
         ) -> std::result::Result<tonic::Response<super::SocketsReply>, tonic::Status>;
+        /// Server streaming response type for the Events method.
+        type EventsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Event, tonic::Status>,
+            > + std::marker::Send
+            + 'static;
+        /// The event timeline, from old to new; and, if asked for, what is yet to happen.
+        async fn events(
+            &self,
+            request: tonic::Request<super::EventsRequest>,
+        ) -> std::result::Result<tonic::Response<Self::EventsStream>, tonic::Status>;
         /// Holds the zone, whatever the signals say.
         async fn set_override(
             &self,
@@ -1197,6 +1435,45 @@ pub mod control_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/gophership.control.v1.Control/Events" => {
+                    #[allow(non_camel_case_types)]
+                    struct EventsSvc<T: Control>(pub Arc<T>);
+                    impl<T: Control> tonic::server::ServerStreamingService<super::EventsRequest> for EventsSvc<T> {
+                        type Response = super::Event;
+                        type ResponseStream = T::EventsStream;
+                        type Future =
+                            BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EventsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Control>::events(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EventsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

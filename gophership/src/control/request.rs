@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use time::OffsetDateTime;
+
 use super::{
     engine::{ControlError, DrainSpec, OverrideSpec, ReplayCommand, SocketsSpec},
+    events::Asked,
     pb,
 };
 use crate::pressure::SocketOrder;
@@ -18,6 +21,11 @@ const REASON_BYTES_MAX: usize = 1024;
 const SOCKETS_LIMIT: usize = 100;
 /// The reply stays far below the 4 MiB that a client takes.
 const SOCKETS_LIMIT_MAX: u32 = 10_000;
+
+/// Events sent unless the caller says otherwise.
+const EVENTS_LIMIT: usize = 100;
+/// They are sent one by one; this is beyond what a timeline of usual size holds.
+const EVENTS_LIMIT_MAX: u32 = 100_000;
 
 /// As operators type it.
 pub(super) fn zone_name(zone: pb::Zone) -> &'static str {
@@ -68,6 +76,28 @@ pub(super) fn sockets_spec(asked: pb::SocketsRequest) -> Result<SocketsSpec, Con
         pb::SocketOrder::Idle => SocketOrder::Idle,
     };
     Ok(SocketsSpec { limit, order })
+}
+
+/// Which events to send.
+pub(super) fn events_asked(asked: pb::EventsRequest) -> Result<Asked, ControlError> {
+    let limit = match asked.limit {
+        0 => EVENTS_LIMIT,
+        limit @ 1..=EVENTS_LIMIT_MAX => limit as usize,
+        _ => {
+            let message = format!("limit must be at most {EVENTS_LIMIT_MAX}");
+            return Err(ControlError::Invalid(message));
+        }
+    };
+    let moment = |since: prost_types::Timestamp| {
+        let nanos = i128::from(since.seconds) * 1_000_000_000 + i128::from(since.nanos);
+        OffsetDateTime::from_unix_timestamp_nanos(nanos)
+            .map_err(|_| invalid("since must lie between the years 1 and 9999"))
+    };
+    Ok(Asked {
+        since: asked.since.map(moment).transpose()?,
+        limit,
+        follow: asked.follow,
+    })
 }
 
 /// What the replay shall do.

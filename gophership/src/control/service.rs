@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
 use super::{
     audit::{Caller, Line, Log, Verdict},
     engine::{ControlError, Engine},
-    pb, request,
+    events, pb, request,
 };
 
 /// How often a follower hears of progress.
@@ -135,6 +135,7 @@ impl Service {
 
 #[tonic::async_trait]
 impl pb::control_server::Control for Service {
+    type EventsStream = Followed<pb::Event>;
     type ReplayStatusStream = Followed<pb::ReplayProgress>;
     type DrainStream = Followed<pb::DrainProgress>;
 
@@ -156,6 +157,18 @@ impl pb::control_server::Control for Service {
         let listed = tokio::task::spawn_blocking(move || engine.sockets(spec)).await;
         let listed = listed.map_err(|error| Status::internal(format!("sockets: {error}")))?;
         Ok(Response::new(listed?))
+    }
+
+    async fn events(
+        &self,
+        request: Request<pb::EventsRequest>,
+    ) -> Result<Response<Self::EventsStream>, Status> {
+        self.permit(&request, "events", &json!({})).await?;
+        let asked = request::events_asked(request.into_inner())?;
+        let (sender, receiver) = tokio::sync::mpsc::channel(events::IN_FLIGHT_MAX);
+        let (engine, stopping) = (Arc::clone(&self.engine), self.stopping.clone());
+        tokio::spawn(events::send(engine, asked, sender, stopping));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
     async fn set_override(

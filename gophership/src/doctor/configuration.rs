@@ -1,15 +1,23 @@
 //! The configuration: whether it is valid, its addresses free, and its certificates good.
 
 use std::{
-    io::ErrorKind,
-    net::{SocketAddr, TcpListener},
+    io::{self, ErrorKind},
+    net::SocketAddr,
     path::Path,
 };
 
+use nix::net::if_::if_nametoindex;
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::net::TcpSocket;
 
 use super::Check;
-use crate::{app, config, control::certs, export::DestinationKind, ingest::tls};
+use crate::{
+    app, config,
+    control::certs,
+    export::DestinationKind,
+    ingest::tls,
+    pressure::{self, KernelMode, missing_network_capability},
+};
 
 /// Certificates that expire sooner are warned about.
 const EXPIRY_NOTICE: Duration = Duration::days(30);
@@ -33,14 +41,15 @@ pub(super) fn check(config: &Result<app::Config, config::Errors>) -> Vec<Check> 
         config.ingest.grpc_listen,
     ));
     checks.push(address("config.telemetry.listen", config.telemetry.listen));
+    checks.push(interfaces(&config.pressure));
     checks.push(ingest_tls(config));
     checks.extend(certificates(config));
     checks
 }
 
 fn address(name: &str, address: SocketAddr) -> Check {
-    match TcpListener::bind(address) {
-        Ok(_) => Check::ok(name, format!("{address} is free")),
+    match bind(address) {
+        Ok(()) => Check::ok(name, format!("{address} is free")),
         Err(error) if error.kind() == ErrorKind::AddrInUse => Check::warning(
             name,
             format!("{address} is in use"),
@@ -51,6 +60,50 @@ fn address(name: &str, address: SocketAddr) -> Check {
             format!("{address}: {error}"),
             "choose an address of this machine; ports below 1024 need root or CAP_NET_BIND_SERVICE at start",
         ),
+    }
+}
+
+/// As the daemon does, but without listening: no producer is to be accepted by a check.
+fn bind(address: SocketAddr) -> io::Result<()> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)
+}
+
+/// Whether the interfaces to meter are there, as the daemon asks at its start.
+fn interfaces(pressure: &pressure::Config) -> Check {
+    let name = "config.xdp.interface";
+    let wanted = &pressure.xdp.interfaces;
+    let is_missing = |wanted: &&String| if_nametoindex(wanted.as_str()).is_err();
+    let missing: Vec<_> = wanted.iter().filter(is_missing).cloned().collect();
+    if wanted.is_empty() {
+        return Check::not_applicable(name, "no interface is metered");
+    }
+    if !missing.is_empty() {
+        return Check::failed(
+            name,
+            format!("not here: {}", missing.join(", ")),
+            "name interfaces that `ip link` shows, or leave xdp.interface out",
+        );
+    }
+    let lacking = missing_network_capability();
+    match (pressure.kernel, lacking) {
+        (KernelMode::Off, _) => Check::warning(
+            name,
+            "neither metered nor guarded: pressure.kernel is off",
+            "set pressure.kernel to auto, or leave xdp.interface out",
+        ),
+        (KernelMode::Auto | KernelMode::Required, Some(lacking)) => Check::warning(
+            name,
+            format!("neither metered nor guarded without {lacking}"),
+            format!("start as root, or with {lacking}"),
+        ),
+        (KernelMode::Auto | KernelMode::Required, None) => {
+            Check::ok(name, format!("here: {}", wanted.join(", ")))
+        }
     }
 }
 

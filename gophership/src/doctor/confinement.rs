@@ -3,9 +3,13 @@
 use std::fs;
 
 use super::{Check, Verdict};
-use crate::privileges::{Config, Enforcement, LandlockMode, Service, probe_landlock};
+use crate::{
+    app,
+    privileges::{Config, Enforcement, LandlockMode, Service, probe_landlock},
+};
 
-pub(super) fn check(service: Option<&Config>) -> Vec<Check> {
+pub(super) fn check(config: Option<&app::Config>) -> Vec<Check> {
+    let service = config.map(|config| &config.service);
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -16,6 +20,7 @@ pub(super) fn check(service: Option<&Config>) -> Vec<Check> {
         no_new_privs(&field("NoNewPrivs:")),
         landlock(service.map(|service| service.landlock)),
         user(service),
+        files(config),
     ]
 }
 
@@ -80,6 +85,42 @@ fn user(service: Option<&Config>) -> Check {
             name,
             error.to_string(),
             "set service.user to a user that exists, and start as root",
+        ),
+    }
+}
+
+/// Whether the service user can work with the files that are there.
+fn files(config: Option<&app::Config>) -> Check {
+    let name = "confinement.files";
+    let Some(config) = config else {
+        return Check::not_applicable(name, "the configuration isn't valid");
+    };
+    let Ok(service) = Service::find(&config.service) else {
+        return Check::not_applicable(name, "see confinement.user");
+    };
+    let user = service.user();
+    match service.rehearse(&config.needs()) {
+        Ok(unreadable) if unreadable.is_empty() => Check::ok(
+            name,
+            format!("{user} can write to and read all that the configuration names"),
+        ),
+        Ok(unreadable) => {
+            let files = unreadable
+                .iter()
+                .map(|(path, error)| format!("{}: {error}", path.display()));
+            Check::warning(
+                name,
+                format!(
+                    "{user} can't read again: {}",
+                    files.collect::<Vec<_>>().join(", ")
+                ),
+                "let the service user read them, or a reload will fail",
+            )
+        }
+        Err(error) => Check::failed(
+            name,
+            error.to_string(),
+            "give the files to the service user: the daemon refuses to start like this",
         ),
     }
 }

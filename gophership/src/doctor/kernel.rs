@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::{Check, Verdict};
+use super::{Check, Verdict, effective_capabilities};
 use crate::pressure::{
     Feature, KernelError, KernelMode, Lockdown, ProgramTrial, Release, check_fields, features,
     missing_capabilities, try_programs,
@@ -127,12 +127,7 @@ const CAPABILITIES: [(u32, &str); 8] = [
 
 fn capabilities(lacking: Lacking) -> Check {
     let name = "kernel.capabilities";
-    let status = read("/proc/thread-self/status").unwrap_or_default();
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|text| u64::from_str_radix(text.trim(), 16).ok())
-        .unwrap_or(0);
+    let effective = effective_capabilities();
     let had: Vec<_> = CAPABILITIES
         .iter()
         .filter(|(bit, _)| effective >> bit & 1 == 1)
@@ -258,8 +253,20 @@ fn program(lacking: Lacking, trial: ProgramTrial) -> Check {
         Err(reason) => Check::warning(
             name,
             format!("{point} ({weight}): {reason}"),
-            "its signal reads \"unavailable\"; a newer kernel may have what it needs",
+            consequence(&point),
         ),
+    }
+}
+
+/// What it means to do without an optional program, by what it is attached to.
+fn consequence(point: &str) -> &'static str {
+    match point {
+        "xdp" => {
+            "interfaces aren't metered, or not for frames in several buffers (Linux 5.18); \
+             docs/xdp.md"
+        }
+        _ if point.starts_with("iter/") => "`gs-ctl sockets` reads /proc instead, with less",
+        _ => "its signal reads \"unavailable\"; a newer kernel may have what it needs",
     }
 }
 

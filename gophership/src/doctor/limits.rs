@@ -4,7 +4,7 @@ use std::fs;
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
-use super::{Check, Verdict};
+use super::{Check, Verdict, effective_capabilities};
 use crate::{pressure::memory_limit_bytes, vault};
 
 /// Descriptors for some thousand connections, segments and logs.
@@ -39,11 +39,7 @@ fn memlock(vault: Option<&vault::Config>) -> Check {
 
 /// CAP_SYS_RESOURCE.
 fn may_raise() -> bool {
-    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    effective
-        .and_then(|text| u64::from_str_radix(text.trim(), 16).ok())
-        .is_some_and(|effective| effective >> 24 & 1 == 1)
+    effective_capabilities() >> 24 & 1 == 1
 }
 
 fn files() -> Check {

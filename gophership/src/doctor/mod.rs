@@ -11,6 +11,8 @@ mod limits;
 mod report;
 mod storage;
 
+use std::fs;
+
 pub use report::{Check, Report, Verdict};
 
 use crate::{app, config};
@@ -23,6 +25,15 @@ pub fn examine(config: &Result<app::Config, config::Errors>) -> Report {
     checks.extend(kernel::check(valid.map(|valid| valid.pressure.kernel)));
     checks.extend(storage::check(valid.map(|valid| &valid.vault)));
     checks.extend(limits::check(valid.map(|valid| &valid.vault)));
-    checks.extend(confinement::check(valid.map(|valid| &valid.service)));
+    checks.extend(confinement::check(valid));
     Report { checks }
+}
+
+/// Of this thread, a bit for each (capabilities(7)); 0 if the kernel doesn't say.
+fn effective_capabilities() -> u64 {
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective
+        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
+        .unwrap_or(0)
 }

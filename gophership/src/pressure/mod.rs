@@ -33,6 +33,7 @@
 mod clock;
 mod disks;
 mod engine;
+mod explain;
 mod kernel;
 mod memory;
 mod pages;
@@ -63,10 +64,11 @@ use nix::net::if_::if_nametoindex;
 
 pub use clock::monotonic_ns;
 pub use engine::{Budget, EngineLine, Verdict};
+pub use explain::Explained;
 pub use gophership_common::{Cause, Levels, Rule, SIGNALS, Signal, Signals, Unit, Word, Zone};
 pub use kernel::{
     Error as KernelError, Feature, Lockdown, ProgramTrial, check_fields, features,
-    missing_capabilities, try_programs,
+    missing_capabilities, missing_network_capability, try_programs,
 };
 pub use memory::memory_limit_bytes;
 pub use release::Release;

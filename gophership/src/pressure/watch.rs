@@ -37,7 +37,7 @@ pub const TICK_DEAD_MIN: Duration = Duration::from_millis(500);
 const TICK_DEAD_PERIODS: u32 = 20;
 
 /// What the judge has to tell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(
     clippy::large_enum_variant,
     reason = "passed by reference, a handful a minute"
@@ -50,6 +50,20 @@ pub enum Occurrence {
         /// Whether the host or the engine's cgroup lacked it, rather than another cgroup.
         ours: bool,
         /// When, `CLOCK_MONOTONIC` nanoseconds.
+        ktime_ns: u64,
+    },
+    /// Another half judges.
+    Source {
+        /// Why the kernel doesn't; `None`: it does again.
+        why_not_kernel: Option<String>,
+        /// When, `CLOCK_MONOTONIC` nanoseconds.
+        ktime_ns: u64,
+    },
+    /// The kernel's ring buffer was full.
+    EventsLost {
+        /// How many events it had no room for since this was last told.
+        events: u64,
+        /// When that was noticed, `CLOCK_MONOTONIC` nanoseconds.
         ktime_ns: u64,
     },
 }
@@ -138,6 +152,7 @@ pub(super) fn spawn(
         on_occurrence,
         early: false,
         sampled_at: None,
+        lost: 0,
     };
     let stopped = Arc::clone(&stop);
     let thread = thread::Builder::new()
@@ -147,6 +162,7 @@ pub(super) fn spawn(
                 watch.turn();
             }
             watch.drain();
+            watch.tell_lost();
         })?;
     Ok(WatchHandle {
         pressure,
@@ -178,6 +194,8 @@ struct Watch<F> {
     early: bool,
     /// When samples were last taken.
     sampled_at: Option<Instant>,
+    /// Events lost by the kernel half that were told of.
+    lost: u64,
 }
 
 impl<F: Fn(&Occurrence)> Watch<F> {
@@ -219,6 +237,7 @@ impl<F: Fn(&Occurrence)> Watch<F> {
     fn sample(&mut self) {
         self.sampled_at = Some(Instant::now());
         self.post();
+        self.tell_lost();
         if let Some(kernel) = &self.pressure.kernel {
             self.mind_the_tick();
             if let Some(xdp) = &kernel.xdp {
@@ -227,6 +246,21 @@ impl<F: Fn(&Occurrence)> Watch<F> {
         }
         if self.pressure.source.why_not_kernel().is_some() {
             self.judge();
+        }
+    }
+
+    /// Tells of events that the kernel half had no room for.
+    fn tell_lost(&mut self) {
+        let lost = self
+            .pressure
+            .pages
+            .verdict_at(offset_of!(VerdictPage, events_lost));
+        if lost > self.lost {
+            (self.on_occurrence)(&Occurrence::EventsLost {
+                events: lost - self.lost,
+                ktime_ns: monotonic_ns(),
+            });
+            self.lost = lost;
         }
     }
 
@@ -301,14 +335,22 @@ impl<F: Fn(&Occurrence)> Watch<F> {
                     reason,
                     "THE KERNEL'S TICK IS DEAD: user space judges in its place"
                 );
-                self.pressure.source.set(Some(reason));
+                self.switch(Some(reason));
             }
             (false, true) => {
                 tracing::warn!("the kernel's tick is back and judges again");
-                self.pressure.source.set(None);
+                self.switch(None);
                 self.own.rest(self.pressure.unavailable);
             }
             (true, true) | (false, false) => {}
         }
+    }
+
+    fn switch(&self, why_not_kernel: Option<String>) {
+        self.pressure.source.set(why_not_kernel.clone());
+        (self.on_occurrence)(&Occurrence::Source {
+            why_not_kernel,
+            ktime_ns: monotonic_ns(),
+        });
     }
 }

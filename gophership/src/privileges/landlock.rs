@@ -1,8 +1,9 @@
 //! Landlock: the daemon reaches the files of its configuration and what a resolver needs, no others.
 //!
 //! It restricts opening and changing files (Documentation/userspace-api/landlock.rst), not
-//! connecting, and not what is open already. It is what confines a daemon that stays root, whom
-//! permissions don't.
+//! connecting, and not what is open already. It matters most where the daemon stays root: without
+//! capabilities it still owns most files. All of [`READ`] stays readable to it then, `/etc/shadow`
+//! included; a user of its own is what keeps the daemon from that.
 
 use std::{fmt, path::Path};
 

@@ -15,6 +15,7 @@ mod accounts;
 mod capabilities;
 mod landlock;
 mod paths;
+mod rehearsal;
 
 use std::{
     fs, io,
@@ -118,6 +119,21 @@ pub enum Error {
         user: Box<Identity>,
         /// What the system said.
         source: io::Error,
+    },
+    /// The service user doesn't even get there: giving it the files away wouldn't help.
+    #[error(
+        "{user} may not pass through {} on the way to {} ({key}); `chmod o+x {}` lets it, or choose another place",
+        directory.display(), base.display(), directory.display()
+    )]
+    NotReachable {
+        /// What it can't pass.
+        directory: PathBuf,
+        /// What of the configuration lies behind.
+        base: PathBuf,
+        /// The configuration key.
+        key: &'static str,
+        /// Who can't.
+        user: Box<Identity>,
     },
     /// More than one thread is running: the others would keep their privileges.
     #[error("{threads} threads are running before the privileges are dropped, instead of one")]
@@ -223,10 +239,9 @@ impl Service {
         only_one_thread()?;
         let kept = capabilities::Kept::new(keep_bpf)?;
         kept.before_the_user()?;
-        if self.changes_user {
-            self.change_user()?;
-        }
+        self.change_user()?;
         kept.after_the_user()?;
+        paths::make(needs, None)?;
         paths::check_written(needs, &self.user)?;
         let unreadable = paths::unreadable(needs);
         let landlock = landlock::enforce(self.landlock, needs)?;
@@ -240,14 +255,17 @@ impl Service {
 
     fn change_user(&self) -> Result<(), Error> {
         let (uid, gid) = (Uid::from_raw(self.user.uid), Gid::from_raw(self.user.gid));
-        let groups: Vec<_> = self
-            .user
-            .groups
-            .iter()
-            .copied()
-            .map(Gid::from_raw)
-            .collect();
-        setgroups(&groups).map_err(Error::system("setgroups"))?;
+        if self.changes_user {
+            let groups: Vec<_> = self
+                .user
+                .groups
+                .iter()
+                .copied()
+                .map(Gid::from_raw)
+                .collect();
+            setgroups(&groups).map_err(Error::system("setgroups"))?;
+        }
+        // Also where the user stays: real and saved ids of somebody else are a way back.
         setresgid(gid, gid, gid).map_err(Error::system("setresgid"))?;
         setresuid(uid, uid, uid).map_err(Error::system("setresuid"))
     }

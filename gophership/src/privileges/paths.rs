@@ -9,12 +9,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::unistd::{AccessFlags, access};
+use nix::{
+    errno::Errno,
+    unistd::{AccessFlags, access},
+};
 
 use super::{Error, Identity, Service};
 
 /// Levels below a directory that are checked: the vault has lanes with segments in them.
 const DEPTH: usize = 2;
+
+/// Where ext4's check puts what it finds: root's alone, and nobody else's business.
+const LOST_AND_FOUND: &str = "lost+found";
 
 /// Everything the daemon touches by path after the drop.
 #[derive(Debug, Clone, Default)]
@@ -54,6 +60,20 @@ pub enum Written {
 }
 
 impl Written {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Tree { path, .. } | Self::File { path, .. } | Self::Socket { path, .. } => path,
+        }
+    }
+
+    /// What of the configuration is given to the service user.
+    fn base(&self) -> &Path {
+        match self {
+            Self::Tree { path, .. } | Self::File { path, .. } => path,
+            Self::Socket { path, .. } => parent(path),
+        }
+    }
+
     fn directory(&self) -> &Path {
         match self {
             Self::Tree { path, .. } => path,
@@ -90,11 +110,23 @@ impl Needs {
 /// Makes what is missing and gives it to the service user; what exists stays as it is. Durably: what
 /// is acknowledged must be found in it.
 ///
+/// Where the service user owns a directory on the way, names may lead anywhere: root keeps out of
+/// there, and the service user makes the rest itself ([`Service::enter`]).
+///
 /// # Errors
 /// [`Error::Make`].
 pub fn prepare(needs: &Needs, service: &Service) -> Result<(), Error> {
-    let owner = service.changes_user.then_some(&service.user);
-    for written in &needs.written {
+    make(needs, service.changes_user.then_some(&service.user))
+}
+
+/// Makes what is missing: for `owner`, or as whoever we are.
+pub(super) fn make(needs: &Needs, owner: Option<&Identity>) -> Result<(), Error> {
+    let is_left = |path: &Path| owner.is_some_and(|owner| leads_through_own(path, owner));
+    for written in needs
+        .written
+        .iter()
+        .filter(|written| !is_left(written.path()))
+    {
         match written {
             Written::Tree { path, .. } => make_directory(path, 0o700, owner)?,
             Written::Socket { path, .. } => make_directory(parent(path), 0o755, owner)?,
@@ -106,17 +138,26 @@ pub fn prepare(needs: &Needs, service: &Service) -> Result<(), Error> {
                 if let Some(mode) = directory_mode {
                     make_directory(parent(path), *mode, owner)?;
                 }
-                // In its own directories the service user makes it later. Root keeps out of those,
-                // where names may lead anywhere.
-                if let Some(owner) = owner
-                    && fs::metadata(parent(path)).is_ok_and(|dir| dir.uid() != owner.uid)
-                {
+                if let Some(owner) = owner {
                     make_file(path, owner)?;
                 }
             }
         }
     }
     Ok(())
+}
+
+/// Whether the path, or a directory or link on the way to it, is the user's.
+fn leads_through_own(path: &Path, user: &Identity) -> bool {
+    let is_own = |part: &Path| {
+        let part = if part.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            part
+        };
+        fs::symlink_metadata(part).is_ok_and(|found| found.uid() == user.uid)
+    };
+    path.ancestors().any(is_own)
 }
 
 fn make_directory(path: &Path, mode: u32, owner: Option<&Identity>) -> Result<(), Error> {
@@ -181,18 +222,39 @@ pub(super) fn check_written(needs: &Needs, user: &Identity) -> Result<(), Error>
             Written::File { key, path, .. } => (key, check_entry(path)),
             Written::Socket { key, path } => (key, check_directory(parent(path))),
         };
-        checked.map_err(|(path, source)| Error::NotWritable {
-            base: match written {
-                Written::Tree { path, .. } | Written::File { path, .. } => path.clone(),
-                Written::Socket { path, .. } => parent(path).to_owned(),
-            },
-            path,
-            key,
-            user: Box::new(user.clone()),
-            source,
-        })?;
+        checked.map_err(|refused| not_writable(written.base(), key, user, refused))?;
     }
     Ok(())
+}
+
+fn not_writable(
+    base: &Path,
+    key: &'static str,
+    user: &Identity,
+    (path, source): (PathBuf, io::Error),
+) -> Error {
+    let (base, user) = (base.to_owned(), Box::new(user.clone()));
+    let above: Vec<_> = base.ancestors().skip(1).collect();
+    // From the root on: behind the first one that is closed, nothing can be told.
+    let closed = above
+        .into_iter()
+        .rev()
+        .find(|dir| access(*dir, AccessFlags::X_OK) == Err(Errno::EACCES));
+    match closed.map(Path::to_owned) {
+        Some(directory) => Error::NotReachable {
+            directory,
+            base,
+            key,
+            user,
+        },
+        None => Error::NotWritable {
+            path,
+            base,
+            key,
+            user,
+            source,
+        },
+    }
 }
 
 type Checked = Result<(), (PathBuf, io::Error)>;
@@ -205,6 +267,9 @@ fn check_tree(dir: &Path, depth: usize) -> Checked {
     };
     for entry in fs::read_dir(dir).map_err(at(dir))? {
         let entry = entry.map_err(at(dir))?;
+        if entry.file_name() == LOST_AND_FOUND {
+            continue;
+        }
         let path = entry.path();
         if depth > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             check_tree(&path, depth - 1)?;
@@ -229,7 +294,7 @@ fn check_entry(path: &Path) -> Checked {
 /// What doesn't exist can't be refused; whoever makes it reports what is wrong.
 fn check(path: &Path, wanted: AccessFlags) -> Checked {
     match access(path, wanted) {
-        Ok(()) | Err(nix::errno::Errno::ENOENT) => Ok(()),
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
         Err(errno) => Err((path.to_owned(), errno.into())),
     }
 }

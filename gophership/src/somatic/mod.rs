@@ -248,9 +248,18 @@ impl Reflex {
             records: request.records,
             held,
         };
-        let id = self.lane.append(meta, stored).await?;
-        self.counters.pivoted(pivot.index());
-        Ok(id)
+        // Counted where it is decided: the zone may change before the bytes are stable, and the handler
+        // may be gone by then, but not the bytes.
+        let zone = self.verdict.load().zone();
+        let records = u64::from(request.records);
+        let bytes = stored.iter().map(|part| part.as_ref().len() as u64).sum();
+        self.counters.diverted(zone, records, bytes);
+        let appended = self.lane.append(meta, stored).await;
+        match &appended {
+            Ok(_) => self.counters.pivoted(pivot.index()),
+            Err(_) => self.counters.not_diverted(zone, records, bytes),
+        }
+        appended
     }
 
     /// Ledger: an acknowledged request that some destinations have. What the vault holds of it, the

@@ -2,6 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use gophership_common::Zone;
+
+use super::timeline::Amount;
+
 /// What became of one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
@@ -78,6 +82,27 @@ pub const PIVOT_CAUSES_MAX: usize = 32;
 /// Most destinations: an entry's bitmask of those that are owed it has this many bits.
 pub const DESTINATIONS_MAX: usize = 32;
 
+/// Zones that diversions are told apart by.
+const ZONES: usize = Zone::Red as usize + 1;
+
+/// What went to the vault in one zone.
+#[derive(Debug, Default)]
+struct Diverted {
+    requests: AtomicU64,
+    records: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Diverted {
+    fn get(&self) -> Amount {
+        Amount {
+            requests: self.requests.load(Relaxed),
+            records: self.records.load(Relaxed),
+            bytes: self.bytes.load(Relaxed),
+        }
+    }
+}
+
 /// Counters that one worker writes.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -87,6 +112,7 @@ pub struct WorkerCounters {
     bytes: [AtomicU64; Fate::ALL.len()],
     pivots: [AtomicU64; PIVOT_CAUSES_MAX],
     delivered_records: [AtomicU64; DESTINATIONS_MAX],
+    diverted: [Diverted; ZONES],
     delivered_ack: Histogram,
     vaulted_ack: Histogram,
     /// Connections open now.
@@ -123,6 +149,22 @@ impl WorkerCounters {
     pub fn pivoted(&self, cause_index: usize) {
         self.pivots[cause_index].fetch_add(1, Relaxed);
     }
+
+    /// Counts a request that is on its way to the vault, by the zone in which that was decided.
+    pub fn diverted(&self, zone: Zone, records: u64, bytes: u64) {
+        let diverted = &self.diverted[zone as usize];
+        diverted.requests.fetch_add(1, Relaxed);
+        diverted.records.fetch_add(records, Relaxed);
+        diverted.bytes.fetch_add(bytes, Relaxed);
+    }
+
+    /// Takes back what [`Self::diverted`] counted: the vault didn't take the request.
+    pub fn not_diverted(&self, zone: Zone, records: u64, bytes: u64) {
+        let diverted = &self.diverted[zone as usize];
+        diverted.requests.fetch_sub(1, Relaxed);
+        diverted.records.fetch_sub(records, Relaxed);
+        diverted.bytes.fetch_sub(bytes, Relaxed);
+    }
 }
 
 /// The counters of all workers.
@@ -138,6 +180,8 @@ pub struct Totals {
     pub pivots: [u64; PIVOT_CAUSES_MAX],
     /// Records that a destination accepted without the vault, by its bit.
     pub delivered_records: [u64; DESTINATIONS_MAX],
+    /// What went to the vault, by the zone's number.
+    pub diverted: [Amount; ZONES],
     /// Acknowledgement times of the delivered.
     pub delivered_ack: HistogramTotal,
     /// Acknowledgement times of the vaulted.
@@ -156,6 +200,9 @@ impl Totals {
             add(&mut total.bytes, &worker.bytes);
             add(&mut total.pivots, &worker.pivots);
             add(&mut total.delivered_records, &worker.delivered_records);
+            for (sum, diverted) in total.diverted.iter_mut().zip(&worker.diverted) {
+                *sum = sum.plus(diverted.get());
+            }
             worker.delivered_ack.add_to(&mut total.delivered_ack);
             worker.vaulted_ack.add_to(&mut total.vaulted_ack);
             total.connections += worker.connections.load(Relaxed);
@@ -169,6 +216,16 @@ impl Totals {
         let of =
             |counts: &[u64; 4]| counts[Fate::Delivered as usize] + counts[Fate::Vaulted as usize];
         (of(&self.requests), of(&self.records), of(&self.bytes))
+    }
+
+    /// What was acknowledged because the destinations have it.
+    #[must_use]
+    pub const fn delivered(&self) -> Amount {
+        Amount {
+            requests: self.requests[Fate::Delivered as usize],
+            records: self.records[Fate::Delivered as usize],
+            bytes: self.bytes[Fate::Delivered as usize],
+        }
     }
 }
 
@@ -191,7 +248,17 @@ mod tests {
         workers[1].pivoted(3);
         workers[0].delivered(0b101, 10);
         workers[1].delivered(0b100, 5);
+        workers[0].diverted(Zone::Red, 10, 1000);
+        workers[1].diverted(Zone::Red, 5, 500);
+        workers[1].diverted(Zone::Green, 7, 700);
+        workers[1].not_diverted(Zone::Green, 7, 700);
         let totals = Totals::of(&workers);
+        let red = Amount {
+            requests: 2,
+            records: 15,
+            bytes: 1500,
+        };
+        assert_eq!(totals.diverted, [Amount::default(), Amount::default(), red]);
         assert_eq!(totals.acknowledged(), (2, 15, 1500));
         assert_eq!(totals.requests, [1, 1, 1, 0]);
         assert_eq!(totals.pivots[3], 1);

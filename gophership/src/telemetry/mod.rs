@@ -1,11 +1,13 @@
-//! Metrics, health and the daemon's own log. A leaf: it knows none of the other modules.
+//! Metrics, health, the event timeline and the daemon's own log. A leaf: it knows none of the other modules.
 
 use std::net::SocketAddr;
 
 pub mod counters;
 pub mod http;
+pub mod lines;
 pub mod log;
 pub mod metrics;
+pub mod timeline;
 
 /// Format of the daemon's own log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +18,7 @@ pub enum LogFormat {
     Pretty,
 }
 
-/// The telemetry listener and the daemon's own log.
+/// The telemetry listener, the event timeline and the daemon's own log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Address of `/metrics`, `/healthz` and `/readyz`.
@@ -25,4 +27,6 @@ pub struct Config {
     pub log_level: String,
     /// Format of the daemon's own log, written to standard error.
     pub log_format: LogFormat,
+    /// The event timeline.
+    pub timeline: timeline::Config,
 }

@@ -37,6 +37,7 @@ telemetry:
   listen: \"{TELEMETRY_ADDRESS}\"
   log: {{ level: info, format: pretty }}
   audit_log: {audit_log}
+  events: {events}
 service:
   user: \"{uid}:{gid}\"
 ",
@@ -49,6 +50,7 @@ service:
         logs = quoted(&files.logs),
         socket = quoted(&files.socket),
         audit_log = quoted(&files.audit_log),
+        events = quoted(&files.events),
     )
 }
 
@@ -75,6 +77,7 @@ mod tests {
             "    path: '/dev-state/control.sock'\n",
             "    allow_uids: [1000]\n",
             "  audit_log: '/dev-state/audit.jsonl'\n",
+            "  events: '/dev-state/events.jsonl'\n",
             "  user: \"1000:100\"\n",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

@@ -26,6 +26,7 @@ pub(crate) struct DevFiles {
     vault: PathBuf,
     socket: PathBuf,
     audit_log: PathBuf,
+    events: PathBuf,
     logs: PathBuf,
     send_script: PathBuf,
 }
@@ -38,6 +39,7 @@ impl DevFiles {
             vault: dev.join("vault"),
             socket: dev.join("control.sock"),
             audit_log: dev.join("audit.jsonl"),
+            events: dev.join("events.jsonl"),
             logs: dev.join("logs.jsonl"),
             send_script: dev.join("send.py"),
         }

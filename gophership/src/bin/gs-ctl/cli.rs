@@ -4,6 +4,7 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gophership::{config::units, control::pb};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// Watch and steer a GopherShip daemon.
 #[derive(Debug, Parser)]
@@ -99,6 +100,17 @@ Examples:
   gs-ctl --output json sockets | jq '.sockets[] | select(.level == \"red\") | .process'")]
     Sockets(SocketsArgs),
 
+    /// Show what happened to the zone, when, by which values, and what it cost.
+    #[command(after_help = "\
+Times are UTC. The timeline outlives the daemon; its size is bounded by telemetry.events_max_bytes.
+
+Examples:
+  gs-ctl events
+  gs-ctl events --since 1h
+  gs-ctl events --follow
+  gs-ctl --output json events --since 2026-01-02T03:00:00Z | jq '.events[] | select(.to == \"red\")'")]
+    Events(EventsArgs),
+
     /// Hold a zone whatever the signals say, or give it back to them.
     #[command(after_help = "\
 Examples:
@@ -180,6 +192,22 @@ impl From<Sort> for pb::SocketOrder {
             Sort::Idle => Self::Idle,
         }
     }
+}
+
+/// `events`.
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// Go on with what happens, until Ctrl-C or until the daemon stops.
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// Only what happened then or later: a duration back from now, such as 90s or 1h, or a time such
+    /// as 2026-01-02T03:04:05Z.
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    pub(crate) since: Option<OffsetDateTime>,
+    /// At most this many of what has happened, the newest; else 100, 10 with --follow, and all of it
+    /// with --since.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) limit: Option<u32>,
 }
 
 /// `override`.
@@ -316,6 +344,18 @@ fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "expected a duration such as 30s, 10m or 1h".to_owned())
 }
 
+fn since(text: &str) -> Result<OffsetDateTime, String> {
+    if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
+        return Ok(time);
+    }
+    units::parse_duration(text)
+        .and_then(|back| OffsetDateTime::now_utc().checked_sub(back.try_into().ok()?))
+        .ok_or_else(|| {
+            "expected a duration such as 90s or 1h, or a time such as 2026-01-02T03:04:05Z"
+                .to_owned()
+        })
+}
+
 fn interval(text: &str) -> Result<Duration, String> {
     units::parse_duration(text)
         .filter(|interval| *interval >= Duration::from_millis(100))
@@ -350,6 +390,15 @@ mod tests {
     }
 
     #[test]
+    fn since_is_a_time_or_a_duration() {
+        let hour_ago = || OffsetDateTime::now_utc() - Duration::from_secs(3600);
+        let (before, parsed, after) = (hour_ago(), since("1h").unwrap(), hour_ago());
+        assert!(before <= parsed && parsed <= after);
+        let time = since("2026-01-02T04:04:05+01:00").unwrap();
+        assert_eq!(time.unix_timestamp(), 1_767_323_045);
+    }
+
+    #[test]
     fn contradictions_are_usage_errors() {
         for line in [
             &["override"][..],
@@ -363,6 +412,9 @@ mod tests {
             &["top", "--count", "0"],
             &["sockets", "--limit", "0"],
             &["sockets", "--sort", "size"],
+            &["events", "--since", "yesterday"],
+            &["events", "--since", "2026-13-01T00:00:00Z"],
+            &["events", "--limit", "0"],
             &["certs", "init", "--dir", "x"],
             &["--endpoint", "https://h:9092", "status"],
         ] {

@@ -8,8 +8,10 @@ use tonic::{Streaming, transport::Channel};
 
 use crate::{
     certs,
-    cli::{CertsCommand, Cli, Command, DrainArgs, OverrideArgs, ReplayArgs, SocketsArgs},
-    client,
+    cli::{
+        CertsCommand, Cli, Command, DrainArgs, EventsArgs, OverrideArgs, ReplayArgs, SocketsArgs,
+    },
+    client, events,
     failure::Failure,
     json as shown,
     output::Sink,
@@ -30,6 +32,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
                 Command::Override(args) => set_override(daemon, sink, args).await,
                 Command::Replay(args) => replay(daemon, sink, args).await,
                 Command::Drain(args) => drain(daemon, sink, args).await,
+                Command::Events(args) => events(daemon, sink, args).await,
                 Command::Sockets(args) => sockets(daemon, sink, args).await,
                 Command::Status | Command::Certs(_) | Command::Top(_) => status(daemon, sink).await,
             }
@@ -53,6 +56,46 @@ async fn sockets(mut daemon: Daemon, sink: &mut Sink, args: &SocketsArgs) -> Res
     let reply = daemon.sockets(request).await?.into_inner();
     let colour = sink.colour();
     sink.result(&sockets::value(&reply), || sockets::page(&reply, colour))
+}
+
+async fn events(mut daemon: Daemon, sink: &mut Sink, args: &EventsArgs) -> Result<(), Failure> {
+    const ALL: u32 = 100_000;
+    const BEFORE_FOLLOWING: u32 = 10;
+    let usual = match (args.since, args.follow) {
+        (Some(_), _) => ALL,
+        (None, true) => BEFORE_FOLLOWING,
+        (None, false) => 0,
+    };
+    let request = pb::EventsRequest {
+        since: args.since.map(|since| prost_types::Timestamp {
+            seconds: since.unix_timestamp(),
+            nanos: i32::try_from(since.nanosecond()).unwrap_or(0),
+        }),
+        limit: args.limit.unwrap_or(usual),
+        follow: args.follow,
+    };
+    let mut stream = daemon.events(request).await?.into_inner();
+    let colour = sink.colour();
+    let mut listed = Vec::new();
+    while let Some(event) = stream.message().await? {
+        match args.follow {
+            true => sink.entry(&events::value(&event), || events::line(&event, colour))?,
+            false => listed.push(event),
+        }
+    }
+    if args.follow {
+        return Err(Failure::CannotConnect("the daemon has stopped".to_owned()));
+    }
+    let value = json!({ "events": listed.iter().map(events::value).collect::<Value>() });
+    sink.result(&value, || {
+        let lines = listed
+            .iter()
+            .map(|event| events::line(event, colour) + "\n");
+        match listed.is_empty() {
+            true => "no events\n".to_owned(),
+            false => lines.collect(),
+        }
+    })
 }
 
 async fn set_override(

@@ -44,6 +44,25 @@ pub(crate) fn duration(duration: Duration) -> String {
     }
 }
 
+/// `6.2 ms`, `1.5 s`; from 10 s on as [`duration`].
+pub(crate) fn seconds(seconds: f64) -> String {
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(long) if long.as_secs() >= 10 => duration(long),
+        Ok(_) if seconds >= 1.0 => format!("{seconds:.1} s"),
+        Ok(_) | Err(_) => format!("{:.1} ms", seconds * 1000.0),
+    }
+}
+
+/// A measured number of whole things; what is no such number reads as none or very many.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates"
+)]
+pub(crate) const fn whole(value: f64) -> u64 {
+    value as u64
+}
+
 /// Text from elsewhere on one line, without the control characters that a terminal would obey.
 pub(crate) fn plain(text: &str) -> String {
     text.chars()

@@ -12,6 +12,7 @@ pub(crate) fn status(status: &pb::StatusReply) -> Value {
         "zone": zone(status.zone()),
         "cause": status.cause,
         "zone_since": status.zone_since.as_ref().and_then(rfc3339),
+        "slow_disk": status.slow_disk,
         "source": source(status.source()),
         "source_reason": status.source_reason,
         "override": status.r#override.as_ref().map(held),

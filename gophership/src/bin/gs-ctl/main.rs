@@ -4,6 +4,7 @@ mod certs;
 mod cli;
 mod client;
 mod commands;
+mod events;
 mod failure;
 mod human;
 mod json;

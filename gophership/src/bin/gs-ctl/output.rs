@@ -91,6 +91,18 @@ impl Sink {
         write(&text)
     }
 
+    /// Writes one of several results that stay: for people a line each.
+    pub(crate) fn entry(
+        &mut self,
+        value: &Value,
+        line: impl FnOnce() -> String,
+    ) -> Result<(), Failure> {
+        match self.format {
+            Output::Table => write(&(line() + "\n")),
+            Output::Json | Output::Yaml => self.progress(value, String::new),
+        }
+    }
+
     /// Ends the line that progress was shown on.
     pub(crate) fn progress_ended(&self) -> Result<(), Failure> {
         if self.format == Output::Table && self.terminal && self.documents > 0 {

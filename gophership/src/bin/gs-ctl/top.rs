@@ -1,4 +1,4 @@
-//! `top`: zone, signals and the deepest sockets, again and again.
+//! `top`: zone, newest events, signals and the deepest sockets, again and again.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 
 use crate::{
     cli::{Cli, TopArgs},
-    client,
+    client, events,
     failure::Failure,
     human::plain,
     json as shown,
@@ -21,6 +21,8 @@ use crate::{
     sockets, view,
 };
 
+/// Events shown.
+const EVENTS: u32 = 5;
 /// Sockets shown.
 const SOCKETS: u32 = 5;
 /// A daemon that takes longer is shown as not answering.
@@ -31,6 +33,8 @@ struct Look {
     status: pb::StatusReply,
     /// Or why they can't be listed.
     sockets: Result<pb::SocketsReply, Failure>,
+    /// The newest events, or why there are none.
+    events: Result<Vec<pb::Event>, Failure>,
 }
 
 /// Shows a block an interval, until `--count` of them are shown or a signal says to end.
@@ -98,7 +102,25 @@ async fn look(cli: &Cli, daemon: &mut Option<ControlClient<Channel>>) -> Result<
         Ok(reply) => Ok(reply.into_inner()),
         Err(status) => Err(status.into()),
     };
-    Ok(Look { status, sockets })
+    let events = recent(client).await;
+    Ok(Look {
+        status,
+        sockets,
+        events,
+    })
+}
+
+async fn recent(client: &mut ControlClient<Channel>) -> Result<Vec<pb::Event>, Failure> {
+    let request = pb::EventsRequest {
+        limit: EVENTS,
+        ..pb::EventsRequest::default()
+    };
+    let mut stream = client.events(request).await?.into_inner();
+    let mut events = Vec::new();
+    while let Some(event) = stream.message().await? {
+        events.push(event);
+    }
+    Ok(events)
 }
 
 fn value(look: &Look) -> Value {
@@ -110,12 +132,26 @@ fn value(look: &Look) -> Value {
         "time": now(),
         "status": shown::status(&look.status),
         "sockets": sockets,
+        "events": match &look.events {
+            Ok(events) => events.iter().map(events::value).collect::<Value>(),
+            Err(failure) => json!({ "error": failure.to_string() }),
+        },
     })
 }
 
 fn block(look: &Look, colour: bool) -> String {
     let mut out = format!("{}  gophership {}\n", now(), plain(&look.status.version));
     out.push_str(&view::verdict(&look.status, colour));
+    out.push('\n');
+    match &look.events {
+        Ok(events) => {
+            let lines = events
+                .iter()
+                .map(|event| events::line(event, colour) + "\n");
+            out.extend(lines);
+        }
+        Err(failure) => out.push_str(&format!("events: {}\n", plain(&failure.to_string()))),
+    }
     out.push('\n');
     out.push_str(&view::signals(&look.status.signals));
     out.push('\n');

@@ -5,7 +5,7 @@ use std::iter;
 use gophership::control::{certs, pb};
 
 use crate::{
-    human::{bytes, count, distance, plain, rfc3339},
+    human::{bytes, count, distance, plain, rfc3339, seconds, whole},
     json,
     table::{paint, table, titled},
 };
@@ -80,6 +80,9 @@ fn zone_line(status: &pb::StatusReply, colour: bool) -> String {
     }
     if !status.cause.is_empty() {
         line.push_str(&format!(", cause: {}", plain(&status.cause)));
+    }
+    if status.slow_disk {
+        line.push_str("; the vault's disk is slow");
     }
     line
 }
@@ -190,7 +193,11 @@ pub(crate) fn signals(signals: &[pb::Signal]) -> String {
         .iter()
         .any(|signal| signal.yellow.or(signal.red).is_some());
     let rows = signals.iter().map(|signal| {
-        let show = |value| quantity(value, &signal.unit);
+        let show = |value| match signal.name.as_str() {
+            // Nobody looks further ahead.
+            "time_to_full" if value >= 3600.0 => "≥ 1 h".to_owned(),
+            _ => quantity(value, &signal.unit),
+        };
         let value = match (signal.available, signal.reason.as_str()) {
             (true, _) => show(signal.value),
             (false, "") => "unavailable".to_owned(),
@@ -211,10 +218,14 @@ pub(crate) fn signals(signals: &[pb::Signal]) -> String {
     }
 }
 
-fn quantity(value: f64, unit: &str) -> String {
+/// A value in its unit.
+pub(crate) fn quantity(value: f64, unit: &str) -> String {
     match unit {
         "ratio" => format!("{:.1} %", value * 100.0),
-        "seconds" => format!("{:.1} ms", value * 1000.0),
+        "seconds" => seconds(value),
+        "bytes" => bytes(whole(value)),
+        "bytes_per_second" => format!("{}/s", bytes(whole(value))),
+        "count" => count(whole(value)),
         unit => format!("{value} {}", plain(unit)),
     }
 }
@@ -338,4 +349,40 @@ pub(crate) fn certificates(shown: &[certs::Shown]) -> String {
         table(&rows, &[])
     });
     blocks.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_shown_in_their_unit() {
+        for (value, unit, shown) in [
+            (0.931, "ratio", "93.1 %"),
+            (0.0062, "seconds", "6.2 ms"),
+            (1.5, "seconds", "1.5 s"),
+            (125.0, "seconds", "2 min 5 s"),
+            (1_258_291.2, "bytes_per_second", "1.1 MiB/s"),
+            (1536.0, "bytes", "1.5 KiB"),
+            (1_234.0, "count", "1 234"),
+            (-1.0, "count", "0"),
+            (2.5, "parsec", "2.5 parsec"),
+        ] {
+            assert_eq!(quantity(value, unit), shown);
+        }
+    }
+
+    #[test]
+    fn an_hour_to_full_is_an_hour_or_more() {
+        let signal = pb::Signal {
+            name: "time_to_full".to_owned(),
+            value: 3600.0,
+            unit: "seconds".to_owned(),
+            available: true,
+            yellow: Some(1.0),
+            ..pb::Signal::default()
+        };
+        let page = signals(&[signal]);
+        assert!(page.contains("≥ 1 h") && page.contains("1.0 s"), "{page}");
+    }
 }

@@ -154,6 +154,13 @@ pub fn missing_capabilities() -> Option<String> {
     capabilities::missing()
 }
 
+/// What metering an interface takes besides and this thread lacks; `None` if nothing, or if it can't
+/// be told.
+#[must_use]
+pub fn missing_network_capability() -> Option<&'static str> {
+    capabilities::missing_for_network()
+}
+
 /// The loaded kernel half. Dropping it detaches the programs.
 pub(super) struct Kernel {
     ebpf: Ebpf,

@@ -115,6 +115,16 @@ pub struct Process {
     pub name: String,
 }
 
+impl Process {
+    /// A process names itself, with any bytes but NUL: none of them is to move a terminal's cursor,
+    /// whatever the listing is written as.
+    fn new(pid: u32, name: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(name);
+        let name = text.replace(char::is_control, "\u{fffd}");
+        Self { pid, name }
+    }
+}
+
 /// Listeners that are listed; there is one a port and address.
 const LISTENERS_MAX: usize = 64;
 
@@ -177,6 +187,14 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     use super::*;
+
+    #[test]
+    fn a_process_cannot_name_itself_a_command_to_the_terminal() {
+        let named = |name: &[u8]| Process::new(1, name).name;
+        assert_eq!(named(b"fluent-bit"), "fluent-bit");
+        assert_eq!(named(b"a\x1b[2J\nb\xff"), "a\u{fffd}[2J\u{fffd}b\u{fffd}");
+        assert_eq!(named("caf\u{e9}\u{9b}2J".as_bytes()), "caf\u{e9}\u{fffd}2J");
+    }
 
     #[test]
     fn without_iterators_proc_tells_and_the_reason_is_kept() {

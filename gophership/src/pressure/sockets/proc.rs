@@ -96,11 +96,9 @@ pub(super) fn name_processes(sockets: &mut [IngestSocket]) {
             else {
                 continue;
             };
-            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            sockets[index].process = Some(Process {
-                pid,
-                name: name.trim_end_matches('\n').to_owned(),
-            });
+            let name = fs::read(process.path().join("comm")).unwrap_or_default();
+            let name = name.strip_suffix(b"\n").unwrap_or(&name);
+            sockets[index].process = Some(Process::new(pid, name));
         }
     }
 }

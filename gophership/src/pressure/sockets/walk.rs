@@ -124,10 +124,7 @@ impl<'s> Names<'s> {
 
 fn process(record: &ProcessRecord) -> Process {
     let name = record.name.split(|byte| *byte == 0).next().unwrap_or(&[]);
-    Process {
-        pid: record.pid,
-        name: String::from_utf8_lossy(name).into_owned(),
-    }
+    Process::new(record.pid, name)
 }
 
 #[cfg(test)]

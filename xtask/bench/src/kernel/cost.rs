@@ -199,6 +199,7 @@ fn config() -> Config {
         ingress_horizon: None,
         budget: levels(800, 950),
         heartbeat_limit: Duration::from_secs(1),
+        xdp: gophership::pressure::XdpConfig::default(),
     }
 }
 

@@ -34,6 +34,8 @@ pub(super) struct Locals {
     news: OwnedFd,
     published: Vec<Address>,
     suspended: Option<&'static str>,
+    /// The last look failed; the news that led to it are gone, so it is repeated without any.
+    look_failed: bool,
 }
 
 impl Locals {
@@ -55,6 +57,7 @@ impl Locals {
             news,
             published: Vec::new(),
             suspended: None,
+            look_failed: false,
         };
         let addresses = addresses()?;
         locals.publish(addresses);
@@ -68,14 +71,21 @@ impl Locals {
 
     /// Publishes the addresses again if there is news.
     pub(super) fn follow(&mut self) {
-        if !self.has_news() {
+        if !self.has_news() && !self.look_failed {
             return;
         }
         match addresses() {
-            Ok(addresses) if addresses == self.published && self.suspended.is_none() => {}
-            Ok(addresses) => self.publish(addresses),
+            Ok(addresses) => {
+                self.look_failed = false;
+                if addresses != self.published || self.suspended.is_some() {
+                    self.publish(addresses);
+                }
+            }
             Err(error) => {
-                tracing::error!(%error, "xdp: the local addresses can't be read: nothing is dropped");
+                if !self.look_failed {
+                    tracing::error!(%error, "xdp: the local addresses can't be read: nothing is dropped");
+                }
+                self.look_failed = true;
                 self.suspend(Some("the local addresses can't be read"));
             }
         }
@@ -198,6 +208,16 @@ mod tests {
         assert!(held(page, one) && !held(page, two));
         locals.publish(vec![two]);
         assert!(held(page, two) && !held(page, one));
+    }
+
+    #[test]
+    fn a_look_that_failed_is_repeated_without_news() {
+        let page = Page::<LocalsPage>::anonymous().unwrap();
+        let mut locals = Locals::watch(page).unwrap();
+        locals.look_failed = true;
+        locals.suspend(Some("the local addresses can't be read"));
+        locals.follow();
+        assert_eq!((locals.suspended(), locals.look_failed), (None, false));
     }
 
     #[test]
