@@ -11,8 +11,7 @@
 //!
 //! # What was measured
 //! Linux 6.18 in a virtual machine with 2 CPUs that others use too, `tick` 10 ms, times by
-//! `kernel.bpf_stats_enabled`, whose own 70 ns a run (an empty program's) are subtracted from the
-//! probes'.
+//! `kernel.bpf_stats_enabled`, for a tick that judged receive queues, budgets and heartbeats alone.
 //!
 //! - Tick, both CPUs saturated: 199 runs a second on the two, 2.3 to 3.4 µs each; half of the runs
 //!   judge. Of 3,000 looks at the tick's age over 291 s none found more than 10 ms.
@@ -20,10 +19,8 @@
 //!   4.4 to 5.8 µs each, nearly all of which judge. Of 206 looks over 20 s two found more than 12 ms,
 //!   the worst 15.4 ms. So an idle CPU keeps about half of its periods; together they miss hardly
 //!   any. [`TICK_DEAD_MIN`] allows fifty.
-//! - Probes, for each segment or read of a socket on another port: 11 to 20 ns. On an ingest port:
-//!   250 to 300 ns.
-//! - The verifier walks 144,000 instructions for `tcp_probe`, 74,000 for the tick and 49,000 for the
-//!   dequeue probe, of a million allowed.
+//! - What the probes and today's tick cost is in docs/bench.md, what the verifiers of several kernels
+//!   walk in docs/kernels.md.
 //!
 //! # The HTTP/2 window
 //! [`IngestScope::h2_window_bytes`] is the smallest number of unread bytes that can stop a peer that
