@@ -8,7 +8,7 @@
 //! `rx_queue` is the unread bytes, or a listener's connections not accepted.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{self, File},
     io::{self, BufRead, BufReader},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -42,12 +42,16 @@ pub(super) fn sockets(
 ) -> io::Result<Listing> {
     let mut first = First::new(order, limit);
     let mut listeners = Vec::new();
+    let mut seen = HashSet::new();
     for_each_row(|row| {
         if !ports.contains(&row.local.port()) || [TIME_WAIT, NEW_SYN_RECV].contains(&row.state) {
             return;
         }
         if row.state != LISTEN {
-            first.offer(socket(&row));
+            // The table is read page by page while it changes: a row may be on two of them.
+            if seen.insert((row.local, row.peer)) {
+                first.offer(socket(&row));
+            }
         } else if listeners.len() < LISTENERS_MAX {
             listeners.push(Listener {
                 local: row.local,
