@@ -175,7 +175,7 @@ fn attach_nothing(object: &Path) -> Result<aya::Ebpf> {
 }
 
 /// Judges the queues alone, at the default levels.
-fn config() -> Config {
+pub(super) fn config() -> Config {
     let off = Levels {
         yellow_permille: Levels::OFF,
         red_permille: Levels::OFF,
