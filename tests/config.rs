@@ -10,7 +10,7 @@ use gophership::{
     pressure::{KernelMode, Levels, Prefix, XdpConfig, XdpMode},
     privileges::{LandlockMode, User},
     telemetry::LogFormat,
-    vault::{Compression, Sync},
+    vault::{Compression, Sync, platform::Rung},
 };
 
 /// What can't have a default.
@@ -138,6 +138,7 @@ fn every_key_can_be_written_and_takes_effect() {
     assert_eq!(config.pressure.ingress_horizon, None);
     assert_eq!(config.vault.segment_bytes, 8 << 20);
     assert_eq!(config.vault.sync, Sync::Never);
+    assert_eq!(config.vault.rung, Some(Rung::Pwrite));
     assert_eq!(config.control.mode, 0o660);
     assert_eq!(config.control.allow_uids, [0, 1000]);
     assert_eq!(config.control.allow_gids, [27]);
@@ -188,6 +189,7 @@ vault:
   linger: 0
   compression: none
   sync: never
+  rung: pwrite
 replay: { auto: false, after: 1m, max_bytes_per_second: 1MiB }
 export:
   ack_within: 5ms

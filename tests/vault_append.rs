@@ -8,7 +8,7 @@ use std::{
 };
 
 use gophership::vault::{
-    AppendError, Compression, Config, ContentEncoding, EntryMeta, Error, Vault,
+    AppendError, Compression, Config, ContentEncoding, EntryMeta, Error, Vault, platform::Rung,
 };
 use vault_support::{
     Random, append_all, meta, on_worker, open, read_all, real_disk, segment_files, small,
@@ -31,13 +31,15 @@ fn mixed_contents(seed: u64, count: usize) -> Vec<Vec<u8>> {
         .collect()
 }
 
-fn round_trip(compression: Compression) {
+fn round_trip(compression: Compression, rung: Rung) {
     let dir = real_disk();
     let config = Config {
         compression,
+        rung: Some(rung),
         ..small(dir.path())
     };
     let vault = open(&config);
+    assert_eq!(vault.stats().rung, rung.as_str());
     let contents = mixed_contents(7, 100);
     let ids = on_worker(async {
         let lane = vault.lane(0).unwrap();
@@ -81,12 +83,53 @@ fn owed_records(vault: &Vault) -> Vec<u64> {
 
 #[test]
 fn mixed_entries_come_back_bit_for_bit_with_lz4() {
-    round_trip(Compression::Lz4);
+    round_trip(Compression::Lz4, Rung::IoUring);
 }
 
 #[test]
 fn mixed_entries_come_back_bit_for_bit_uncompressed() {
-    round_trip(Compression::None);
+    round_trip(Compression::None, Rung::IoUring);
+}
+
+#[test]
+fn without_io_uring_a_thread_writes() {
+    round_trip(Compression::Lz4, Rung::Pwrite);
+}
+
+#[test]
+fn without_o_direct_the_page_cache_is_synced() {
+    round_trip(Compression::Lz4, Rung::Buffered);
+}
+
+#[test]
+fn the_best_rung_that_works_is_taken_and_another_one_may_open_it_next() {
+    let dir = real_disk();
+    let vault = open(&small(dir.path()));
+    assert_eq!(vault.stats().rung, Rung::IoUring.as_str());
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        lane.append(meta(1, 0), &[&b"as it was"[..]]).await.unwrap();
+    });
+    vault.close().unwrap();
+    let buffered = Config {
+        rung: Some(Rung::Buffered),
+        ..small(dir.path())
+    };
+    let reopened = open(&buffered);
+    assert_eq!(read_all(&reopened, usize::MAX)[0].bytes, b"as it was");
+}
+
+/// A tmpfs of kernels before 6.6 refuses O_DIRECT; newer ones take it.
+#[test]
+fn a_file_system_without_o_direct_does_not_keep_the_vault_from_working() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let vault = open(&small(dir.path()));
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        lane.append(meta(1, 0), &[&b"in memory"[..]]).await.unwrap();
+        lane.shutdown().await.unwrap();
+    });
+    assert_eq!(read_all(&vault, usize::MAX)[0].bytes, b"in memory");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::{
 use gophership::vault::{
     Compression, Config, Entry, EntryId, Stats,
     format::{BlockHeader, BlockKind, PAGE, SegmentHeader},
+    platform::{Os, Rung},
     walk::{BlockSource, Identity, Look, Position},
 };
 use vault_support::{
@@ -48,7 +49,7 @@ fn blocks(path: &Path) -> Vec<(u64, BlockHeader)> {
         tag: None,
     };
     let limit = fs::metadata(path).unwrap().len();
-    let mut source = BlockSource::open(path).unwrap();
+    let mut source = BlockSource::open(&Os::on(Rung::IoUring), path).unwrap();
     let mut position = Position::START;
     let mut blocks = Vec::new();
     while let Look::Block(header) = source.look(identity, position, limit) {

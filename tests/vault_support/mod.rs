@@ -32,6 +32,7 @@ pub(crate) fn small(dir: &Path) -> Config {
         lanes: 1,
         budget_bytes: 1 << 20,
         max_entry_bytes: 512 << 10,
+        rung: None,
     }
 }
 

@@ -197,6 +197,7 @@ fn vault(
     let linger = s.get(&schema::VAULT_LINGER);
     let compression = s.get(&schema::VAULT_COMPRESSION);
     let sync = s.get(&schema::VAULT_SYNC);
+    let rung = s.get(&schema::VAULT_RUNG);
     let max_bytes = s.get(&schema::VAULT_MAX_BYTES);
     let segment_bytes = s.get(&schema::VAULT_SEGMENT_BYTES);
     let segment_bytes = segments(s, max_bytes?, segment_bytes?, lanes?);
@@ -211,6 +212,7 @@ fn vault(
         lanes: lanes?,
         budget_bytes: size(budgets?.vault)?,
         max_entry_bytes: size(max_entry_bytes?)?,
+        rung: rung?,
     })
 }
 

@@ -245,6 +245,13 @@ choices! {
     /// Codec of the vault.
     Compression: crate::vault::Compression, "lz4 or none",
         { "lz4" => crate::vault::Compression::Lz4, "none" => crate::vault::Compression::None };
+    /// How blocks get to the disk.
+    Rung: Option<crate::vault::platform::Rung>, "auto, io_uring, pwrite or buffered", {
+        "auto" => None,
+        "io_uring" => Some(crate::vault::platform::Rung::IoUring),
+        "pwrite" => Some(crate::vault::platform::Rung::Pwrite),
+        "buffered" => Some(crate::vault::platform::Rung::Buffered)
+    };
     /// When an append counts.
     Sync: crate::vault::Sync, "always or never",
         { "always" => crate::vault::Sync::Always, "never" => crate::vault::Sync::Never };

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use super::formats::{
     Address, Auto, Bool, ClientAuth, Compression, Count, Endpoint, Format, Headers, Ids,
     Interfaces, KernelMode, LandlockMode, Level, Limit, LogFormat, LogLevel, Mode, Name, Path,
-    Period, ServiceUser, Shape, Share, Size, Span, SynRate, Sync, Texts, XdpMode,
+    Period, Rung, ServiceUser, Shape, Share, Size, Span, SynRate, Sync, Texts, XdpMode,
 };
 
 /// What a key is worth where nobody sets it.
@@ -160,6 +160,8 @@ keys! {
     VAULT_COMPRESSION: Compression = "vault.compression", Default("lz4");
     /// Acknowledge after stable storage (always), or after the write (never; for benchmarks).
     VAULT_SYNC: Sync = "vault.sync", Default("always");
+    /// How blocks get to the disk: the best that works (auto), or io_uring, pwrite or buffered.
+    VAULT_RUNG: Rung = "vault.rung", Default("auto");
 
     /// Start replaying without being asked.
     REPLAY_AUTO: Bool = "replay.auto", Default("true");

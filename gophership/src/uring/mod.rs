@@ -1,7 +1,8 @@
-//! The only unsafe I/O: a ring, page-aligned registered buffers, and writes that own what they use.
+//! The only unsafe I/O: writers (a ring, or a thread where a ring isn't allowed), page-aligned buffers,
+//! and writes that own what they use.
 //!
 //! Invariants
-//! - A [`Buffer`] has one owner. While the kernel may read it, that owner is the [`Ring`], so neither
+//! - A [`Buffer`] has one owner. While the kernel may read it, that owner is the [`Writer`], so neither
 //!   a cancelled request nor a dropped lane can reuse memory or close a file under a running write.
 //! - Acquiring and releasing a buffer, and starting and finishing a write, allocate nothing.
 //! - Memory handed to the kernel is freed only after the kernel has finished with it; where that
@@ -10,10 +11,14 @@
 mod aligned;
 mod pool;
 mod ring;
+mod thread;
+mod writer;
 
 pub use aligned::AlignedBytes;
 pub use pool::{Buffer, BufferPool};
-pub use ring::{Completion, Event, Notifier, Ring, Timer, Write};
+pub use ring::Ring;
+pub use thread::{Syncing, WriterThread};
+pub use writer::{Completion, Event, Notifier, Target, Timer, Write, Writer};
 
 /// Alignment in bytes that O_DIRECT asks of memory, offsets and lengths here: one page.
 pub const ALIGNMENT: usize = 4096;
@@ -64,4 +69,7 @@ pub enum Error {
     /// io_uring_enter failed for good; the ring takes no more operations.
     #[error("io_uring_enter: {0}")]
     Enter(std::io::Error),
+    /// The thread that writes can't be started.
+    #[error("starting a thread that writes: {0}")]
+    Thread(std::io::Error),
 }

@@ -1,9 +1,8 @@
 //! One io_uring: durable writes from registered buffers, and timers finer than the runtime's.
 
 use std::{
-    fs::File,
     io,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd},
     sync::Arc,
     time::Duration,
 };
@@ -11,58 +10,15 @@ use std::{
 use io_uring::{IoUring, opcode, squeue, types};
 use tokio::io::unix::AsyncFd;
 
-use super::{ALIGNMENT, Buffer, BufferPool, Error};
+use super::{
+    Buffer, BufferPool, Error,
+    writer::{Completion, Event, Notifier, Target, Timer, Write, Writer, is_aligned},
+};
 
 /// Submissions tried again after EINTR, EAGAIN or EBUSY before the ring counts as broken.
 const SUBMIT_ATTEMPTS_MAX: u32 = 64;
 /// Set in the user data of timers; the rest of those bits is the timer's number.
 const TIMER_BIT: u64 = 1 << 63;
-
-/// One of the ring's timers; each can be armed once at a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Timer {
-    /// First timer.
-    A,
-    /// Second timer.
-    B,
-}
-
-/// A write to start.
-#[derive(Debug)]
-pub struct Write {
-    /// Opened with O_DIRECT; kept open until the write has finished.
-    pub file: Arc<File>,
-    /// What to write, from its first byte.
-    pub buffer: Buffer,
-    /// Bytes to write; a multiple of a page.
-    pub len: usize,
-    /// Where in the file; a multiple of a page.
-    pub offset: u64,
-    /// Finish only when the bytes are on stable storage (RWF_DSYNC).
-    pub durable: bool,
-    /// Given back with the completion.
-    pub token: u64,
-}
-
-/// A finished write.
-#[derive(Debug)]
-pub struct Completion {
-    /// The write's token.
-    pub token: u64,
-    /// The buffer, owned by the caller again.
-    pub buffer: Buffer,
-    /// `Err` also when fewer bytes were written than asked for.
-    pub result: io::Result<()>,
-}
-
-/// Something the ring reports.
-#[derive(Debug)]
-pub enum Event {
-    /// A write finished.
-    Written(Completion),
-    /// A timer ran out.
-    Elapsed(Timer),
-}
 
 #[derive(Debug)]
 struct InFlight {
@@ -70,7 +26,7 @@ struct InFlight {
     len: usize,
     token: u64,
     /// Held so that the descriptor stays open (and isn't another file's) while the kernel uses it.
-    _file: Arc<File>,
+    _file: Arc<dyn Target>,
 }
 
 /// A ring of one worker; not `Send`, since its buffers aren't.
@@ -148,38 +104,45 @@ impl Ring {
         })
     }
 
-    /// Watches for events from a tokio runtime with I/O enabled, in whose context this must run.
-    ///
-    /// # Errors
-    /// The descriptor can't be duplicated or registered.
-    pub fn notifier(&self) -> Result<Notifier, Error> {
-        // SAFETY: the ring's descriptor is open while `self.io` lives, which is longer than this call.
-        let ring = unsafe { BorrowedFd::borrow_raw(self.io.as_raw_fd()) };
-        let own = ring.try_clone_to_owned().map_err(Error::Watch)?;
-        // SAFETY: the `OwnedFd` moves into the `AsyncFd`, which alone owns it and closes it last.
-        unsafe { AsyncFd::register_with_interest(own, tokio::io::Interest::READABLE) }
-            .map(Notifier)
-            .map_err(|refused| Error::Watch(refused.into()))
-    }
-
     /// Whether the buffers are pinned once for all, rather than for each write.
     #[must_use]
     pub fn is_registered(&self) -> bool {
         self.registered
     }
 
-    /// Writes the kernel hasn't finished.
-    #[must_use]
-    pub fn writes(&self) -> usize {
+    fn submit(&mut self) -> Result<(), Error> {
+        for _ in 0..SUBMIT_ATTEMPTS_MAX {
+            match self.io.submit() {
+                Ok(_) if self.io.submission().is_empty() => return Ok(()),
+                Ok(_) => {}
+                Err(source) if is_transient(&source) => {}
+                Err(source) => {
+                    self.broken = true;
+                    return Err(Error::Enter(source));
+                }
+            }
+        }
+        self.broken = true;
+        Err(Error::Enter(io::ErrorKind::WouldBlock.into()))
+    }
+}
+
+impl Writer for Ring {
+    fn notifier(&self) -> Result<Notifier, Error> {
+        // SAFETY: the ring's descriptor is open while `self.io` lives, which is longer than this call.
+        let ring = unsafe { BorrowedFd::borrow_raw(self.io.as_raw_fd()) };
+        let own = ring.try_clone_to_owned().map_err(Error::Watch)?;
+        // SAFETY: the `OwnedFd` moves into the `AsyncFd`, which alone owns it and closes it last.
+        unsafe { AsyncFd::register_with_interest(own, tokio::io::Interest::READABLE) }
+            .map(Notifier::ring)
+            .map_err(|refused| Error::Watch(refused.into()))
+    }
+
+    fn writes(&self) -> usize {
         self.in_flight.len() - self.free.len()
     }
 
-    /// Starts a write.
-    ///
-    /// # Errors
-    /// The write is misaligned, or the ring is broken. The buffer is dropped then; after
-    /// [`Error::Enter`] the kernel may still have it, so the ring keeps it.
-    pub fn write(&mut self, write: Write) -> Result<(), Error> {
+    fn write(&mut self, write: Write) -> Result<(), Error> {
         let Write {
             file,
             buffer,
@@ -188,13 +151,9 @@ impl Ring {
             durable,
             token,
         } = write;
-        let page = ALIGNMENT as u64;
-        let index = buffer.registered_index().filter(|_| {
-            len > 0
-                && len <= buffer.len()
-                && len.is_multiple_of(ALIGNMENT)
-                && offset.is_multiple_of(page)
-        });
+        let index = buffer
+            .registered_index()
+            .filter(|_| is_aligned(&buffer, len, offset));
         let (Some(index), Ok(length)) = (index, u32::try_from(len)) else {
             return Err(Error::Misaligned {
                 length: len,
@@ -207,7 +166,7 @@ impl Ring {
         }
         let slot = self.free.pop().ok_or(Error::QueueFull)?;
         let start = buffer.address().as_ptr();
-        let fd = types::Fd(file.as_raw_fd());
+        let fd = types::Fd(file.fd());
         let index = self.registered.then_some(index);
         let entry = entry(fd, start, length, index, offset, durable).user_data(slot as u64);
         self.in_flight[slot] = Some(InFlight {
@@ -226,11 +185,7 @@ impl Ring {
         self.submit()
     }
 
-    /// Arms a timer that isn't armed.
-    ///
-    /// # Errors
-    /// The queue is full or the ring broken.
-    pub fn arm(&mut self, timer: Timer, after: Duration) -> Result<(), Error> {
+    fn arm(&mut self, timer: Timer, after: Duration) -> Result<(), Error> {
         if self.broken {
             return Err(Error::Enter(io::ErrorKind::BrokenPipe.into()));
         }
@@ -246,8 +201,7 @@ impl Ring {
         self.submit()
     }
 
-    /// The next event, or `None` when there is none yet.
-    pub fn next_event(&mut self) -> Option<Event> {
+    fn next_event(&mut self) -> Option<Event> {
         loop {
             let entry = self.io.completion().next()?;
             let data = entry.user_data();
@@ -267,22 +221,6 @@ impl Ring {
                 buffer: done.buffer,
             }));
         }
-    }
-
-    fn submit(&mut self) -> Result<(), Error> {
-        for _ in 0..SUBMIT_ATTEMPTS_MAX {
-            match self.io.submit() {
-                Ok(_) if self.io.submission().is_empty() => return Ok(()),
-                Ok(_) => {}
-                Err(source) if is_transient(&source) => {}
-                Err(source) => {
-                    self.broken = true;
-                    return Err(Error::Enter(source));
-                }
-            }
-        }
-        self.broken = true;
-        Err(Error::Enter(io::ErrorKind::WouldBlock.into()))
     }
 }
 
@@ -344,26 +282,11 @@ impl Drop for Ring {
     }
 }
 
-/// Tells a tokio task that the ring has events.
-#[derive(Debug)]
-pub struct Notifier(AsyncFd<OwnedFd>);
-
-impl Notifier {
-    /// Waits until events may have come; drain [`Ring::next_event`] after each return.
-    ///
-    /// # Errors
-    /// The runtime is shutting down.
-    pub async fn wait(&self) -> io::Result<()> {
-        // Cleared before the caller drains: an event in between makes it readable again.
-        self.0.readable().await?.clear_ready();
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::OpenOptionsExt;
+    use crate::uring::ALIGNMENT;
+    use std::{fs::File, os::unix::fs::OpenOptionsExt};
 
     fn direct_file(dir: &std::path::Path) -> Arc<File> {
         let file = std::fs::OpenOptions::new()

@@ -18,7 +18,7 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
+    io,
     ops::Range,
     path::{Path, PathBuf},
 };
@@ -29,6 +29,7 @@ use super::{
     error::{Error, io_error},
     format::ENTRIES_MAX,
     ledger::Ledger,
+    platform::Platform,
     segment::Segment,
 };
 
@@ -59,11 +60,11 @@ impl Cursors {
     ///
     /// # Errors
     /// A slot exists but can't be read.
-    pub(super) fn read(dir: &Path) -> Result<Self, Error> {
+    pub(super) fn read(platform: &dyn Platform, dir: &Path) -> Result<Self, Error> {
         let mut newest = Self::default();
         for name in SLOTS {
             let path = dir.join(name);
-            let bytes = match fs::read(&path) {
+            let bytes = match platform.read(&path) {
                 Ok(bytes) => bytes,
                 Err(missing) if missing.kind() == io::ErrorKind::NotFound => continue,
                 Err(source) => return Err(io_error("reading", path)(source)),
@@ -147,6 +148,7 @@ impl CursorWriter {
     /// The slot can't be written; the other one still counts.
     pub(super) fn write<'a>(
         &mut self,
+        platform: &dyn Platform,
         next_segment: u64,
         segments: impl Iterator<Item = &'a Segment>,
     ) -> Result<(), Error> {
@@ -172,14 +174,12 @@ impl CursorWriter {
             SLOTS[1]
         };
         let path = self.dir.join(slot);
-        let created = !path.exists();
-        fs::File::create(&path)
-            .and_then(|mut file| {
-                io::Write::write_all(&mut file, bytes).and_then(|()| file.sync_data())
-            })
+        let created = !platform.exists(&path);
+        platform
+            .write(&path, bytes)
             .map_err(io_error("writing", &path))?;
         if created {
-            super::directory::sync_dir(&self.dir)?;
+            super::directory::sync_dir(platform, &self.dir)?;
         }
         self.generation = generation;
         Ok(())
@@ -256,7 +256,12 @@ fn decode(bytes: &[u8]) -> Option<Cursors> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::vault::platform::{Os, Rung};
+
+    const PLATFORM: Os = Os::on(Rung::Buffered);
 
     fn segment(number: u64, tag: u64, entries: u32) -> Segment {
         let mut ledger = Ledger::new(2);
@@ -274,8 +279,8 @@ mod tests {
             written.ledger().settle(index, 0b01);
         }
         let mut writer = CursorWriter::new(dir.path(), &Cursors::default());
-        writer.write(9, [&written].into_iter()).unwrap();
-        let read = Cursors::read(dir.path()).unwrap();
+        writer.write(&PLATFORM, 9, [&written].into_iter()).unwrap();
+        let read = Cursors::read(&PLATFORM, dir.path()).unwrap();
         assert_eq!(read.next_segment, 9);
         let same = segment(7, 70, 20);
         read.apply(7, 70, &mut same.ledger());
@@ -299,7 +304,7 @@ mod tests {
         let mut writer = CursorWriter::new(dir.path(), &Cursors::default());
         for round in 0..4 {
             written.ledger().settle(round, 0b11);
-            writer.write(5, [&written].into_iter()).unwrap();
+            writer.write(&PLATFORM, 5, [&written].into_iter()).unwrap();
         }
         let newest = SLOTS
             .iter()
@@ -308,7 +313,7 @@ mod tests {
         let newest = newest.unwrap();
         let bytes = fs::read(&newest).unwrap();
         fs::write(&newest, &bytes[..bytes.len() / 2]).unwrap();
-        assert_eq!(Cursors::read(dir.path()).unwrap().generation, 3);
+        assert_eq!(Cursors::read(&PLATFORM, dir.path()).unwrap().generation, 3);
     }
 
     #[test]
@@ -317,7 +322,7 @@ mod tests {
         let written = segment(1, 10, 9);
         written.ledger().settle(4, 0b11);
         CursorWriter::new(dir.path(), &Cursors::default())
-            .write(5, [&written].into_iter())
+            .write(&PLATFORM, 5, [&written].into_iter())
             .unwrap();
         let bytes = fs::read(dir.path().join(SLOTS[1])).unwrap();
         assert!(decode(&bytes).is_some());

@@ -10,12 +10,13 @@
 //! A bit is assigned once and never reused: a destination that is taken out of the configuration and
 //! comes back finds what is still owed to it.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use super::{
     directory::replace_file,
     entry::DestMask,
     error::{Error, io_error},
+    platform::Platform,
 };
 
 const FILE: &str = "destinations";
@@ -37,13 +38,14 @@ impl Destinations {
     /// # Errors
     /// The table is damaged, missing though needed, full, or can't be written.
     pub(super) fn open(
+        platform: &dyn Platform,
         dir: &Path,
         configured: &[String],
         has_segments: bool,
     ) -> Result<Self, Error> {
         let path = dir.join(FILE);
-        let mut names = match fs::read_to_string(&path) {
-            Ok(text) => decode(&text).map_err(|reason| Error::DestinationTable {
+        let mut names = match platform.read(&path) {
+            Ok(bytes) => decode(&bytes).map_err(|reason| Error::DestinationTable {
                 path: path.clone(),
                 reason,
             })?,
@@ -83,7 +85,7 @@ impl Destinations {
             });
         }
         if names.len() > known || !path.exists() {
-            replace_file(dir, FILE, encode(&names).as_bytes())?;
+            replace_file(platform, dir, FILE, encode(&names).as_bytes())?;
         }
         Ok(Self {
             names,
@@ -124,7 +126,8 @@ fn encode(names: &[String]) -> String {
     format!("{MAGIC}{:08x}\n{body}", crc32fast::hash(body.as_bytes()))
 }
 
-fn decode(text: &str) -> Result<Vec<String>, &'static str> {
+fn decode(bytes: &[u8]) -> Result<Vec<String>, &'static str> {
+    let text = str::from_utf8(bytes).map_err(|_| "not text")?;
     let (head, body) = text.split_once('\n').ok_or("no first line")?;
     let crc = head
         .strip_prefix(MAGIC)
@@ -142,7 +145,12 @@ fn decode(text: &str) -> Result<Vec<String>, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::vault::platform::{Os, Rung};
+
+    const PLATFORM: Os = Os::on(Rung::Buffered);
 
     fn names(names: &[&str]) -> Vec<String> {
         names.iter().map(|&name| name.to_owned()).collect()
@@ -151,28 +159,29 @@ mod tests {
     #[test]
     fn bits_survive_removal_and_return_of_a_destination() {
         let dir = tempfile::tempdir().unwrap();
-        Destinations::open(dir.path(), &names(&["a", "b"]), false).unwrap();
-        let without_a = Destinations::open(dir.path(), &names(&["c", "b"]), true).unwrap();
+        Destinations::open(&PLATFORM, dir.path(), &names(&["a", "b"]), false).unwrap();
+        let without_a =
+            Destinations::open(&PLATFORM, dir.path(), &names(&["c", "b"]), true).unwrap();
         assert_eq!(without_a.mask_of("a"), None);
         assert_eq!(
             (without_a.mask_of("b"), without_a.mask_of("c")),
             (Some(2), Some(4))
         );
         assert_eq!(without_a.configured(), 6);
-        let back = Destinations::open(dir.path(), &names(&["a"]), true).unwrap();
+        let back = Destinations::open(&PLATFORM, dir.path(), &names(&["a"]), true).unwrap();
         assert_eq!(back.mask_of("a"), Some(1));
     }
 
     #[test]
     fn a_damaged_or_missing_table_is_refused_when_entries_need_it() {
         let dir = tempfile::tempdir().unwrap();
-        let missing = Destinations::open(dir.path(), &names(&["a"]), true);
+        let missing = Destinations::open(&PLATFORM, dir.path(), &names(&["a"]), true);
         assert!(matches!(missing, Err(Error::DestinationTable { .. })));
-        Destinations::open(dir.path(), &names(&["a"]), false).unwrap();
+        Destinations::open(&PLATFORM, dir.path(), &names(&["a"]), false).unwrap();
         let table = dir.path().join(FILE);
         let changed = fs::read_to_string(&table).unwrap().replace("a\n", "z\n");
         fs::write(&table, changed).unwrap();
-        let damaged = Destinations::open(dir.path(), &names(&["a"]), true);
+        let damaged = Destinations::open(&PLATFORM, dir.path(), &names(&["a"]), true);
         assert!(matches!(damaged, Err(Error::DestinationTable { .. })));
     }
 }

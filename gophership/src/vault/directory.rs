@@ -8,59 +8,29 @@
 //! <dir>/lane-LL/….gsv.new              a segment being filled with zeros
 //! ```
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::{Path, PathBuf},
+use std::path::{Path, PathBuf};
+
+use super::{
+    error::{Error, io_error},
+    platform::{Lock, LockError, Platform},
 };
-
-use nix::fcntl::{Flock, FlockArg};
-
-use super::error::{Error, io_error};
 
 /// Suffix of a segment that isn't filled yet.
 pub(super) const UNFINISHED: &str = "new";
 
-/// The right to the directory; given up when dropped or when the process ends.
-#[derive(Debug)]
-pub(super) struct Lock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
-
-impl Lock {
-    /// Locks `dir`, which exists.
-    ///
-    /// # Errors
-    /// Another process has it, or the lock file can't be written.
-    pub(super) fn acquire(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join("lock");
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(io_error("opening", &path))?;
-        let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
-                let mut text = String::new();
-                let pid = file
-                    .read_to_string(&mut text)
-                    .ok()
-                    .and_then(|_| text.trim().parse().ok());
-                return Err(Error::Locked {
-                    dir: dir.to_path_buf(),
-                    pid,
-                });
-            }
-            Err((_, errno)) => return Err(io_error("locking", &path)(errno.into())),
-        };
-        lock.set_len(0)
-            .and_then(|()| writeln!(lock, "{}", std::process::id()))
-            .map_err(io_error("writing", &path))?;
-        Ok(Self(lock))
-    }
+/// Locks `dir`, which exists.
+///
+/// # Errors
+/// Another process has it, or the lock file can't be written.
+pub(super) fn lock(platform: &dyn Platform, dir: &Path) -> Result<Box<dyn Lock>, Error> {
+    let path = dir.join("lock");
+    platform.lock(&path).map_err(|error| match error {
+        LockError::Held(pid) => Error::Locked {
+            dir: dir.to_path_buf(),
+            pid,
+        },
+        LockError::Io(source) => io_error("locking", &path)(source),
+    })
 }
 
 /// Makes a directory that only the owner can look into, and its parents, where they are missing;
@@ -68,19 +38,16 @@ impl Lock {
 ///
 /// # Errors
 /// It can't be made.
-pub(super) fn make_dir(path: &Path) -> Result<(), Error> {
-    let missing: Vec<_> = path
+pub(super) fn make_dir(platform: &dyn Platform, path: &Path) -> Result<(), Error> {
+    let mut missing: Vec<_> = path
         .ancestors()
-        .take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists())
+        .take_while(|dir| !dir.as_os_str().is_empty() && !platform.exists(dir))
         .collect();
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(io_error("creating", path))?;
-    for parent in missing.into_iter().filter_map(Path::parent) {
+    while let Some(dir) = missing.pop() {
+        platform.make_dir(dir).map_err(io_error("creating", dir))?;
+        let parent = dir.parent().unwrap_or(Path::new(""));
         let is_here = parent.as_os_str().is_empty();
-        sync_dir(if is_here { Path::new(".") } else { parent })?;
+        sync_dir(platform, if is_here { Path::new(".") } else { parent })?;
     }
     Ok(())
 }
@@ -114,33 +81,35 @@ pub(super) struct Found {
 ///
 /// # Errors
 /// A directory can't be read.
-pub(super) fn scan(dir: &Path) -> Result<Vec<Found>, Error> {
+pub(super) fn scan(platform: &dyn Platform, dir: &Path) -> Result<Vec<Found>, Error> {
     let mut found = Vec::new();
-    for lane_entry in fs::read_dir(dir).map_err(io_error("listing", dir))? {
-        let lane_path = lane_entry.map_err(io_error("listing", dir))?.path();
+    for listed in platform.list(dir).map_err(io_error("listing", dir))? {
+        let lane_path = listed.path;
         let name = lane_path.file_name().and_then(|name| name.to_str());
         let lane = name
             .and_then(|name| name.strip_prefix("lane-"))
             .and_then(|lane| lane.parse().ok());
-        let (Some(lane), true) = (lane, lane_path.is_dir()) else {
+        let (Some(lane), true) = (lane, listed.is_dir) else {
             continue;
         };
-        for entry in fs::read_dir(&lane_path).map_err(io_error("listing", &lane_path))? {
-            let path = entry.map_err(io_error("listing", &lane_path))?.path();
+        let files = platform
+            .list(&lane_path)
+            .map_err(io_error("listing", &lane_path))?;
+        for file in files {
+            let path = file.path;
             if path
                 .extension()
                 .is_some_and(|extension| extension == UNFINISHED)
             {
-                fs::remove_file(&path).map_err(io_error("removing", &path))?;
+                platform
+                    .remove(&path)
+                    .map_err(io_error("removing", &path))?;
             } else if let Some(number) = number_of(&path) {
-                let bytes = fs::metadata(&path)
-                    .map_err(io_error("reading the length of", &path))?
-                    .len();
                 found.push(Found {
                     lane,
                     number,
                     path,
-                    bytes,
+                    bytes: file.bytes,
                 });
             }
         }
@@ -160,9 +129,9 @@ fn number_of(path: &Path) -> Option<u64> {
 ///
 /// # Errors
 /// The directory can't be opened or synced.
-pub(super) fn sync_dir(dir: &Path) -> Result<(), Error> {
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
+pub(super) fn sync_dir(platform: &dyn Platform, dir: &Path) -> Result<(), Error> {
+    platform
+        .sync_dir(dir)
         .map_err(io_error("syncing directory", dir))
 }
 
@@ -170,33 +139,19 @@ pub(super) fn sync_dir(dir: &Path) -> Result<(), Error> {
 ///
 /// # Errors
 /// The file can't be written, renamed or synced.
-pub(super) fn replace_file(dir: &Path, name: &str, content: &[u8]) -> Result<(), Error> {
+pub(super) fn replace_file(
+    platform: &dyn Platform,
+    dir: &Path,
+    name: &str,
+    content: &[u8],
+) -> Result<(), Error> {
     let path = dir.join(name);
     let staged = dir.join(format!("{name}.{UNFINISHED}"));
-    File::create(&staged)
-        .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
+    platform
+        .write(&staged, content)
         .map_err(io_error("writing", &staged))?;
-    fs::rename(&staged, &path).map_err(io_error("renaming", &staged))?;
-    sync_dir(dir)
-}
-
-/// The machine's id, zeros if it has none.
-#[must_use]
-pub(super) fn host_id() -> [u8; 16] {
-    let mut id = [0; 16];
-    let text = fs::read_to_string("/etc/machine-id").unwrap_or_default();
-    if let Ok(number) = u128::from_str_radix(text.trim(), 16) {
-        id = number.to_be_bytes();
-    }
-    id
-}
-
-/// Eight bytes from the kernel's random source.
-///
-/// # Errors
-/// `/dev/urandom` can't be read.
-pub(super) fn random_tag() -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(u64::from_le_bytes(bytes))
+    platform
+        .rename(&staged, &path)
+        .map_err(io_error("renaming", &staged))?;
+    sync_dir(platform, dir)
 }

@@ -10,6 +10,7 @@
 //! The formats are drawn at the top of [`mod@format`] and [`entry`], the smaller files at the top of `cursors`,
 //! `destinations` and `directory`.
 
+mod background;
 mod bytes;
 mod cursors;
 mod destinations;
@@ -19,6 +20,7 @@ mod error;
 pub mod format;
 mod lane;
 mod ledger;
+pub mod platform;
 mod port;
 mod reader;
 mod recovery;
@@ -39,9 +41,9 @@ use std::{
 };
 
 use self::{
-    cursors::{CursorWriter, Cursors},
+    cursors::Cursors,
     destinations::Destinations,
-    directory::Lock,
+    platform::{Os, Platform, Rung},
     port::Port,
     segment::Catalog,
     shared::{Shared, Signal},
@@ -49,15 +51,13 @@ use self::{
 };
 
 pub use self::{
+    background::Background,
     entry::{ContentEncoding, DestMask, Entry, EntryId, EntryMeta, Kind},
     error::{AppendError, Error},
     lane::Lane,
     reader::Reader,
     stats::{DestinationStats, SYNC_BOUNDS_US, Stats, SyncLatency},
 };
-
-/// How blocks get to the disk; other ways will be other values.
-const RUNG: &str = "io_uring+o_direct";
 
 /// Codec of the blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +100,8 @@ pub struct Config {
     pub budget_bytes: usize,
     /// Largest entry, in bytes.
     pub max_entry_bytes: usize,
+    /// How blocks get to the disk; the best way that works if it isn't said.
+    pub rung: Option<Rung>,
 }
 
 /// The vault of one directory; clones are the same vault.
@@ -124,15 +126,36 @@ impl Vault {
     /// Another process has the directory, the configuration doesn't work, or a table can't be used.
     pub fn open(config: &Config, destinations: &[String]) -> Result<Self, Error> {
         lane::Geometry::new(config)?;
+        directory::make_dir(&Os::on(Rung::Buffered), &config.dir)?;
+        let os = config
+            .rung
+            .map_or_else(|| Os::best_for(&config.dir), Os::on);
+        let (vault, background) = Self::open_on(Arc::new(os), config, destinations)?;
+        background.start_threads(&vault)?;
+        Ok(vault)
+    }
+
+    /// As [`Vault::open`], on any machine, and without threads: what they would do is done by whoever
+    /// calls the [`Background`]'s steps.
+    ///
+    /// # Errors
+    /// As [`Vault::open`].
+    pub fn open_on(
+        platform: Arc<dyn Platform>,
+        config: &Config,
+        destinations: &[String],
+    ) -> Result<(Self, Background), Error> {
+        lane::Geometry::new(config)?;
         let dir = &config.dir;
-        directory::make_dir(dir)?;
-        let lock = Lock::acquire(dir)?;
+        let on = platform.as_ref();
+        directory::make_dir(on, dir)?;
+        let lock = directory::lock(on, dir)?;
         for lane in (0_u16..).take(config.lanes) {
-            directory::make_dir(&directory::lane_dir(dir, lane))?;
+            directory::make_dir(on, &directory::lane_dir(dir, lane))?;
         }
-        directory::sync_dir(dir)?;
-        let found = directory::scan(dir)?;
-        let cursors = Cursors::read(dir)?;
+        directory::sync_dir(on, dir)?;
+        let found = directory::scan(on, dir)?;
+        let cursors = Cursors::read(on, dir)?;
         let next_segment = found
             .last()
             .map_or(1, |last| last.number.saturating_add(1))
@@ -142,7 +165,8 @@ impl Vault {
                 "vault.sync is never: entries are acknowledged before they are on stable storage"
             );
         }
-        let destinations = Destinations::open(dir, destinations, !found.is_empty())?;
+        tracing::info!(dir = %dir.display(), rung = on.rung(), "vault");
+        let destinations = Destinations::open(on, dir, destinations, !found.is_empty())?;
         let shared = Arc::new(Shared {
             retired_records: Mutex::new(vec![0; destinations.len()]),
             destinations,
@@ -159,9 +183,11 @@ impl Vault {
             segments_wanted: Signal::default(),
             cursors_wanted: Signal::default(),
             stopping: AtomicBool::new(false),
-            host: directory::host_id(),
+            host: on.host_id(),
             lock: Mutex::new(Some(lock)),
+            platform,
         });
+        let background = Background::new(Arc::clone(&shared), cursors, found);
         let vault = Self {
             inner: Arc::new(Inner {
                 lanes_taken: Mutex::new(vec![false; config.lanes]),
@@ -169,23 +195,7 @@ impl Vault {
                 shared,
             }),
         };
-        vault.start_threads(cursors, found)?;
-        Ok(vault)
-    }
-
-    fn start_threads(&self, cursors: Cursors, found: Vec<directory::Found>) -> Result<(), Error> {
-        let writer = CursorWriter::new(self.inner.shared.dir(), &cursors);
-        self.inner.start("vault-segments", |shared| {
-            port::make_segments(shared);
-            Ok(())
-        })?;
-        self.inner.start("vault-cursors", move |shared| {
-            upkeep::keep_up(shared, writer)
-        })?;
-        self.inner.start("vault-recovery", move |shared| {
-            recovery::recover(shared, &cursors, found);
-            Ok(())
-        })
+        Ok((vault, background))
     }
 
     /// Bit of a configured destination.
@@ -249,7 +259,7 @@ impl Vault {
     /// Sums of all counters; walks the segments, so for scrapes, not for hot paths.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        upkeep::stats(&self.inner.shared, RUNG)
+        upkeep::stats(&self.inner.shared)
     }
 
     /// Ends the background threads, writes the cursors durably and unlocks the directory. Shut the

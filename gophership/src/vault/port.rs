@@ -5,9 +5,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File, OpenOptions},
     io::ErrorKind,
-    os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
@@ -16,9 +14,10 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{
-    directory::{UNFINISHED, lane_dir, random_tag, segment_path, sync_dir},
+    directory::{UNFINISHED, lane_dir, segment_path, sync_dir},
     error::{Error, io_error},
     ledger::Ledger,
+    platform::{Access, DiskFile, Platform},
     segment::Segment,
     shared::Shared,
 };
@@ -34,8 +33,8 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Ready {
     /// The segment.
     pub(super) segment: Arc<Segment>,
-    /// Its file, opened for O_DIRECT writes.
-    pub(super) file: Arc<File>,
+    /// Its file.
+    pub(super) file: Arc<dyn DiskFile>,
 }
 
 /// What a lane finds at its port.
@@ -125,31 +124,51 @@ impl Port {
     }
 }
 
-/// Makes segments until the vault stops; runs on its own thread.
-pub(super) fn make_segments(shared: &Shared) {
-    let zeros = AlignedBytes::zeroed(FILL_BYTES);
-    while !shared.is_stopping() {
+/// Makes the lanes' segments.
+#[derive(Debug)]
+pub(super) struct SegmentMaker {
+    zeros: AlignedBytes,
+}
+
+impl Default for SegmentMaker {
+    fn default() -> Self {
+        Self {
+            zeros: AlignedBytes::zeroed(FILL_BYTES),
+        }
+    }
+}
+
+impl SegmentMaker {
+    /// Makes segments until the vault stops; runs on its own thread.
+    pub(super) fn run(self, shared: &Shared) {
+        while !shared.is_stopping() {
+            self.pass(shared);
+            shared.segments_wanted.wait(RETRY_EVERY);
+        }
+        // What the lanes sealed last would count with its zeros against the next run's `max_bytes`.
+        trim_sealed(shared);
+        let unused: Vec<_> = shared
+            .ports
+            .iter()
+            .filter_map(
+                |port| match std::mem::replace(&mut *port.lock(), Next::Wanted) {
+                    Next::Ready(unused) => Some(unused.segment),
+                    Next::Wanted | Next::Full | Next::Failed(_) => None,
+                },
+            )
+            .collect();
+        discard(shared, &unused);
+    }
+
+    /// Makes what is wanted now, and cuts what was sealed.
+    pub(super) fn pass(&self, shared: &Shared) {
         for (lane, port) in (0_u16..).zip(&shared.ports) {
             if !port.is_ready() && !shared.is_stopping() {
-                port.put(make_next(shared, lane, &zeros));
+                port.put(make_next(shared, lane, &self.zeros));
             }
         }
         trim_sealed(shared);
-        shared.segments_wanted.wait(RETRY_EVERY);
     }
-    // What the lanes sealed last would count with its zeros against the next run's `max_bytes`.
-    trim_sealed(shared);
-    let unused: Vec<_> = shared
-        .ports
-        .iter()
-        .filter_map(
-            |port| match std::mem::replace(&mut *port.lock(), Next::Wanted) {
-                Next::Ready(unused) => Some(unused.segment),
-                Next::Wanted | Next::Full | Next::Failed(_) => None,
-            },
-        )
-        .collect();
-    discard(shared, &unused);
 }
 
 fn make_next(shared: &Shared, lane: u16, zeros: &[u8]) -> Next {
@@ -172,49 +191,49 @@ fn make_next(shared: &Shared, lane: u16, zeros: &[u8]) -> Next {
 }
 
 fn make(shared: &Shared, lane: u16, zeros: &[u8]) -> Result<Option<Ready>, Error> {
+    let platform = shared.platform.as_ref();
     let number = shared.next_segment.fetch_add(1, Ordering::Relaxed);
     let path = segment_path(shared.dir(), lane, number);
     let staged = path.with_extension(format!("gsv.{UNFINISHED}"));
     let made = fill(shared, &staged, zeros).and_then(|filled| {
         let Some(file) = filled else { return Ok(None) };
-        let tag = random_tag().map_err(io_error("reading", "/dev/urandom"))?;
-        fs::rename(&staged, &path).map_err(io_error("renaming", &staged))?;
-        sync_dir(&lane_dir(shared.dir(), lane))?;
+        let tag = platform
+            .random()
+            .map_err(io_error("reading", "/dev/urandom"))?;
+        platform
+            .rename(&staged, &path)
+            .map_err(io_error("renaming", &staged))?;
+        sync_dir(platform, &lane_dir(shared.dir(), lane))?;
         Ok(Some((tag, file)))
     });
     let Ok(Some((tag, file))) = made else {
         // Only zeros are in it. The next attempt has another number, so what is left here would add up.
-        remove(&staged);
-        remove(&path);
+        remove(platform, &staged);
+        remove(platform, &path);
         return made.map(|_| None);
     };
     let ledger = Ledger::preallocated(shared.destinations.len());
     let segment = Segment::new(number, lane, tag, path, shared.config.segment_bytes, ledger);
     Ok(Some(Ready {
         segment: Arc::new(segment),
-        file: Arc::new(file),
+        file,
     }))
 }
 
 /// Creates a file of zeros; `None` if the vault stops meanwhile.
-fn fill(shared: &Shared, path: &Path, zeros: &[u8]) -> Result<Option<File>, Error> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .custom_flags(libc::O_DIRECT)
-        .open(path)
-        .map_err(io_error("creating (with O_DIRECT)", path))?;
-    let is_filled = fill_with(shared, &file, zeros).map_err(io_error("filling", path))?;
+fn fill(shared: &Shared, path: &Path, zeros: &[u8]) -> Result<Option<Arc<dyn DiskFile>>, Error> {
+    let file = shared
+        .platform
+        .open(path, Access::Create)
+        .map_err(io_error("creating", path))?;
+    let is_filled = fill_with(shared, file.as_ref(), zeros).map_err(io_error("filling", path))?;
     Ok(is_filled.then_some(file))
 }
 
-fn fill_with(shared: &Shared, file: &File, zeros: &[u8]) -> std::io::Result<bool> {
+fn fill_with(shared: &Shared, file: &dyn DiskFile, zeros: &[u8]) -> std::io::Result<bool> {
     let bytes = shared.config.segment_bytes;
-    let length = i64::try_from(bytes).map_err(|_| ErrorKind::FileTooLarge)?;
     // One contiguous reservation, and an early ENOSPC.
-    nix::fcntl::posix_fallocate(file, 0, length)?;
+    file.reserve(bytes)?;
     let mut at = 0;
     while at < bytes {
         if shared.is_stopping() {
@@ -239,10 +258,10 @@ fn trim_sealed(shared: &Shared) {
             continue;
         };
         segment.ledger().shrink();
-        let cut = OpenOptions::new()
-            .write(true)
-            .open(&segment.path)
-            .and_then(|file| file.set_len(length).and_then(|()| file.sync_all()));
+        let cut = shared
+            .platform
+            .open(&segment.path, Access::Write)
+            .and_then(|file| file.set_bytes(length).and_then(|()| file.sync_all()));
         match cut {
             Ok(()) => {
                 shared
@@ -263,13 +282,13 @@ fn trim_sealed(shared: &Shared) {
 pub(super) fn discard(shared: &Shared, segments: &[Arc<Segment>]) {
     let gone: Vec<_> = segments
         .iter()
-        .filter(|segment| remove(&segment.path))
+        .filter(|segment| remove(shared.platform.as_ref(), &segment.path))
         .collect();
     // Durably, before the next cursors leave them out: after a power loss a file that came back
     // would be delivered again as a whole.
     let dirs: BTreeSet<_> = gone.iter().filter_map(|gone| gone.path.parent()).collect();
     for dir in dirs {
-        if let Err(error) = sync_dir(dir) {
+        if let Err(error) = sync_dir(shared.platform.as_ref(), dir) {
             tracing::error!(error = %error, "the removal of vault segments may not be durable");
         }
     }
@@ -282,8 +301,8 @@ pub(super) fn discard(shared: &Shared, segments: &[Arc<Segment>]) {
 }
 
 /// Removes a file; true if it is gone.
-fn remove(path: &Path) -> bool {
-    match fs::remove_file(path) {
+fn remove(platform: &dyn Platform, path: &Path) -> bool {
+    match platform.remove(path) {
         Ok(()) => true,
         Err(missing) if missing.kind() == ErrorKind::NotFound => true,
         Err(error) => {

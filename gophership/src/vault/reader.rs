@@ -140,7 +140,7 @@ impl Reader {
             if !segment.ledger().is_any_wanted(wanted) {
                 continue;
             }
-            let source = match BlockSource::open(&segment.path) {
+            let source = match BlockSource::open(self.shared.platform.as_ref(), &segment.path) {
                 Ok(source) => source,
                 // Settled and removed meanwhile.
                 Err(gone) if gone.kind() == std::io::ErrorKind::NotFound => continue,

@@ -3,17 +3,17 @@
 use std::{
     path::PathBuf,
     sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use super::{
     Config,
     destinations::Destinations,
-    directory::Lock,
     entry::EntryId,
+    platform::{Lock, Platform},
     port::Port,
     segment::{Catalog, Segment},
     stats::LaneCounters,
@@ -22,6 +22,8 @@ use super::{
 /// State shared by all threads of a vault.
 #[derive(Debug)]
 pub(super) struct Shared {
+    /// The machine.
+    pub(super) platform: Arc<dyn Platform>,
     /// The validated configuration.
     pub(super) config: Config,
     /// Bits of the destinations.
@@ -52,10 +54,10 @@ pub(super) struct Shared {
     pub(super) cursors_wanted: Signal,
     /// All background threads end.
     pub(super) stopping: AtomicBool,
-    /// The machine.
+    /// The machine's id.
     pub(super) host: [u8; 16],
     /// The right to the directory; `None` after the vault was closed.
-    pub(super) lock: Mutex<Option<Lock>>,
+    pub(super) lock: Mutex<Option<Box<dyn Lock>>>,
 }
 
 impl Shared {
@@ -174,13 +176,4 @@ impl Signal {
     fn lock(&self) -> MutexGuard<'_, bool> {
         self.raised.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Now, in nanoseconds since 1970.
-#[must_use]
-pub(super) fn unix_nanos() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -19,8 +19,7 @@ pub(super) fn keep_up(shared: &Shared, mut writer: CursorWriter) -> Result<(), E
         let is_last = shared.is_stopping();
         // Before recovery is through, the cursors of segments it hasn't reached would be lost.
         if !shared.recovering.load(Ordering::Acquire) {
-            let written = write_cursors(shared, &mut writer);
-            remove_spent(shared);
+            let written = pass(shared, &mut writer);
             if is_last {
                 return written;
             }
@@ -33,13 +32,27 @@ pub(super) fn keep_up(shared: &Shared, mut writer: CursorWriter) -> Result<(), E
     }
 }
 
+/// Writes the cursors if something changed, and removes segments nobody needs any more.
+///
+/// # Errors
+/// The cursors can't be written; the next pass tries again.
+pub(super) fn pass(shared: &Shared, writer: &mut CursorWriter) -> Result<(), Error> {
+    let written = write_cursors(shared, writer);
+    remove_spent(shared);
+    written
+}
+
 fn write_cursors(shared: &Shared, writer: &mut CursorWriter) -> Result<(), Error> {
     if !shared.cursors_dirty.swap(false, Ordering::AcqRel) {
         return Ok(());
     }
     let begun = shared.catalog.select(Segment::is_begun);
     let next_segment = shared.next_segment.load(Ordering::Relaxed);
-    let written = writer.write(next_segment, begun.iter().map(Arc::as_ref));
+    let written = writer.write(
+        shared.platform.as_ref(),
+        next_segment,
+        begun.iter().map(Arc::as_ref),
+    );
     if written.is_err() {
         shared.cursors_dirty.store(true, Ordering::Release);
     }
@@ -55,12 +68,12 @@ fn remove_spent(shared: &Shared) {
 }
 
 /// Sums of all counters and ledgers.
-pub(super) fn stats(shared: &Shared, rung: &'static str) -> Stats {
+pub(super) fn stats(shared: &Shared) -> Stats {
     let mut stats = Stats {
         bytes: shared.committed_bytes.load(Ordering::Relaxed),
         max_bytes: shared.config.max_bytes,
         checksum_errors_total: shared.checksum_errors.load(Ordering::Relaxed),
-        rung,
+        rung: shared.platform.rung(),
         recovering: shared.recovering.load(Ordering::Acquire),
         ..Stats::default()
     };

@@ -1,15 +1,11 @@
 //! Reading a segment block by block, through everything that can be wrong with it.
 
-use std::{
-    fs::{File, OpenOptions},
-    io,
-    os::unix::fs::{FileExt, OpenOptionsExt},
-    path::Path,
-};
+use std::{io, path::Path, sync::Arc};
 
 use super::{
     entry::{Part, PieceHeader, Pieces},
     format::{BLOCK_BYTES_MAX, BLOCK_HEADER, BlockHeader, BlockKind, Codec, FormatError, PAGE},
+    platform::{Access, DiskFile, Platform},
 };
 use crate::uring::AlignedBytes;
 
@@ -86,10 +82,10 @@ pub struct Ahead {
     pub unreadable: bool,
 }
 
-/// A segment file, read with O_DIRECT through one window.
+/// A segment file, read through one window.
 #[derive(Debug)]
 pub struct BlockSource {
-    file: File,
+    file: Arc<dyn DiskFile>,
     window: AlignedBytes,
     start: u64,
     filled: usize,
@@ -100,13 +96,9 @@ impl BlockSource {
     ///
     /// # Errors
     /// The file can't be opened.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_DIRECT)
-            .open(path)?;
+    pub fn open(platform: &dyn Platform, path: &Path) -> io::Result<Self> {
         Ok(Self {
-            file,
+            file: platform.open(path, Access::Read)?,
             window: AlignedBytes::zeroed(BLOCK_BYTES_MAX),
             start: 0,
             filled: 0,

@@ -1,6 +1,6 @@
 //! Finished writes, and acknowledging what they hold in the order in which it was placed.
 
-use std::{sync::atomic::Ordering, time::Instant};
+use std::sync::atomic::Ordering;
 
 use super::{
     block::Packed,
@@ -25,7 +25,7 @@ impl Core {
         let counters = &self.shared.counters[usize::from(self.lane)];
         match done.result {
             Ok(()) => {
-                let now = Instant::now();
+                let now = self.shared.platform.now();
                 let took = now.saturating_duration_since(op.started);
                 counters.sync_took(took);
                 self.pace.took(took, now);
@@ -65,7 +65,7 @@ impl Core {
                 } => {
                     self.acknowledge_block(&op.segment, packed, first_entry);
                     op.segment.set_durable(end, index + 1);
-                    self.uncovered_since = Some(Instant::now());
+                    self.uncovered_since = Some(self.now());
                     self.moved = false;
                 }
                 Purpose::Mark { index } => op.segment.set_durable(end, index + 1),

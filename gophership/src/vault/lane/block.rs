@@ -49,13 +49,13 @@ pub(super) struct Packed {
 }
 
 impl OpenBlock {
-    pub(super) fn new(buffer: Buffer, entries: Vec<Pending>) -> Self {
+    pub(super) fn new(buffer: Buffer, entries: Vec<Pending>, opened: Instant) -> Self {
         debug_assert!(entries.is_empty(), "an entry list is given back empty");
         Self {
             buffer,
             used: BLOCK_HEADER,
             entries,
-            opened: Instant::now(),
+            opened,
         }
     }
 

@@ -15,7 +15,7 @@ use super::{
     waiters::{Ticket, Waiters},
 };
 use crate::{
-    uring::{BufferPool, Event, Notifier, Ring, Timer},
+    uring::{BufferPool, Event, Notifier, Timer, Writer},
     vault::{
         EntryMeta, Error,
         entry::Part,
@@ -67,7 +67,7 @@ pub(super) struct Core {
     pub(super) shared: Arc<Shared>,
     pub(super) lane: u16,
     pub(super) geometry: Geometry,
-    pub(super) ring: Ring,
+    pub(super) writer: Box<dyn Writer>,
     pub(super) blocks: BufferPool,
     pub(super) pages: BufferPool,
     entry_lists: Vec<Vec<Pending>>,
@@ -105,17 +105,14 @@ impl Core {
         let geometry = Geometry::new(&shared.config)?;
         let blocks = BufferPool::new(geometry.blocks, geometry.block_bytes);
         let pages = BufferPool::new(CONTROL_PAGES, PAGE);
-        let ring = Ring::new(vec![blocks.clone(), pages.clone()])?;
-        if !ring.is_registered() {
-            tracing::warn!(
-                lane,
-                "RLIMIT_MEMLOCK is too low to register the vault's buffers: each write pins its own"
-            );
-        }
-        let notifier = ring.notifier()?;
+        let writer = shared
+            .platform
+            .writer(vec![blocks.clone(), pages.clone()])?;
+        let notifier = writer.notifier()?;
+        let now = shared.platform.now();
         let core = Self {
             lane,
-            ring,
+            writer,
             entry_lists: (0..geometry.blocks)
                 .map(|_| Vec::with_capacity(BLOCK_ENTRIES_MAX))
                 .collect(),
@@ -133,9 +130,9 @@ impl Core {
             linger_armed: false,
             mark_armed: false,
             uncovered_since: None,
-            pace: Pace::new(Instant::now()),
+            pace: Pace::new(now),
             starved_since: None,
-            started: Instant::now(),
+            started: now,
             verdict: (0, 0),
             shared,
             geometry,
@@ -143,6 +140,14 @@ impl Core {
             pages,
         };
         Ok((core, notifier))
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        self.shared.platform.now()
+    }
+
+    pub(super) fn age_of(&self, then: Instant) -> Duration {
+        self.now().saturating_duration_since(then)
     }
 
     pub(super) fn port(&self) -> &Port {
@@ -257,7 +262,7 @@ impl Core {
         match &self.health {
             Health::Good => Ok(true),
             Health::Draining { .. } | Health::Moving { .. } => Ok(false),
-            Health::Refusing { since, reason } if since.elapsed() < REFUSE_FOR => {
+            Health::Refusing { since, reason } if self.age_of(*since) < REFUSE_FOR => {
                 Err(AppendError::Failed {
                     reason: reason.clone(),
                 })
@@ -296,7 +301,8 @@ impl Core {
         }
         match self.port().take(&self.shared) {
             Next::Wanted => {
-                self.starved_since.get_or_insert_with(Instant::now);
+                let now = self.now();
+                self.starved_since.get_or_insert(now);
                 Ok(false)
             }
             Next::Ready(ready) => {
@@ -333,7 +339,7 @@ impl Core {
         let buffer = self.blocks.acquire()?;
         // As many lists as buffers, so there is one.
         let entries = self.entry_lists.pop().unwrap_or_default();
-        Some(OpenBlock::new(buffer, entries))
+        Some(OpenBlock::new(buffer, entries, self.now()))
     }
 
     pub(super) fn recycle(&mut self, mut entries: Vec<Pending>) {
@@ -351,7 +357,7 @@ impl Core {
 
     /// Takes in what the ring reports, and does what follows from it.
     pub(super) fn advance(&mut self) {
-        while let Some(event) = self.ring.next_event() {
+        while let Some(event) = self.writer.next_event() {
             match event {
                 Event::Written(done) => self.finish_write(done),
                 Event::Elapsed(timer) if timer == LINGER => self.linger_armed = false,
@@ -370,9 +376,9 @@ impl Core {
             return;
         }
         let linger = self.shared.config.linger;
-        let waited = self.open.as_ref().map(|open| open.opened.elapsed());
+        let waited = self.open.as_ref().map(|open| self.age_of(open.opened));
         match waited {
-            Some(waited) if self.ring.writes() == 0 || waited >= linger => self.write_open(),
+            Some(waited) if self.writer.writes() == 0 || waited >= linger => self.write_open(),
             Some(waited) => self.arm_linger(linger - waited),
             None => self.mark_if_idle(),
         }
@@ -381,7 +387,7 @@ impl Core {
     fn arm_linger(&mut self, after: Duration) {
         if !self.linger_armed {
             // If it can't be armed, the completion of the write in flight pumps instead.
-            self.linger_armed = self.ring.arm(LINGER, after).is_ok();
+            self.linger_armed = self.writer.arm(LINGER, after).is_ok();
         }
     }
 
@@ -389,11 +395,11 @@ impl Core {
         let Some(since) = self.uncovered_since.filter(|_| self.ops.is_empty()) else {
             return;
         };
-        let idle = since.elapsed();
+        let idle = self.age_of(since);
         if idle >= MARK_AFTER {
             self.write_mark();
         } else if !self.mark_armed {
-            self.mark_armed = self.ring.arm(MARK, MARK_AFTER - idle).is_ok();
+            self.mark_armed = self.writer.arm(MARK, MARK_AFTER - idle).is_ok();
         }
     }
 

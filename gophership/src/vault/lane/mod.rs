@@ -21,7 +21,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use self::{
@@ -235,7 +235,8 @@ impl Lane {
         let mut core = self.inner.core.borrow_mut();
         // A worker that was held up hasn't heard yet of what is long done.
         core.advance();
-        core.write_latency(Instant::now())
+        let now = core.now();
+        core.write_latency(now)
     }
 
     /// Bytes of block buffers in use.
@@ -255,6 +256,8 @@ impl Inner {
 async fn drive(inner: Rc<Inner>, notifier: Notifier) {
     loop {
         tokio::select! {
+            // In this order, and not by chance, so that a simulation can be repeated.
+            biased;
             waited = notifier.wait() => {
                 if let Err(error) = waited {
                     // Nobody would hear of finished writes any more.
@@ -266,7 +269,7 @@ async fn drive(inner: Rc<Inner>, notifier: Notifier) {
         }
         let mut core = inner.core.borrow_mut();
         core.advance();
-        if core.health == Health::Closed && core.ring.writes() == 0 {
+        if core.health == Health::Closed && core.writer.writes() == 0 {
             return;
         }
     }

@@ -1,6 +1,6 @@
 //! Where blocks go in a segment, and giving a segment up after an error.
 
-use std::{fs::File, sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use super::{
     block::Packed,
@@ -9,14 +9,14 @@ use super::{
     waiters::Outcome,
 };
 use crate::{
-    uring::{Buffer, Write},
+    uring::{Buffer, Target, Write},
     vault::{
         Sync,
         error::AppendError,
         format::{BlockHeader, BlockKind, Codec, PAGE, SegmentHeader},
+        platform::DiskFile,
         port::{Next, Ready},
         segment::Segment,
-        shared::unix_nanos,
     },
 };
 
@@ -24,7 +24,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Current {
     segment: Arc<Segment>,
-    file: Arc<File>,
+    file: Arc<dyn DiskFile>,
     /// Where the next block goes.
     pub(super) offset: u64,
     index: u32,
@@ -51,7 +51,7 @@ impl Core {
             tag: segment.tag,
             previous: self.previous.0,
             previous_durable: self.previous.1,
-            created_unix_ns: unix_nanos(),
+            created_unix_ns: self.shared.platform.unix_nanos(),
             bytes: self.shared.config.segment_bytes,
             host: self.shared.host,
         };
@@ -139,7 +139,7 @@ impl Core {
     }
 
     fn header_at(&self, current: &Current, kind: BlockKind) -> BlockHeader {
-        let monotonic = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let monotonic = u64::try_from(self.age_of(self.started).as_nanos()).unwrap_or(u64::MAX);
         BlockHeader {
             kind,
             codec: Codec::Raw,
@@ -153,7 +153,7 @@ impl Core {
             raw_len: 0,
             stored_len: 0,
             durable_through: current.segment.durable_blocks(),
-            wall_unix_ns: unix_nanos(),
+            wall_unix_ns: self.shared.platform.unix_nanos(),
             monotonic_ns: monotonic,
             zone: self.verdict.0,
             cause: self.verdict.1,
@@ -196,17 +196,17 @@ impl Core {
             offset,
             len,
             state: State::Writing,
-            started: Instant::now(),
+            started: self.shared.platform.now(),
         });
         let write = Write {
-            file: Arc::clone(&current.file),
+            file: Arc::clone(&current.file) as Arc<dyn Target>,
             buffer,
             len,
             offset,
             durable: self.shared.config.sync == Sync::Always,
             token,
         };
-        if let Err(error) = self.ring.write(write) {
+        if let Err(error) = self.writer.write(write) {
             self.break_down(&error.to_string());
         }
     }
@@ -214,7 +214,7 @@ impl Core {
     /// Takes the next step after an error, if there was one.
     pub(super) fn recover(&mut self) {
         if let Health::Draining { reason } = &self.health
-            && self.ring.writes() == 0
+            && self.writer.writes() == 0
         {
             let reason = reason.clone();
             self.give_up_segments(reason);
@@ -289,7 +289,7 @@ impl Core {
         self.fail_kept(&reason);
         self.moved = false;
         self.health = Health::Refusing {
-            since: Instant::now(),
+            since: self.now(),
             reason,
         };
     }

@@ -30,6 +30,7 @@ fn config(dir: PathBuf) -> Config {
         lanes: 1,
         budget_bytes: 1 << 20,
         max_entry_bytes: 512 << 10,
+        rung: None,
     }
 }
 

@@ -5,7 +5,6 @@ mod verdict;
 
 use std::{
     collections::HashMap,
-    fs,
     sync::{Arc, atomic::Ordering},
 };
 
@@ -23,7 +22,7 @@ use super::{
 
 /// Reads `found` in order and adds what is there to the catalog, until the vault stops.
 pub(super) fn recover(shared: &Shared, cursors: &Cursors, found: Vec<Found>) {
-    let successors = read_headers(&found);
+    let successors = read_headers(shared, &found);
     for file in found {
         if shared.is_stopping() {
             return;
@@ -42,10 +41,10 @@ pub(super) fn recover(shared: &Shared, cursors: &Cursors, found: Vec<Found>) {
     shared.segments_wanted.raise();
 }
 
-fn read_headers(found: &[Found]) -> Successors {
+fn read_headers(shared: &Shared, found: &[Found]) -> Successors {
     let mut successors = HashMap::new();
     for file in found {
-        let header = BlockSource::open(&file.path)
+        let header = BlockSource::open(shared.platform.as_ref(), &file.path)
             .and_then(|mut source| source.bytes(0, PAGE, u64::MAX).map(SegmentHeader::decode));
         if let Ok(Ok(header)) = header {
             successors.insert(header.previous, (header, file.clone()));
@@ -60,7 +59,8 @@ fn recover_segment(
     file: &Found,
     successors: &Successors,
 ) -> Result<(), Error> {
-    let mut source = BlockSource::open(&file.path).map_err(io_error("opening", &file.path))?;
+    let mut source = BlockSource::open(shared.platform.as_ref(), &file.path)
+        .map_err(io_error("opening", &file.path))?;
     let page = source
         .bytes(0, PAGE, file.bytes)
         .map_err(io_error("reading", &file.path))?;
@@ -180,7 +180,10 @@ fn new_segment(file: &Found, tag: u64, ledger: Ledger) -> Segment {
 
 /// Removes a segment that was made ahead and never begun: it is all zeros.
 fn remove_unused(shared: &Shared, file: &Found) -> Result<(), Error> {
-    fs::remove_file(&file.path).map_err(io_error("removing", &file.path))?;
+    shared
+        .platform
+        .remove(&file.path)
+        .map_err(io_error("removing", &file.path))?;
     shared
         .committed_bytes
         .fetch_sub(file.bytes, Ordering::Relaxed);

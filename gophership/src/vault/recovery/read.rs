@@ -1,12 +1,6 @@
 //! Walking one segment of an earlier run from its start to its end, through damage.
 
-use std::{
-    collections::HashMap,
-    fs::OpenOptions,
-    ops::Range,
-    os::unix::fs::{FileExt, OpenOptionsExt},
-    sync::atomic::Ordering,
-};
+use std::{collections::HashMap, ops::Range, sync::atomic::Ordering};
 
 use super::verdict::{Verdict, judge};
 use crate::{
@@ -18,8 +12,9 @@ use crate::{
         error::{Error, io_error},
         format::{BLOCK_HEADER, BlockHeader, BlockKind, Codec, FormatError, PAGE, SegmentHeader},
         ledger::Pending,
+        platform::Access,
         segment::Segment,
-        shared::{Damage, Shared, unix_nanos},
+        shared::{Damage, Shared},
         walk::{Ahead, BlockSource, Chain, Identity, Joined, Look, Position, is_consistent},
     },
 };
@@ -158,7 +153,7 @@ impl Walk<'_> {
         // Blocks are acknowledged in order over segments too: once one of the next segment was, all
         // of this one were.
         match ahead.seal {
-            Some(seal) if seal > known && has_durable_block(file, next) => seal,
+            Some(seal) if seal > known && has_durable_block(self.shared, file, next) => seal,
             Some(_) | None => known,
         }
     }
@@ -219,7 +214,7 @@ impl Walk<'_> {
             raw_len: 0,
             stored_len: 0,
             durable_through: index,
-            wall_unix_ns: unix_nanos(),
+            wall_unix_ns: self.shared.platform.unix_nanos(),
             monotonic_ns: 0,
             zone: 0,
             cause: 0,
@@ -231,14 +226,13 @@ impl Walk<'_> {
         let end = offset + PAGE as u64;
         // The blocks before it were read, but a crash may have left them in the page cache of the
         // device only: sync before the seal vouches for them.
-        OpenOptions::new()
-            .write(true)
-            .custom_flags(libc::O_DIRECT)
-            .open(path)
+        self.shared
+            .platform
+            .open(path, Access::Write)
             .and_then(|file| {
                 file.sync_data()?;
                 file.write_all_at(&page, offset)?;
-                file.set_len(end)?;
+                file.set_bytes(end)?;
                 file.sync_all()
             })
             .map_err(io_error("sealing", path))?;
@@ -260,12 +254,12 @@ fn lost_with(cursors: &Cursors, segment: &Segment, entries: Range<u64>, records:
     }
 }
 
-fn has_durable_block(file: &Found, header: &SegmentHeader) -> bool {
+fn has_durable_block(shared: &Shared, file: &Found, header: &SegmentHeader) -> bool {
     let identity = Identity {
         segment: header.segment,
         tag: Some(header.tag),
     };
-    BlockSource::open(&file.path).is_ok_and(|mut source| {
+    BlockSource::open(shared.platform.as_ref(), &file.path).is_ok_and(|mut source| {
         source
             .look_ahead(identity, Position::START, file.bytes)
             .durable_through

@@ -1,0 +1,82 @@
+//! What a vault does beside appending and reading: on threads of its own, or step by step.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use super::{
+    Vault,
+    cursors::{CursorWriter, Cursors},
+    directory::Found,
+    error::Error,
+    port::SegmentMaker,
+    recovery,
+    shared::Shared,
+    upkeep,
+};
+
+/// The background work of one vault. A daemon has threads for it; a simulation calls one step after
+/// the other.
+#[derive(Debug)]
+pub struct Background {
+    shared: Arc<Shared>,
+    segments: SegmentMaker,
+    cursors: CursorWriter,
+    /// What an earlier run has left; `None` once it was read.
+    left: Option<(Cursors, Vec<Found>)>,
+}
+
+impl Background {
+    pub(super) fn new(shared: Arc<Shared>, cursors: Cursors, found: Vec<Found>) -> Self {
+        Self {
+            segments: SegmentMaker::default(),
+            cursors: CursorWriter::new(shared.dir(), &cursors),
+            left: Some((cursors, found)),
+            shared,
+        }
+    }
+
+    /// Makes the segments that lanes want, and cuts sealed ones.
+    pub fn make_segments(&mut self) {
+        self.segments.pass(&self.shared);
+    }
+
+    /// Reads the segments of earlier runs, once.
+    pub fn recover(&mut self) {
+        if let Some((cursors, found)) = self.left.take() {
+            recovery::recover(&self.shared, &cursors, found);
+        }
+    }
+
+    /// Writes the cursors if something changed, and removes segments that nobody needs any more.
+    ///
+    /// # Errors
+    /// The cursors can't be written; the next step tries again.
+    pub fn keep_up(&mut self) -> Result<(), Error> {
+        if self.shared.recovering.load(Ordering::Acquire) {
+            // The cursors of segments that recovery hasn't reached would be lost.
+            return Ok(());
+        }
+        upkeep::pass(&self.shared, &mut self.cursors)
+    }
+
+    pub(super) fn start_threads(self, vault: &Vault) -> Result<(), Error> {
+        let Self {
+            segments,
+            cursors,
+            left,
+            ..
+        } = self;
+        vault.inner.start("vault-segments", |shared| {
+            segments.run(shared);
+            Ok(())
+        })?;
+        vault
+            .inner
+            .start("vault-cursors", |shared| upkeep::keep_up(shared, cursors))?;
+        vault.inner.start("vault-recovery", |shared| {
+            if let Some((cursors, found)) = left {
+                recovery::recover(shared, &cursors, found);
+            }
+            Ok(())
+        })
+    }
+}
