@@ -130,6 +130,7 @@ pub(crate) fn segment_files(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// SplitMix64: the same numbers for the same seed.
+#[derive(Debug)]
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {

@@ -1,7 +1,8 @@
 //! A segment as the running daemon knows it, and the catalog of all of them.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
+    ops::Bound,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
@@ -187,7 +188,7 @@ impl Segment {
 /// All segments, by number.
 #[derive(Debug, Default)]
 pub(super) struct Catalog {
-    segments: RwLock<HashMap<u64, Arc<Segment>>>,
+    segments: RwLock<BTreeMap<u64, Arc<Segment>>>,
 }
 
 impl Catalog {
@@ -207,12 +208,12 @@ impl Catalog {
         self.read().get(&number).cloned()
     }
 
-    /// Calls `visit` for each segment, in no order.
+    /// Calls `visit` for each segment, in the order of their numbers.
     pub(super) fn for_each(&self, mut visit: impl FnMut(&Arc<Segment>)) {
         self.read().values().for_each(&mut visit);
     }
 
-    /// The segments `keep` accepts, in no order.
+    /// The segments `keep` accepts, in the order of their numbers.
     #[must_use]
     pub(super) fn select(&self, mut keep: impl FnMut(&Segment) -> bool) -> Vec<Arc<Segment>> {
         self.read()
@@ -226,18 +227,19 @@ impl Catalog {
     /// all lanes draw from one sequence. The wall clock, which may step back, has no say.
     #[must_use]
     pub(super) fn next_after(&self, number: Option<u64>) -> Option<Arc<Segment>> {
+        let after = number.map_or(Bound::Unbounded, Bound::Excluded);
         self.read()
-            .values()
-            .filter(|segment| segment.is_begun() && number.is_none_or(|last| segment.number > last))
-            .min_by_key(|segment| segment.number)
+            .range((after, Bound::Unbounded))
+            .map(|(_, segment)| segment)
+            .find(|segment| segment.is_begun())
             .cloned()
     }
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<u64, Arc<Segment>>> {
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<u64, Arc<Segment>>> {
         self.segments.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<u64, Arc<Segment>>> {
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<u64, Arc<Segment>>> {
         self.segments
             .write()
             .unwrap_or_else(PoisonError::into_inner)
