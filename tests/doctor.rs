@@ -242,7 +242,7 @@ fn a_bad_configuration_fails_and_says_where() {
 }
 
 #[test]
-fn a_file_system_without_o_direct_fails() {
+fn a_file_system_without_o_direct_is_a_warning() {
     if !is_root() {
         return;
     }
@@ -255,14 +255,14 @@ fn a_file_system_without_o_direct_fails() {
     command.arg(patient.config()).arg(patient.home.vault());
     let (finished, report) = parsed(process::run(&mut command, PATIENCE));
     let direct = check(&report, "vault.o_direct");
-    assert_eq!(direct["verdict"], "failed", "{finished}");
+    assert_eq!(direct["verdict"], "warning", "{finished}");
     let found = direct["found"].as_str().unwrap_or_default();
     assert!(found.contains("refuses O_DIRECT"), "{found}");
+    assert!(found.contains("page cache"), "{found}");
     assert_eq!(
         check(&report, "vault.rwf_dsync")["verdict"],
         "not_applicable"
     );
-    assert_eq!(finished.code, Some(1), "{finished}");
 }
 
 #[test]
