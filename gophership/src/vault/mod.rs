@@ -102,6 +102,16 @@ pub struct Config {
     pub max_entry_bytes: usize,
 }
 
+impl Config {
+    /// Checks that the sizes fit together, as [`Vault::open`] does.
+    ///
+    /// # Errors
+    /// [`Error::TooSmall`], [`Error::TooBig`] or [`Error::Unaligned`], which name the field.
+    pub fn check(&self) -> Result<(), Error> {
+        lane::Geometry::new(self).map(drop)
+    }
+}
+
 /// The vault of one directory; clones are the same vault.
 #[derive(Debug, Clone)]
 pub struct Vault {
@@ -123,7 +133,7 @@ impl Vault {
     /// # Errors
     /// Another process has the directory, the configuration doesn't work, or a table can't be used.
     pub fn open(config: &Config, destinations: &[String]) -> Result<Self, Error> {
-        lane::Geometry::new(config)?;
+        config.check()?;
         let dir = &config.dir;
         directory::make_dir(dir)?;
         let lock = Lock::acquire(dir)?;
