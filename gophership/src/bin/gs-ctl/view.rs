@@ -199,7 +199,8 @@ pub(crate) fn signals(signals: &[pb::Signal]) -> String {
             _ => quantity(value, &signal.unit),
         };
         let value = match (signal.available, signal.reason.as_str()) {
-            (true, _) => show(signal.value),
+            (true, "") => show(signal.value),
+            (true, note) => format!("{} ({})", show(signal.value), plain(note)),
             (false, "") => "unavailable".to_owned(),
             (false, reason) => format!("unavailable: {}", plain(reason)),
         };
