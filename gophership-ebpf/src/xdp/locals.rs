@@ -31,7 +31,8 @@ pub(super) fn locality(address: Address) -> Locality {
     unsafe {
         let generation = atomic::load(&raw const (*page).generation);
         let overflown = atomic::load(&raw const (*page).overflown);
-        if generation == 0 || overflown != 0 {
+        // Not compared as it is: the compiler would then know it below, and leave it out of `seen`.
+        if generation == 0 || is_zero(overflown) == 0 {
             return Locality::Unknown;
         }
         let table = (generation & 1) as usize;

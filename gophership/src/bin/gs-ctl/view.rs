@@ -374,6 +374,23 @@ mod tests {
     }
 
     #[test]
+    fn what_a_value_leaves_out_is_shown_beside_it() {
+        let signal = pb::Signal {
+            name: "disk_depth".to_owned(),
+            value: 3.0,
+            unit: "count".to_owned(),
+            available: true,
+            reason: "4 of the vault's 6 disks are followed".to_owned(),
+            ..pb::Signal::default()
+        };
+        let page = signals(&[signal]);
+        assert!(
+            page.contains("3 (4 of the vault's 6 disks are followed)"),
+            "{page}"
+        );
+    }
+
+    #[test]
     fn an_hour_to_full_is_an_hour_or_more() {
         let signal = pb::Signal {
             name: "time_to_full".to_owned(),
