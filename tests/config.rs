@@ -10,7 +10,7 @@ use gophership::{
     pressure::{KernelMode, Levels, Prefix, XdpConfig, XdpMode},
     privileges::{LandlockMode, User},
     telemetry::LogFormat,
-    vault::{Compression, Sync, platform::Rung},
+    vault::{Compression, Sync, Vault, platform::Rung},
 };
 
 /// What can't have a default.
@@ -430,8 +430,41 @@ fn automatic_sizes_follow_the_machine() {
         message.contains("half of vault.segment_bytes = 16MiB"),
         "{message}"
     );
-    let config = parse_more("vault: { max_bytes: 255MiB }\n").unwrap();
+    let small_requests = [("GOPHERSHIP_INGEST__MAX_REQUEST_BYTES", "15MiB")];
+    let text = format!("{REQUIRED}vault: {{ max_bytes: 255MiB }}\n");
+    let config = parse_with(&text, &small_requests).unwrap();
     assert_eq!(config.vault.segment_bytes, 32 << 20);
+}
+
+#[test]
+fn the_largest_request_is_the_one_that_the_vault_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!("{REQUIRED}vault: {{ segment_bytes: 32MiB }}\n");
+    let parsed = |bytes: u64| {
+        let bytes = bytes.to_string();
+        parse_with(&text, &[("GOPHERSHIP_INGEST__MAX_REQUEST_BYTES", &bytes)])
+    };
+    let (mut passes, mut fails) = (1 << 20, 16 << 20);
+    while fails - passes > 1 {
+        let middle = u64::midpoint(passes, fails);
+        match parsed(middle) {
+            Ok(_) => passes = middle,
+            Err(_) => fails = middle,
+        }
+    }
+    let mut vault = parsed(passes).unwrap().vault;
+    vault.dir = dir.path().join("vault");
+    Vault::open(&vault, &[]).unwrap().close().unwrap();
+    vault.max_entry_bytes += 1;
+    assert!(
+        Vault::open(&vault, &[]).is_err(),
+        "{passes} isn't the largest"
+    );
+    let message = problem(parsed(fails));
+    assert!(
+        message.contains(&format!("at most {}KiB", passes >> 10)),
+        "{message}"
+    );
 }
 
 /// Each: what is added to `REQUIRED`, and what the only problem must name.
@@ -449,6 +482,22 @@ const CONFLICTS: &[(&str, &[&str])] = &[
         &[
             "ingest.max_request_bytes = 16MiB",
             "vault.segment_bytes = 16MiB",
+        ],
+    ),
+    (
+        "vault: { segment_bytes: 32MiB }",
+        &[
+            "ingest.max_request_bytes = 16MiB",
+            "vault.segment_bytes = 32MiB",
+        ],
+    ),
+    (
+        "memory: { total: 64MiB, vault: 0.1% }",
+        &[
+            "memory.vault",
+            "memory.total",
+            "ingest.workers = 2",
+            "128KiB",
         ],
     ),
     (
@@ -507,23 +556,31 @@ const CONFLICTS: &[(&str, &[&str])] = &[
         &["export.batch.max_bytes = 4MiB", "memory.export"],
     ),
     (
-        "xdp: { guard: { allow: [10.0.0.0/8, 10.0.0.0/33] } }",
+        "xdp: { interface: eth0, guard: { allow: [10.0.0.0/8, 10.0.0.0/33] } }",
         &["xdp.guard.allow: \"10.0.0.0/33\": the length must be"],
     ),
     (
-        "xdp: { guard: { deny: [producers] } }",
+        "xdp: { interface: eth0, guard: { deny: [producers] } }",
         &["xdp.guard.deny: \"producers\": not an IP address"],
     ),
     (
-        "xdp: { guard: { deny: [\"2001:db8::1/32\"] } }",
+        "xdp: { interface: eth0, guard: { deny: [\"2001:db8::1/32\"] } }",
         &[
             "xdp.guard.deny: \"2001:db8::1/32\"",
             "2001:db8::/32 is meant",
         ],
     ),
     (
-        "xdp: { guard: { allow: [10.0.0.0/8], deny: [192.0.2.1, 10.0.0.0/8] } }",
+        "xdp: { interface: eth0, guard: { allow: [10.0.0.0/8], deny: [192.0.2.1, 10.0.0.0/8] } }",
         &["10.0.0.0/8 is both in xdp.guard.allow and in xdp.guard.deny"],
+    ),
+    (
+        "xdp: { guard: { deny: [192.0.2.1], syn_per_second: 20 } }",
+        &["xdp.guard.deny, xdp.guard.syn_per_second without xdp.interface"],
+    ),
+    (
+        "xdp: { interface: null, guard: { allow: [10.0.0.0/8] } }",
+        &["xdp.guard.allow without xdp.interface"],
     ),
     (
         "xdp: { interface: [eth0, eth1, eth0] }",

@@ -45,6 +45,20 @@ pub(crate) unsafe fn load(source: *const u64) -> u64 {
     unsafe { source.read_volatile() }
 }
 
+/// One load instruction, that no CPU moves before the loads which `seen` was computed from: its
+/// address depends on them, which orders loads on weakly ordered CPUs too, for no barrier's cost.
+///
+/// # Safety
+/// As for [`load`].
+#[inline(always)]
+pub(crate) unsafe fn load_after(source: *const u64, seen: u64) -> u64 {
+    let zero: u64;
+    // SAFETY: changes one register, to 0, which the compiler doesn't know but the verifier does.
+    unsafe { asm!("{0} &= 0", inlateout(reg) seen => zero) };
+    // SAFETY: as in `load`.
+    unsafe { load(source.byte_add(zero as usize)) }
+}
+
 /// One store instruction.
 ///
 /// # Safety

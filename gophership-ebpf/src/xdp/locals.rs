@@ -30,7 +30,9 @@ pub(super) fn locality(address: Address) -> Locality {
     // SAFETY: the LOCALS map's only element; indices are masked to what it holds.
     unsafe {
         let generation = atomic::load(&raw const (*page).generation);
-        if generation == 0 || atomic::load(&raw const (*page).overflown) != 0 {
+        let overflown = atomic::load(&raw const (*page).overflown);
+        // Not compared as it is: the compiler would then know it below, and leave it out of `seen`.
+        if generation == 0 || is_zero(overflown) == 0 {
             return Locality::Unknown;
         }
         let table = (generation & 1) as usize;
@@ -38,11 +40,14 @@ pub(super) fn locality(address: Address) -> Locality {
         let row = address.row(atomic::load(seeds.add(table)));
         let places = (&raw const (*page).tables).cast::<Address>();
         let places = places.add((table * LOCAL_ROWS + row) * LOCAL_WAYS);
-        let is_here = contains(places, address);
-        // User space writes to this table again only after it has published the other one.
-        if atomic::load(&raw const (*page).generation) != generation {
+        let found = contains(places, address);
+        // User space writes to this table again only after it has published the other one. The loads
+        // above are of addresses made of the first generation, and this one's is made of them: no CPU
+        // takes them in another order.
+        let seen = found | overflown;
+        if atomic::load_after(&raw const (*page).generation, seen) != generation {
             Locality::Unknown
-        } else if is_here {
+        } else if found != 0 {
             Locality::Local
         } else {
             Locality::Remote
@@ -50,12 +55,12 @@ pub(super) fn locality(address: Address) -> Locality {
     }
 }
 
-/// Whether one of a row's places holds the address; a branch for each would be too many paths.
+/// Not 0 if one of a row's places holds the address; a branch for each would be too many paths.
 ///
 /// # Safety
 /// `places` is a row of [`LocalsPage::tables`].
 #[inline(always)]
-unsafe fn contains(places: *const Address, address: Address) -> bool {
+unsafe fn contains(places: *const Address, address: Address) -> u64 {
     let mut way = 0;
     let mut found = 0;
     while way < LOCAL_WAYS {
@@ -70,7 +75,7 @@ unsafe fn contains(places: *const Address, address: Address) -> bool {
         found |= is_zero((high ^ address.high) | (low ^ address.low));
         way += 1;
     }
-    found != 0
+    found
 }
 
 const _: () = assert!(size_of::<LocalsPage>() == 32 + 2 * LOCAL_ROWS * LOCAL_WAYS * 16);

@@ -249,7 +249,8 @@ fn segments(s: &mut Settings, max_bytes: u64, configured: Option<u64>, lanes: us
     segment
 }
 
-/// A request must fit the memory it is received into and the segment it may have to go to.
+/// A request must fit the memory it is received into and the segment it may have to go to; by the
+/// vault's own rule, so that what passes here starts.
 fn check_request(s: &mut Settings, request: u64, budgets: Budgets, vault: Option<&vault::Config>) {
     if request > budgets.ingest {
         let message = format!(
@@ -263,22 +264,46 @@ fn check_request(s: &mut Settings, request: u64, budgets: Budgets, vault: Option
             message,
         );
     }
-    if let Some(vault) = vault
-        && request > vault.segment_bytes / 2
-    {
-        let message = format!(
-            "ingest.max_request_bytes = {} is more than half of vault.segment_bytes = {}",
-            exact_bytes(request),
-            exact_bytes(vault.segment_bytes)
-        );
-        s.conflict(
-            &[
-                "ingest.max_request_bytes",
-                "vault.segment_bytes",
-                "vault.max_bytes",
-            ],
-            message,
-        );
+    match vault.map(vault::Config::check) {
+        // A block holds less than its bytes of an entry, so that it isn't quite half of a segment.
+        Some(Err(vault::Error::TooBig {
+            key: "max_entry_bytes",
+            value,
+            max,
+        })) => {
+            let segment_bytes = vault.map_or(0, |vault| vault.segment_bytes);
+            let message = format!(
+                "ingest.max_request_bytes = {} and what the vault adds to it don't fit half of \
+                 vault.segment_bytes = {}: at most {}",
+                exact_bytes(value),
+                exact_bytes(segment_bytes),
+                exact_bytes(max)
+            );
+            s.conflict(
+                &[
+                    "ingest.max_request_bytes",
+                    "vault.segment_bytes",
+                    "vault.max_bytes",
+                ],
+                message,
+            );
+        }
+        Some(Err(vault::Error::TooSmall {
+            key: "budget_bytes",
+            value,
+            min,
+        })) => {
+            let message = format!(
+                "the vault's budget, memory.vault of memory.total, is {}: for ingest.workers = {} at \
+                 least {}",
+                exact_bytes(value),
+                vault.map_or(0, |vault| vault.lanes),
+                exact_bytes(min)
+            );
+            s.conflict(&["memory.vault", "memory.total", "ingest.workers"], message);
+        }
+        // What else it says of these sizes is noted already, where they were read.
+        Some(Err(_) | Ok(())) | None => {}
     }
 }
 

@@ -243,6 +243,11 @@ impl Settings {
         self.sections.contains_key(path) || self.set.contains_key(path)
     }
 
+    /// Whether the value of `path` has been reported already.
+    pub(super) fn is_broken(&self, path: &str) -> bool {
+        self.broken.contains(path)
+    }
+
     /// Items of the list at `path`.
     pub(super) fn items(&self, path: &str) -> usize {
         (0..)

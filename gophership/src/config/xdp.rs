@@ -18,6 +18,14 @@ pub(super) fn config(s: &mut Settings) -> Option<XdpConfig> {
     let allow = prefixes(s, &schema::XDP_GUARD_ALLOW);
     let deny = prefixes(s, &schema::XDP_GUARD_DENY);
     let syn_per_second = s.get(&schema::XDP_GUARD_SYN_PER_SECOND);
+    if interfaces.is_empty() && !s.is_broken(path) {
+        check_unguarded(
+            s,
+            allow.as_deref(),
+            deny.as_deref(),
+            syn_per_second.is_some(),
+        );
+    }
     if interfaces.len() > INTERFACES_MAX {
         let message = format!("{path} has more than {INTERFACES_MAX} interfaces");
         s.conflict(&[path], message);
@@ -50,6 +58,34 @@ fn prefixes(s: &mut Settings, key: &Key<Texts>) -> Option<Vec<Prefix>> {
         }
     }
     Some(prefixes)
+}
+
+/// A guard without an interface keeps nothing out, which somebody who has written one must not learn
+/// from the traffic.
+fn check_unguarded(
+    s: &mut Settings,
+    allow: Option<&[Prefix]>,
+    deny: Option<&[Prefix]>,
+    limits: bool,
+) {
+    let lists = |list: Option<&[Prefix]>| list.is_some_and(|list| !list.is_empty());
+    let written = [
+        (schema::XDP_GUARD_ALLOW.entry.path, lists(allow)),
+        (schema::XDP_GUARD_DENY.entry.path, lists(deny)),
+        (schema::XDP_GUARD_SYN_PER_SECOND.entry.path, limits),
+    ];
+    let paths: Vec<&str> = written
+        .into_iter()
+        .filter_map(|(path, written)| written.then_some(path))
+        .collect();
+    if !paths.is_empty() {
+        let message = format!(
+            "{} without {}: no interface is named for it to guard",
+            paths.join(", "),
+            schema::XDP_INTERFACE.entry.path
+        );
+        s.conflict(&paths, message);
+    }
 }
 
 fn check(s: &mut Settings, allow: &[Prefix], deny: &[Prefix]) {

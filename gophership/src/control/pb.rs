@@ -124,7 +124,7 @@ pub struct Signal {
     /// Whether it is measured at all.
     #[prost(bool, tag = "4")]
     pub available: bool,
-    /// Why it isn't; empty if it is, or if nobody can say.
+    /// Why it isn't, if somebody can say; if it is, what the value leaves out.
     #[prost(string, tag = "5")]
     pub reason: ::prost::alloc::string::String,
     /// Yellow at this value or beyond it, in the same unit; absent: it never makes Yellow.

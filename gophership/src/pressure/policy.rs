@@ -77,15 +77,92 @@ pub(super) fn follow_disks(policy: &mut Policy, scope: &IngestScope, unavailable
         None => Err("there is no vault".to_owned()),
     };
     match found {
-        Ok(found) => {
-            for (slot, device) in policy.disks.iter_mut().zip(found) {
-                *slot = device;
-                policy.disk_count += 1;
-            }
-        }
+        Ok(found) => take_disks(policy, &found, unavailable),
         Err(reason) => {
             for signal in [Signal::DiskLatency, Signal::DiskDepth] {
                 unavailable.set(signal, &reason);
+            }
+        }
+    }
+}
+
+/// Follows as many disks as there is room for, and says so if there are more.
+fn take_disks(policy: &mut Policy, found: &[u32], unavailable: &Unavailable) {
+    for (slot, device) in policy.disks.iter_mut().zip(found) {
+        *slot = *device;
+        policy.disk_count += 1;
+    }
+    if found.len() > DISKS_MAX {
+        tracing::warn!(
+            disks = found.len(),
+            followed = DISKS_MAX,
+            "the vault lies on more disks than are followed: how long the others take isn't seen"
+        );
+        let note = format!(
+            "{DISKS_MAX} of the vault's {} disks are followed",
+            found.len()
+        );
+        for signal in [Signal::DiskLatency, Signal::DiskDepth] {
+            unavailable.note(signal, &note);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gophership_common::Levels;
+
+    use super::*;
+    use crate::pressure::{KernelMode, XdpConfig};
+
+    fn policy() -> Policy {
+        let levels = Levels {
+            yellow_permille: 500,
+            red_permille: 800,
+        };
+        let config = Config {
+            kernel: KernelMode::Off,
+            tick: Duration::from_millis(10),
+            sample_every: 1,
+            hold: Duration::ZERO,
+            receive_queue: levels,
+            receive_queue_for: Duration::ZERO,
+            listen_backlog: levels,
+            memory_stall: levels,
+            memory_available: levels,
+            cpu_wait: levels,
+            disk_latency: None,
+            ingress_horizon: None,
+            budget: levels,
+            heartbeat_limit: Duration::from_secs(1),
+            xdp: XdpConfig::default(),
+        };
+        let scope = IngestScope {
+            ports: Vec::new(),
+            h2_window_bytes: 0,
+            vault_dir: None,
+        };
+        of(&config, &scope, 1).unwrap()
+    }
+
+    #[test]
+    fn disks_beyond_those_followed_are_told_of() {
+        let disks: Vec<u32> = (1..=6).collect();
+        for count in 0..=disks.len() {
+            let (mut policy, unavailable) = (policy(), Unavailable::default());
+            take_disks(&mut policy, &disks[..count], &unavailable);
+            assert_eq!(policy.disk_count as usize, count.min(DISKS_MAX));
+            assert_eq!(
+                policy.disks[..count.min(DISKS_MAX)],
+                disks[..count.min(DISKS_MAX)]
+            );
+            for signal in [Signal::DiskLatency, Signal::DiskDepth] {
+                let expected = if count > DISKS_MAX {
+                    format!("4 of the vault's {count} disks are followed")
+                } else {
+                    String::new()
+                };
+                assert_eq!(unavailable.noted(signal), expected);
             }
         }
     }

@@ -55,7 +55,7 @@ pub struct SignalReading {
     pub red: Option<f64>,
     /// Whether it could be measured.
     pub available: bool,
-    /// Why it couldn't be; empty if it could.
+    /// Why it couldn't be; if it could, what the value leaves out, mostly nothing.
     pub reason: String,
 }
 
@@ -148,7 +148,10 @@ impl Snapshot {
         let why_not_kernel = judging.why_not_kernel();
         let counts = pages.aggregates();
         let worst = why_not_kernel.is_none().then(|| pages.worst());
-        let signals = readings(&pages.last_signals(), worst, policy, |signal| {
+        let signals = readings(&pages.last_signals(), worst, policy, |signal, available| {
+            if available {
+                return unavailable.noted(signal);
+            }
             // What the kernel half alone could measure is away with its tick.
             match (unavailable.known(signal), &why_not_kernel) {
                 (None, Some(why)) if KERNEL_ONLY.contains(&signal) => why.clone(),
@@ -193,7 +196,7 @@ fn readings(
     signals: &Signals,
     worst: Option<[u64; SIGNALS]>,
     policy: &Policy,
-    reason: impl Fn(Signal) -> String,
+    reason: impl Fn(Signal, bool) -> String,
 ) -> Vec<SignalReading> {
     Signal::ALL
         .into_iter()
@@ -211,7 +214,7 @@ fn readings(
                 yellow: yellow.map(|at| shown(signal, at)),
                 red: red.map(|at| shown(signal, at)),
                 available: known.is_some(),
-                reason: known.map_or_else(|| reason(signal), |_| String::new()),
+                reason: reason(signal, known.is_some()),
             }
         })
         .collect()

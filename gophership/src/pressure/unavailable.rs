@@ -16,6 +16,8 @@ struct Reasons {
     lasting: BTreeMap<Signal, String>,
     /// Of a sample that failed, until one succeeds.
     passing: BTreeMap<Signal, String>,
+    /// What the values of available ones leave out.
+    notes: BTreeMap<Signal, String>,
 }
 
 impl Unavailable {
@@ -31,6 +33,20 @@ impl Unavailable {
     /// A signal can't be had for this reason, now and later.
     pub(super) fn set(&self, signal: Signal, reason: &str) {
         lock(&self.0).lasting.insert(signal, reason.to_owned());
+    }
+
+    /// A signal is available, but its value leaves something out.
+    pub(super) fn note(&self, signal: Signal, note: &str) {
+        lock(&self.0).notes.insert(signal, note.to_owned());
+    }
+
+    /// What an available signal's value leaves out; empty if nothing.
+    pub(super) fn noted(&self, signal: Signal) -> String {
+        lock(&self.0)
+            .notes
+            .get(&signal)
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// Samples of these failed.
@@ -56,7 +72,9 @@ impl Unavailable {
 
     /// Why, if anything has said so.
     pub(super) fn known(&self, signal: Signal) -> Option<String> {
-        let Reasons { lasting, passing } = &*lock(&self.0);
+        let Reasons {
+            lasting, passing, ..
+        } = &*lock(&self.0);
         passing.get(&signal).or(lasting.get(&signal)).cloned()
     }
 

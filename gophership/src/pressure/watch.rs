@@ -240,6 +240,7 @@ impl<F: Fn(&Occurrence)> Watch<F> {
         self.tell_lost();
         if let Some(kernel) = &self.pressure.kernel {
             self.mind_the_tick();
+            kernel.mind_the_cpus();
             if let Some(xdp) = &kernel.xdp {
                 xdp.follow_local_addresses();
             }

@@ -104,6 +104,16 @@ pub struct Config {
     pub rung: Option<Rung>,
 }
 
+impl Config {
+    /// Checks that the sizes fit together, as [`Vault::open`] does.
+    ///
+    /// # Errors
+    /// [`Error::TooSmall`], [`Error::TooBig`] or [`Error::Unaligned`], which name the field.
+    pub fn check(&self) -> Result<(), Error> {
+        lane::Geometry::new(self).map(drop)
+    }
+}
+
 /// The vault of one directory; clones are the same vault.
 #[derive(Debug, Clone)]
 pub struct Vault {
@@ -125,7 +135,7 @@ impl Vault {
     /// # Errors
     /// Another process has the directory, the configuration doesn't work, or a table can't be used.
     pub fn open(config: &Config, destinations: &[String]) -> Result<Self, Error> {
-        lane::Geometry::new(config)?;
+        config.check()?;
         directory::make_dir(&Os::on(Rung::Buffered), &config.dir)?;
         let os = config
             .rung
@@ -145,7 +155,7 @@ impl Vault {
         config: &Config,
         destinations: &[String],
     ) -> Result<(Self, Background), Error> {
-        lane::Geometry::new(config)?;
+        config.check()?;
         let dir = &config.dir;
         let on = platform.as_ref();
         directory::make_dir(on, dir)?;

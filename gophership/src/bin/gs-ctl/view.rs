@@ -199,7 +199,8 @@ pub(crate) fn signals(signals: &[pb::Signal]) -> String {
             _ => quantity(value, &signal.unit),
         };
         let value = match (signal.available, signal.reason.as_str()) {
-            (true, _) => show(signal.value),
+            (true, "") => show(signal.value),
+            (true, note) => format!("{} ({})", show(signal.value), plain(note)),
             (false, "") => "unavailable".to_owned(),
             (false, reason) => format!("unavailable: {}", plain(reason)),
         };
@@ -370,6 +371,23 @@ mod tests {
         ] {
             assert_eq!(quantity(value, unit), shown);
         }
+    }
+
+    #[test]
+    fn what_a_value_leaves_out_is_shown_beside_it() {
+        let signal = pb::Signal {
+            name: "disk_depth".to_owned(),
+            value: 3.0,
+            unit: "count".to_owned(),
+            available: true,
+            reason: "4 of the vault's 6 disks are followed".to_owned(),
+            ..pb::Signal::default()
+        };
+        let page = signals(&[signal]);
+        assert!(
+            page.contains("3 (4 of the vault's 6 disks are followed)"),
+            "{page}"
+        );
     }
 
     #[test]

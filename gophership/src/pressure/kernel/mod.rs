@@ -5,6 +5,7 @@
 
 mod btf;
 mod capabilities;
+mod cpus;
 mod enlist;
 mod iter;
 mod lockdown;
@@ -20,6 +21,7 @@ use std::{
     collections::BTreeMap,
     io,
     os::fd::{AsFd, BorrowedFd},
+    sync::Mutex,
     time::Duration,
 };
 
@@ -41,6 +43,7 @@ use gophership_common::{
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 use btf::Known;
+use cpus::Ticking;
 pub(super) use enlist::Enlist;
 pub(super) use iter::Iterators;
 pub use lockdown::Lockdown;
@@ -49,7 +52,7 @@ pub use probe::{Feature, ProgramTrial, features, try_programs};
 pub(super) use wake::Wake;
 pub(super) use xdp::Xdp;
 
-use super::{pages::Pages, unavailable::Unavailable, xdp::XdpConfig};
+use super::{lock, pages::Pages, unavailable::Unavailable, xdp::XdpConfig};
 
 /// Why the kernel half isn't judging.
 #[derive(Debug, thiserror::Error)]
@@ -173,6 +176,8 @@ pub(super) struct Kernel {
     can_list: bool,
     /// The metered interfaces, if there are any.
     pub(super) xdp: Option<Xdp>,
+    /// Which CPUs have a tick.
+    ticking: Mutex<Ticking>,
 }
 
 /// The kernel half's transitions, oldest first.
@@ -231,6 +236,7 @@ impl Kernel {
                 Err(error) => error.to_string(),
             }),
             xdp: None,
+            ticking: Mutex::default(),
         };
         Ok((kernel, pages, events))
     }
@@ -254,6 +260,9 @@ impl Kernel {
             refused.insert(PROGRAM_ENLIST, reason);
         }
         for name in programs::TRACEPOINTS {
+            if programs::is_idle(name, &refused) {
+                continue;
+            }
             match self.attach_tracepoint(name, &btf) {
                 Ok(()) => {}
                 Err(source) if name == PROGRAM_TCP_PROBE => {
@@ -264,6 +273,7 @@ impl Kernel {
                 }
             }
         }
+        self.detach_idle(&refused);
         self.attach_tick(tick)?;
         if self.can_list {
             self.iterators = Iterators::attach(&mut self.ebpf, &btf);
@@ -324,6 +334,27 @@ impl Kernel {
         Ok(())
     }
 
+    /// Detaches what measures nothing without the refused programs.
+    fn detach_idle(&mut self, refused: &BTreeMap<&'static str, String>) {
+        for name in programs::TRACEPOINTS {
+            if !programs::is_idle(name, refused) {
+                continue;
+            }
+            let detached = self
+                .ebpf
+                .program_mut(name)
+                .ok_or(ProgramError::NotLoaded)
+                .and_then(|program| <&mut BtfTracePoint>::try_from(program)?.unload());
+            match detached {
+                // One that was refused, or not attached at all.
+                Ok(()) | Err(ProgramError::NotLoaded) => {}
+                Err(error) => {
+                    tracing::warn!(name, error = %Chain(&error), "a program stays that measures nothing");
+                }
+            }
+        }
+    }
+
     fn attach_tick(&mut self, tick: Duration) -> Result<(), Error> {
         let named = |source| Error::Program {
             name: PROGRAM_TICK,
@@ -341,7 +372,7 @@ impl Kernel {
             path: path.to_owned(),
             source,
         })?;
-        let (mut attached, mut refused) = (false, None);
+        let (mut ticking, mut refused) = (Ticking::default(), None);
         for cpu in cpus {
             let outcome = program.attach(
                 PerfEventConfig::Software(SoftwareEvent::CpuClock),
@@ -350,18 +381,32 @@ impl Kernel {
                 false,
             );
             match outcome {
-                Ok(_) => attached = true,
-                Err(error) => refused = Some((cpu, error)),
+                Ok(_) => ticking.add(cpu),
+                // A CPU may go offline meanwhile; one that ticks will do.
+                Err(error) => refused = Some(error),
             }
         }
         match refused {
-            Some((_, source)) if !attached => Err(named(source)),
-            // A CPU may go offline meanwhile; one that ticks will do.
-            Some((cpu, error)) => {
-                tracing::warn!(cpu, error = %Chain(&error), "the tick does not run on a CPU");
-                Ok(())
+            Some(source) if !ticking.any() => return Err(named(source)),
+            Some(error) => {
+                tracing::warn!(error = %Chain(&error), "the tick can't be attached on every CPU");
             }
-            None => Ok(()),
+            None => {}
+        }
+        self.ticking = Mutex::new(ticking);
+        self.mind_the_cpus();
+        Ok(())
+    }
+
+    /// Warns of CPUs that have come online without a tick. Attaching one takes privileges that the
+    /// running daemon has dropped.
+    pub(super) fn mind_the_cpus(&self) {
+        let cpus = lock(&self.ticking).newly_without();
+        if !cpus.is_empty() {
+            tracing::warn!(
+                ?cpus,
+                "the tick does not run on some CPUs: the others judge; a restart attaches it to all"
+            );
         }
     }
 }

@@ -98,6 +98,17 @@ pub(super) fn measured<'a>(
     (measured, missing)
 }
 
+/// Whether a program measures nothing without the `refused` ones, such as what begins something whose
+/// end nobody sees: it would cost, and count for nothing. Never `tcp_probe`, which must run.
+pub(super) fn is_idle(name: &str, refused: &BTreeMap<&'static str, String>) -> bool {
+    let mut measures = MEASURES
+        .iter()
+        .filter(|(needed, _)| needed.contains(&name))
+        .peekable();
+    measures.peek().is_some()
+        && measures.all(|(needed, _)| needed.iter().any(|name| refused.contains_key(name)))
+}
+
 #[cfg(test)]
 mod tests {
     use gophership_common::POSTED;
@@ -180,6 +191,30 @@ mod tests {
         ];
         for (program, signals) in table {
             assert_eq!(without(program), signals, "without {program}");
+        }
+    }
+
+    #[test]
+    fn half_a_pair_is_idle_and_what_still_measures_is_not() {
+        let idle = |refused: &'static str| -> Vec<&str> {
+            let refused = BTreeMap::from([(refused, "EPERM".to_owned())]);
+            let is_idle = |name: &&str| is_idle(name, &refused);
+            let others = |name: &&str| !refused.contains_key(name);
+            let all = TRACEPOINTS.into_iter();
+            all.filter(others).filter(is_idle).collect()
+        };
+        let table: [(&'static str, &[&str]); 7] = [
+            // A kill needs them too.
+            (PROGRAM_RECLAIM_END, &[PROGRAM_RECLAIM_BEGIN, PROGRAM_OOM]),
+            (PROGRAM_RECLAIM_BEGIN, &[PROGRAM_RECLAIM_END, PROGRAM_OOM]),
+            (PROGRAM_CGROUP_RECLAIM_END, &[PROGRAM_CGROUP_RECLAIM_BEGIN]),
+            (PROGRAM_OOM, &[]),
+            (PROGRAM_WAKEUP, &[PROGRAM_SWITCH, PROGRAM_WAKEUP_NEW]),
+            (PROGRAM_BLOCK_ISSUE, &[PROGRAM_BLOCK_COMPLETE]),
+            (PROGRAM_SOCKET_STATE, &[PROGRAM_TCP_DEQUEUE]),
+        ];
+        for (refused, expected) in table {
+            assert_eq!(idle(refused), expected, "without {refused}");
         }
     }
 }

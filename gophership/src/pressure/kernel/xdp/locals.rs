@@ -5,7 +5,7 @@ use std::{
     mem::offset_of,
     net::IpAddr,
     os::fd::{AsRawFd, OwnedFd},
-    sync::atomic::Ordering,
+    sync::atomic::{Ordering, fence},
 };
 
 use gophership_common::xdp::{Address, LOCAL_ROWS, LOCAL_WAYS, LocalTable, LocalsPage, fill};
@@ -126,6 +126,9 @@ impl Locals {
         let generation = self.page.word(offset_of!(LocalsPage, generation));
         let next = generation.load(Ordering::Acquire).wrapping_add(1);
         let slot = usize::from(next & 1 == 1);
+        // Whoever sees what is written below sees the generation published before as well, and knows
+        // that this table is no longer in force: a release store alone lets later stores pass it.
+        fence(Ordering::Release);
         let seeds = offset_of!(LocalsPage, seeds) + slot * size_of::<u64>();
         self.page.word(seeds).store(seed, Ordering::Relaxed);
         let rows = offset_of!(LocalsPage, tables) + slot * size_of::<LocalTable>();
