@@ -9,6 +9,7 @@ pub(crate) mod certs;
 pub(crate) mod cgroup;
 pub(crate) mod daemon;
 pub(crate) mod jsonl;
+pub(crate) mod judged_listener;
 pub(crate) mod judging;
 pub(crate) mod load;
 pub(crate) mod loop_disk;
