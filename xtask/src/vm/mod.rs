@@ -38,12 +38,15 @@ use crate::{
 
 /// Every kernel, as a name of one.
 const ALL: &str = "all";
-/// The tests about the kernel half.
+/// The tests about the kernel half that the choice is of.
 const TESTS: &[&str] = &["pressure_kernel", "kernel_verdict"];
+/// What a thorough run adds.
+const MORE_TESTS: &[&str] = &["sockets", "signals", "xdp"];
 /// The choice of them that fits into CI: each loads the kernel half anew, which takes a translated
 /// machine some seconds. Each is a part of a test's name.
 const CHOICE: &[&str] = &[
-    "a_full_socket",
+    "a_full_socket_turns_red",
+    "a_full_socket_of_a_stopped_daemon",
     "a_close_that_no_probe_saw",
     "a_dead_tick_is_replaced",
     "a_stopped_daemon",
@@ -57,9 +60,14 @@ const TOO_HEAVY: &[&str] = &["a_healthy_daemon_under_the_same_load_is_not_red_by
 /// Of the daemon that the machine starts.
 const HOME: &str = "/daemon";
 const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
-/// How long a step may take, and the whole machine.
-const STEP_SECONDS_MAX: u64 = 240;
-const MACHINE_MAX: Duration = Duration::from_secs(900);
+/// Programs that tests start, beside our own; iproute2's `ip` the first process needs, too.
+const PROGRAMS: &[&str] = &[
+    "ip", "sh", "bash", "cat", "dd", "head", "sleep", "nsenter", "unshare",
+];
+/// How long a step may take, and the whole machine: a thorough run translated by a host with other
+/// work takes a quarter of it.
+const STEP_SECONDS_MAX: u64 = 1200;
+const MACHINE_MAX: Duration = Duration::from_secs(3600);
 
 /// What can be asked for.
 pub(crate) fn kernel_names() -> Vec<&'static str> {
@@ -84,7 +92,11 @@ impl Tests {
             args = own(CHOICE);
         }
         Self {
-            binaries: if usual { own(TESTS) } else { binaries },
+            binaries: match (usual, thorough) {
+                (false, _) => binaries,
+                (true, false) => own(TESTS),
+                (true, true) => own(&[TESTS, MORE_TESTS].concat()),
+            },
             args,
         }
     }
@@ -269,7 +281,7 @@ fn make_disk(disk: &Path, workspace: &Workspace, binaries: &Binaries) -> Result<
         .map(|(_, path)| path.clone())
         .collect();
     programs.extend([binaries.gophership.clone(), binaries.gs_ctl.clone()]);
-    programs.extend(ip());
+    programs.extend(PROGRAMS.iter().filter_map(|name| on_this_host(name)));
     let files = DevFiles::below(Path::new(HOME));
     let config = run::config::yaml(&files, 0, (0, 0));
     image::disk(
@@ -281,13 +293,13 @@ fn make_disk(disk: &Path, workspace: &Workspace, binaries: &Binaries) -> Result<
     )
 }
 
-/// iproute2's `ip`, which some tests call too.
-fn ip() -> Option<PathBuf> {
-    let places = ["/usr/sbin/ip", "/usr/bin/ip", "/sbin/ip", "/bin/ip"];
-    places
-        .map(PathBuf::from)
-        .into_iter()
-        .find(|path| path.exists())
+/// Where a program lies. Without it the tests that need it say so.
+fn on_this_host(program: &str) -> Option<PathBuf> {
+    let places = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+    let mut places = places
+        .map(|place| Path::new(place).join(program))
+        .into_iter();
+    places.find(|path| path.exists())
 }
 
 #[cfg(test)]
@@ -313,7 +325,9 @@ mod tests {
         assert!(asked(true, &[], &[]).1.is_empty());
         assert_eq!(asked(false, &[], &["idle"]).1, ["idle"]);
         assert_eq!(asked(false, &["xdp"], &["idle"]).0, ["xdp"]);
-        assert_eq!(asked(true, &[], &[]).0, TESTS);
+        assert_eq!(asked(false, &[], &[]).0, TESTS);
+        assert_eq!(asked(true, &[], &[]).0, [TESTS, MORE_TESTS].concat());
+        assert_eq!(asked(true, &["pivot"], &[]).0, ["pivot"]);
     }
 
     #[test]
