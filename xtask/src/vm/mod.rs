@@ -39,9 +39,9 @@ use crate::{
 /// Every kernel, as a name of one.
 const ALL: &str = "all";
 /// The tests about the kernel half that the choice is of.
-const TESTS: &[&str] = &["pressure_kernel", "kernel_verdict"];
+const TESTS: &[&str] = &["pressure_kernel", "kernel_verdict", "xdp"];
 /// What a thorough run adds.
-const MORE_TESTS: &[&str] = &["sockets", "signals", "xdp"];
+const MORE_TESTS: &[&str] = &["sockets", "signals"];
 /// The choice of them that fits into CI: each loads the kernel half anew, which takes a translated
 /// machine some seconds. Each is a part of a test's name.
 const CHOICE: &[&str] = &[
@@ -51,6 +51,7 @@ const CHOICE: &[&str] = &[
     "a_dead_tick_is_replaced",
     "a_stopped_daemon",
     "closing_a_full_socket",
+    "every_shape_of_a_frame",
     "sockets_in_another_network_namespace",
     "the_operators_override",
 ];
