@@ -16,7 +16,8 @@ mod outcome;
 mod plan;
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::Write as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -147,9 +148,9 @@ fn on_kernel(
     make_disk(&disk, workspace, binaries)?;
 
     let console_path = directory.join(kernel.name).join("console.log");
-    let (outcome, ended, console) = boot(&fetched, kernel, &plan, &initramfs, &disk);
-    fs::write(&console_path, &console)
-        .with_context(|| format!("cannot write {}", console_path.display()))?;
+    let file = File::create(&console_path)
+        .with_context(|| format!("cannot create {}", console_path.display()))?;
+    let (outcome, ended, console) = boot(&fetched, kernel, &plan, &initramfs, &disk, file);
     let mut failures = outcome.failures();
     failures.extend(ended.err().map(|error| format!("{error:#}")));
     if failures.is_empty() {
@@ -171,6 +172,7 @@ fn boot(
     plan: &[Step],
     initramfs: &Path,
     disk: &Path,
+    mut file: File,
 ) -> (Outcome, Result<()>, String) {
     println!("  booting {}", fetched.release);
     let steps = plan.iter().map(|step| step.name.clone()).collect();
@@ -179,6 +181,8 @@ fn boot(
     let ended = machine::run(&fetched.image, initramfs, disk, MACHINE_MAX, |line| {
         console += line;
         console.push('\n');
+        // For people who look on; what counts is read from `console`.
+        let _ = writeln!(file, "{line}");
         if let Some(told) = outcome.line(line) {
             println!("{told}");
         }
