@@ -40,9 +40,10 @@ pub(super) fn locality(address: Address) -> Locality {
         let seeds = (&raw const (*page).seeds).cast::<u64>();
         let row = address.row(atomic::load(seeds.add(table)));
         let places = (&raw const (*page).tables).cast::<Address>();
-        // The compiler makes an OR of this sum, of which the verifier of 6.1 knows no bound.
+        // The compiler makes an OR of this sum, of which the verifier of 6.1 knows no bound. The
+        // mask keeps what begins a row.
         let first = opaque(((table * LOCAL_ROWS + row) * LOCAL_WAYS) as u64) as usize;
-        let places = places.add(first & (PLACES - 1));
+        let places = places.add(first & (PLACES - LOCAL_WAYS));
         let is_here = contains(places, address);
         // User space writes to this table again only after it has published the other one.
         if atomic::load(&raw const (*page).generation) != generation {
@@ -78,4 +79,5 @@ unsafe fn contains(places: *const Address, address: Address) -> bool {
     found != 0
 }
 
-const _: () = assert!(PLACES.is_power_of_two() && size_of::<LocalsPage>() == 32 + PLACES * 16);
+const _: () = assert!(PLACES.is_power_of_two() && LOCAL_WAYS.is_power_of_two());
+const _: () = assert!(size_of::<LocalsPage>() == 32 + PLACES * 16);
