@@ -12,11 +12,12 @@ use std::hint::black_box;
 
 use common::{
     daemon::{Daemon, Home},
+    judging,
     messages::{Messages, Shape},
     settings::Settings,
     sink::Sink,
 };
-use gophership::pressure::{Error, IngestScope, KernelMode, Pressure, Zone};
+use gophership::pressure::{IngestScope, KernelMode, Zone};
 use syscall_counter::{SyscallCounter, Which, tasks_named};
 
 /// Verdicts in a burst.
@@ -57,10 +58,8 @@ fn a_million_verdicts_take_no_system_call() {
         h2_window_bytes: 0,
         vault_dir: None,
     };
-    let pressure = match Pressure::start(&judged::config(KernelMode::Required), &scope, 1) {
-        Ok(pressure) => pressure,
-        Err(error @ Error::KernelRequired(_)) => return may_skip(&error),
-        Err(error) => panic!("{error}"),
+    let Some(pressure) = judging::start(&judged::config(KernelMode::Required), &scope) else {
+        return;
     };
     let counter = match SyscallCounter::of_this_thread(Which::All) {
         Ok(counter) => counter,

@@ -1,19 +1,17 @@
 //! Probes that raise on every CPU while the tick lowers and the policy changes: afterwards nothing is
 //! left behind, and every change of the word is accounted for.
-//!
-//! Needs root and a build with `GOPHERSHIP_EBPF_OBJ`. Otherwise each test says why it did nothing
-//! and passes, unless `GOPHERSHIP_REQUIRE_KERNEL=1`.
 
+mod common;
 #[path = "common/pressure.rs"]
 mod judged;
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{Shutdown, TcpListener, TcpStream},
+    net::{Shutdown, TcpStream},
     os::fd::OwnedFd,
     process::Command,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -21,15 +19,15 @@ use std::{
 };
 
 use aya::maps::{Array, HashMap, Map, MapData, MapInfo};
+use common::{
+    judged_listener::{JudgedListener, reset, reset_when_closed},
+    judging::{Judging, wait},
+};
 use gophership::pressure::{
-    Cause, Config, Error, IngestScope, KernelMode, Occurrence, OverrideUntil, Pressure, Source,
-    Transition, WatchHandle, Word, Zone,
+    Cause, Config, KernelMode, Occurrence, OverrideUntil, Pressure, Source, Word, Zone,
 };
 use gophership_common::{Aggregates, MAP_SIGNALS, MAP_SOCKETS, SignalsPage, WATCH_SLOTS};
-use nix::sys::socket::{setsockopt, sockopt};
 
-/// Far beyond anything that should take milliseconds, for machines with other things to do.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes that count as a full socket: a few writes cross every level.
 const WINDOW: usize = 16 * 1024;
 
@@ -38,10 +36,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 /// The kernel half judging one listener's sockets.
 struct Fixture {
-    pressure: Arc<Pressure>,
-    listener: TcpListener,
-    seen: Arc<Mutex<Vec<Transition>>>,
-    watch: Option<WatchHandle>,
+    judged: JudgedListener,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -49,60 +44,18 @@ impl Fixture {
     /// `None` where the kernel half can't run and needn't.
     fn start(config: &Config) -> Option<Self> {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let scope = IngestScope {
-            ports: vec![listener.local_addr().unwrap().port()],
-            h2_window_bytes: u32::try_from(WINDOW).unwrap(),
-            vault_dir: None,
-        };
-        let pressure = match Pressure::start(config, &scope, 1) {
-            Ok(pressure) => Arc::new(pressure),
-            Err(error @ Error::KernelRequired(_)) => {
-                assert!(
-                    std::env::var_os("GOPHERSHIP_REQUIRE_KERNEL").is_none_or(|value| value != "1"),
-                    "GOPHERSHIP_REQUIRE_KERNEL=1, but: {error}"
-                );
-                eprintln!("nothing tested: {error}");
-                return None;
-            }
-            Err(error) => panic!("{error}"),
-        };
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let sink = Arc::clone(&seen);
-        let watch = pressure
-            .spawn_watch(move |occurrence| {
-                if let Occurrence::Transition(transition) = occurrence {
-                    sink.lock().unwrap().push(*transition);
-                }
-            })
-            .unwrap();
         Some(Self {
-            pressure,
-            listener,
-            seen,
-            watch: Some(watch),
+            judged: JudgedListener::with_window(config, u32::try_from(WINDOW).unwrap())?,
             _alone: alone,
         })
     }
 
     fn connection(&self) -> (TcpStream, TcpStream) {
-        let client = TcpStream::connect(self.listener.local_addr().unwrap()).unwrap();
-        let (server, _) = self.listener.accept().unwrap();
-        client.set_nonblocking(true).unwrap();
-        server.set_nonblocking(true).unwrap();
-        (client, server)
+        self.judged.connection()
     }
 
-    fn word(&self) -> Word {
-        self.pressure.verdict().load()
-    }
-
-    fn wait_for(&self, zone: Zone, cause: Cause) {
-        wait(
-            &format!("{zone:?} by {cause:?}"),
-            || (self.word().zone(), self.word().cause()) == (zone, cause),
-            || format!("{:#?}", self.pressure.snapshot()),
-        );
+    fn judging(&self) -> &Judging {
+        &self.judged.judging
     }
 
     /// Nothing followed, counted or watched any more.
@@ -160,18 +113,6 @@ fn sockets() -> usize {
     let map: HashMap<MapData, u64, [u8; 32]> =
         HashMap::try_from(Map::HashMap(map(MAP_SOCKETS))).unwrap();
     map.keys().map(Result::unwrap).count()
-}
-
-fn wait(what: &str, mut holds: impl FnMut() -> bool, state: impl FnOnce() -> String) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(
-            start.elapsed() < PATIENCE,
-            "no {what} within {PATIENCE:?}\n{}",
-            state()
-        );
-        thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// xorshift64*.
@@ -262,11 +203,7 @@ fn churn(fixture: &Fixture, accepting: &Mutex<()>, seed: u64, stop: &AtomicBool)
             45..95 => read_some(server, 1 + random.below(2 * WINDOW)),
             95..98 => {
                 // A reset, with whatever is unread.
-                let linger = libc::linger {
-                    l_onoff: 1,
-                    l_linger: 0,
-                };
-                setsockopt(client, sockopt::Linger, &linger).unwrap();
+                reset_when_closed(client);
                 ends[index] = open();
             }
             _ => ends[index] = open(),
@@ -300,18 +237,15 @@ fn raises_on_all_cpus_lowering_and_new_policies_leave_nothing_behind() {
                 })
             })
             .collect();
-        let publishing = scope.spawn(|| publish_alternately(&fixture.pressure, stop));
+        let publishing = scope.spawn(|| publish_alternately(&fixture.judging().pressure, stop));
         // Until enough has happened to prove something.
         let raised = || {
-            let seen = fixture.seen.lock().unwrap();
-            let own = |t: &&Transition| t.to.cause() == Cause::ReceiveQueue;
-            seen.iter().filter(own).count() >= 500
+            let own = |occurrence: &&Occurrence| matches!(occurrence, Occurrence::Transition(t) if t.to.cause() == Cause::ReceiveQueue);
+            fixture.judging().seen().iter().filter(own).count() >= 500
         };
         let start = Instant::now();
         let enough = || raised() && start.elapsed() > Duration::from_secs(3);
-        wait("500 transitions", enough, || {
-            format!("{:#?}", fixture.pressure.snapshot())
-        });
+        fixture.judging().wait("500 transitions", enough);
         stop.store(true, Ordering::Relaxed);
         let rounds: Vec<_> = churning
             .into_iter()
@@ -320,21 +254,21 @@ fn raises_on_all_cpus_lowering_and_new_policies_leave_nothing_behind() {
         let published = publishing.join().unwrap();
         eprintln!("{rounds:?} rounds, {published} policies");
     });
-    fixture.pressure.set_override(None);
+    fixture.judging().pressure.set_override(None);
     // All sockets are closed by now.
-    fixture.wait_for(Zone::Green, Cause::None);
+    fixture.judging().wait_for(Zone::Green, Cause::None);
     fixture.wait_for_nothing_left();
-    assert_eq!(fixture.pressure.snapshot().source, Source::Kernel);
+    assert_eq!(fixture.judging().pressure.snapshot().source, Source::Kernel);
     accounted_for(&mut fixture);
 }
 
 /// Every change of the word has been told, or is counted as lost; none is of two policies.
 fn accounted_for(fixture: &mut Fixture) {
-    let last = fixture.word();
-    let snapshot = fixture.pressure.snapshot();
+    let last = fixture.judging().word();
+    let snapshot = fixture.judging().pressure.snapshot();
     // Takes the last events out of the ring.
-    fixture.watch.take().unwrap().stop();
-    let mut seen = std::mem::take(&mut *fixture.seen.lock().unwrap());
+    fixture.judged.judging.stop_watching();
+    let mut seen = fixture.judging().transitions();
     // Two CPUs may change the word and tell of it in another order.
     seen.sort_by_key(|transition| transition.to.epoch());
     let (mut told, mut gaps) = (Word::default(), 0);
@@ -412,26 +346,16 @@ fn a_socket_closed_while_above_red_leaves_no_trace() {
         eprintln!("{how}");
         let (mut client, server) = fixture.connection();
         while client.write(&[0; 4096]).is_ok() {}
-        fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+        fixture.judging().wait_for(Zone::Red, Cause::ReceiveQueue);
         let page = signals();
         assert_eq!(page.aggregates.above_red, 1, "{how}");
         let watched = page.watch.iter().filter(|slot| slot.socket != 0).count();
         assert_eq!((watched, sockets()), (1, 1), "{how}");
         let held = end(client, server);
-        fixture.wait_for(Zone::Green, Cause::None);
+        fixture.judging().wait_for(Zone::Green, Cause::None);
         fixture.wait_for_nothing_left();
         drop(held);
     }
-}
-
-/// Closes with a reset instead of a FIN.
-fn reset(end: TcpStream) {
-    let linger = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
-    setsockopt(&end, sockopt::Linger, &linger).unwrap();
-    drop(end);
 }
 
 /// Leaves the descriptor to a process alone, and kills that.
@@ -456,17 +380,17 @@ fn more_full_sockets_than_watch_slots_are_counted_and_forgotten() {
     for (client, _) in &mut ends {
         client.write_all(&[0; WINDOW]).unwrap();
     }
-    fixture.wait_for(Zone::Red, Cause::ReceiveQueue);
+    fixture.judging().wait_for(Zone::Red, Cause::ReceiveQueue);
     let all = u64::try_from(ends.len()).unwrap();
     wait(
         "count of all",
         || signals().aggregates.above_red == all,
         || format!("{:#?}", signals().aggregates),
     );
-    let followed = fixture.pressure.snapshot().followed;
+    let followed = fixture.judging().pressure.snapshot().followed;
     assert_eq!(followed.sockets, all);
     assert!(followed.unwatched >= 30, "{followed:?}");
     drop(ends);
-    fixture.wait_for(Zone::Green, Cause::None);
+    fixture.judging().wait_for(Zone::Green, Cause::None);
     fixture.wait_for_nothing_left();
 }

@@ -137,7 +137,7 @@ fn inside_an_engine_that_reclaims() {
         for _ in 0..4 {
             scope.spawn(|| read_over_and_over(file.path(), &enough));
         }
-        judging.wait_for(Zone::Yellow, Cause::MemoryStall);
+        judging.wait_for_at_least(Zone::Yellow, Cause::MemoryStall);
         judging.wait("the limit", || cgroup.memory_limited() > 0);
         enough.store(true, Relaxed);
     });
@@ -296,7 +296,7 @@ fn inside_an_engine_with_a_greedy_neighbour() {
             .spawn()
             .unwrap(),
     );
-    judging.wait_for(Zone::Red, Cause::OomKill);
+    judging.wait_for_at_least(Zone::Red, Cause::OomKill);
     let ended = neighbour.0.wait().unwrap();
     assert!(!ended.success(), "the neighbour was killed: {ended:?}");
     judging.wait("the event", || oom_kills(&judging).contains(&true));
@@ -407,7 +407,7 @@ fn a_worker_that_waits_for_a_cpu_turns_the_zone() {
             });
         }
         busy.store(true, Relaxed);
-        judging.wait_for(Zone::Yellow, Cause::CpuWait);
+        judging.wait_for_at_least(Zone::Yellow, Cause::CpuWait);
         let turned = judging.first_transition();
         assert!(
             turned.values.get(Signal::CpuWait) >= Some(300),
@@ -476,7 +476,7 @@ fn inside_an_engine_with_a_cpu_quota() {
         judging.wait("a worker", || judging.signal(Signal::CpuWait).is_some());
         cgroup.limit_cpu(Some(Duration::from_millis(20)));
         busy.store(true, Relaxed);
-        judging.wait_for(Zone::Yellow, Cause::CpuWait);
+        judging.wait_for_at_least(Zone::Yellow, Cause::CpuWait);
         judging.wait("most of the time", || {
             judging.signal(Signal::CpuWait) > Some(0.6)
         });
@@ -530,11 +530,11 @@ fn connections_that_nobody_accepts_turn_the_zone() {
     let connect = |to: &TcpListener| TcpStream::connect(to.local_addr().unwrap()).unwrap();
     let elsewhere: Vec<_> = (0..9).map(|_| connect(&foreign)).collect();
     let mut waiting: Vec<_> = (0..6).map(|_| connect(&listener)).collect();
-    judging.wait_for(Zone::Yellow, Cause::ListenBacklog);
+    judging.wait_for_at_least(Zone::Yellow, Cause::ListenBacklog);
     assert_eq!(judging.signal(Signal::ListenBacklog), Some(0.666));
     assert_eq!(judging.word().zone(), Zone::Yellow);
     waiting.extend((0..3).map(|_| connect(&listener)));
-    judging.wait_for(Zone::Red, Cause::ListenBacklog);
+    judging.wait_for_at_least(Zone::Red, Cause::ListenBacklog);
     let accepted: Vec<_> = (0..waiting.len())
         .map(|_| listener.accept().unwrap())
         .collect();
@@ -543,7 +543,7 @@ fn connections_that_nobody_accepts_turn_the_zone() {
 
     // A listener that is closed while it is full leaves nothing behind.
     let again: Vec<_> = (0..9).map(|_| connect(&listener)).collect();
-    judging.wait_for(Zone::Red, Cause::ListenBacklog);
+    judging.wait_for_at_least(Zone::Red, Cause::ListenBacklog);
     drop(listener);
     judging.wait_for_green();
     assert_eq!(judging.signal(Signal::ListenBacklog), None);

@@ -81,7 +81,7 @@ fn a_slow_device_turns_yellow_with_its_flag_and_back() {
         // below, which waits for the group's turn.
         cgroup.limit_writes(&disk.backed_by, Some(BYTES_PER_SECOND));
         let writer = writer(&cgroup, &at.join("data"));
-        judging.wait_for(Zone::Yellow, Cause::DiskLatency);
+        judging.wait_for_at_least(Zone::Yellow, Cause::DiskLatency);
         assert!(judging.word().slow_disk(), "{}", judging.explained());
         let turned = judging.first_transition();
         eprintln!("Yellow at {:?} µs", turned.values.get(Signal::DiskLatency));

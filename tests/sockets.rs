@@ -13,21 +13,21 @@ use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
 };
 
 use common::{
     PATIENCE, await_some,
     daemon::{Daemon, Home},
-    eventually,
+    eventually, judging,
     messages::{Messages, Shape},
     process,
     settings::Settings,
     sink::Sink,
 };
 use gophership::pressure::{
-    Config, Error, IngestScope, KernelMode, Listing, Pressure, SocketOrder, sockets::ListSource,
+    Config, IngestScope, KernelMode, Listing, Pressure, SocketOrder, sockets::ListSource,
 };
 use nix::{
     sys::{
@@ -349,7 +349,7 @@ fn top_gives_the_terminal_back() {
 
 /// The judge over one listener that nobody accepts from; `None` where the kernel half can't run and
 /// needn't.
-fn judging(listener: &TcpListener) -> Option<Pressure> {
+fn judging(listener: &TcpListener) -> Option<Arc<Pressure>> {
     let config = Config {
         heartbeat_limit: PATIENCE,
         ..judged::config(KernelMode::Required)
@@ -359,16 +359,7 @@ fn judging(listener: &TcpListener) -> Option<Pressure> {
         h2_window_bytes: 0,
         vault_dir: None,
     };
-    match Pressure::start(&config, &scope, 1) {
-        Ok(pressure) => Some(pressure),
-        Err(error @ Error::KernelRequired(_)) => {
-            let required = std::env::var("GOPHERSHIP_REQUIRE_KERNEL").is_ok_and(|v| v == "1");
-            assert!(!required, "GOPHERSHIP_REQUIRE_KERNEL=1, but: {error}");
-            eprintln!("nothing tested: {error}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
+    judging::start(&config, &scope)
 }
 
 #[track_caller]

@@ -3,9 +3,11 @@
 //! The verifier walks every path: a branch in the body of a loop of 256 rounds, or one for every
 //! threshold, multiplies them beyond its limit of a million instructions.
 
-/// Keeps the compiler from turning arithmetic back into a branch. Free: no instruction is emitted.
+/// The same value, of which the compiler knows nothing: it can neither turn arithmetic back into a
+/// branch nor leave a mask away. Free: no instruction is emitted.
 #[inline(always)]
-fn opaque(value: u64) -> u64 {
+#[must_use]
+pub fn opaque(value: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
     {
         let mut value = value;

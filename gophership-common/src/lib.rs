@@ -20,7 +20,7 @@ mod tally;
 pub mod xdp;
 mod zone;
 
-pub use branchless::{Earliest, greatest, is_zero, reached};
+pub use branchless::{Earliest, greatest, is_zero, opaque, reached};
 pub use depth::{ABOVE_RED, ABOVE_YELLOW, BELOW, capacity_bytes, capacity_when_closed, level};
 pub use forecast::{Ingress, rate_per_second, share_permille};
 pub use judge::{Judgement, State, judge};

@@ -9,6 +9,7 @@ pub(crate) mod certs;
 pub(crate) mod cgroup;
 pub(crate) mod daemon;
 pub(crate) mod jsonl;
+pub(crate) mod judged_listener;
 pub(crate) mod judging;
 pub(crate) mod load;
 pub(crate) mod loop_disk;
@@ -24,8 +25,9 @@ pub(crate) mod verdict;
 
 use std::time::{Duration, Instant};
 
-/// Long enough for a loaded machine; a condition that holds ends the wait at once.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// Long enough for a loaded machine, even one that is translated on another one; a condition that
+/// holds ends the wait at once.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Waits until `holds`, and panics naming `what` if it doesn't in time.
 #[track_caller]

@@ -16,7 +16,8 @@ mod outcome;
 mod plan;
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::Write as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -38,16 +39,20 @@ use crate::{
 
 /// Every kernel, as a name of one.
 const ALL: &str = "all";
-/// The tests about the kernel half.
-const TESTS: &[&str] = &["pressure_kernel", "kernel_verdict"];
+/// The tests about the kernel half that the choice is of.
+const TESTS: &[&str] = &["pressure_kernel", "kernel_verdict", "xdp"];
+/// What a thorough run adds.
+const MORE_TESTS: &[&str] = &["sockets", "signals"];
 /// The choice of them that fits into CI: each loads the kernel half anew, which takes a translated
 /// machine some seconds. Each is a part of a test's name.
 const CHOICE: &[&str] = &[
-    "a_full_socket",
+    "a_full_socket_turns_red",
+    "a_full_socket_of_a_stopped_daemon",
     "a_close_that_no_probe_saw",
     "a_dead_tick_is_replaced",
     "a_stopped_daemon",
     "closing_a_full_socket",
+    "every_shape_of_a_frame",
     "sockets_in_another_network_namespace",
     "the_operators_override",
 ];
@@ -57,9 +62,14 @@ const TOO_HEAVY: &[&str] = &["a_healthy_daemon_under_the_same_load_is_not_red_by
 /// Of the daemon that the machine starts.
 const HOME: &str = "/daemon";
 const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
-/// How long a step may take, and the whole machine.
-const STEP_SECONDS_MAX: u64 = 240;
-const MACHINE_MAX: Duration = Duration::from_secs(900);
+/// Programs that tests start, beside our own; iproute2's `ip` the first process needs, too.
+const PROGRAMS: &[&str] = &[
+    "ip", "sh", "bash", "cat", "dd", "head", "sleep", "nsenter", "unshare",
+];
+/// How long a step may take, and the whole machine: generous for a thorough run in a machine that a
+/// host with other work translates.
+const STEP_SECONDS_MAX: u64 = 1800;
+const MACHINE_MAX: Duration = Duration::from_secs(5400);
 
 /// What can be asked for.
 pub(crate) fn kernel_names() -> Vec<&'static str> {
@@ -84,7 +94,11 @@ impl Tests {
             args = own(CHOICE);
         }
         Self {
-            binaries: if usual { own(TESTS) } else { binaries },
+            binaries: match (usual, thorough) {
+                (false, _) => binaries,
+                (true, false) => own(TESTS),
+                (true, true) => own(&[TESTS, MORE_TESTS].concat()),
+            },
             args,
         }
     }
@@ -134,9 +148,9 @@ fn on_kernel(
     make_disk(&disk, workspace, binaries)?;
 
     let console_path = directory.join(kernel.name).join("console.log");
-    let (outcome, ended, console) = boot(&fetched, kernel, &plan, &initramfs, &disk);
-    fs::write(&console_path, &console)
-        .with_context(|| format!("cannot write {}", console_path.display()))?;
+    let file = File::create(&console_path)
+        .with_context(|| format!("cannot create {}", console_path.display()))?;
+    let (outcome, ended, console) = boot(&fetched, kernel, &plan, &initramfs, &disk, file);
     let mut failures = outcome.failures();
     failures.extend(ended.err().map(|error| format!("{error:#}")));
     if failures.is_empty() {
@@ -158,6 +172,7 @@ fn boot(
     plan: &[Step],
     initramfs: &Path,
     disk: &Path,
+    mut file: File,
 ) -> (Outcome, Result<()>, String) {
     println!("  booting {}", fetched.release);
     let steps = plan.iter().map(|step| step.name.clone()).collect();
@@ -166,6 +181,8 @@ fn boot(
     let ended = machine::run(&fetched.image, initramfs, disk, MACHINE_MAX, |line| {
         console += line;
         console.push('\n');
+        // For people who look on; what counts is read from `console`.
+        let _ = writeln!(file, "{line}");
         if let Some(told) = outcome.line(line) {
             println!("{told}");
         }
@@ -269,7 +286,7 @@ fn make_disk(disk: &Path, workspace: &Workspace, binaries: &Binaries) -> Result<
         .map(|(_, path)| path.clone())
         .collect();
     programs.extend([binaries.gophership.clone(), binaries.gs_ctl.clone()]);
-    programs.extend(ip());
+    programs.extend(PROGRAMS.iter().filter_map(|name| on_this_host(name)));
     let files = DevFiles::below(Path::new(HOME));
     let config = run::config::yaml(&files, 0, (0, 0));
     image::disk(
@@ -281,13 +298,13 @@ fn make_disk(disk: &Path, workspace: &Workspace, binaries: &Binaries) -> Result<
     )
 }
 
-/// iproute2's `ip`, which some tests call too.
-fn ip() -> Option<PathBuf> {
-    let places = ["/usr/sbin/ip", "/usr/bin/ip", "/sbin/ip", "/bin/ip"];
-    places
-        .map(PathBuf::from)
-        .into_iter()
-        .find(|path| path.exists())
+/// Where a program lies. Without it the tests that need it say so.
+fn on_this_host(program: &str) -> Option<PathBuf> {
+    let places = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+    let mut places = places
+        .map(|place| Path::new(place).join(program))
+        .into_iter();
+    places.find(|path| path.exists())
 }
 
 #[cfg(test)]
@@ -313,7 +330,9 @@ mod tests {
         assert!(asked(true, &[], &[]).1.is_empty());
         assert_eq!(asked(false, &[], &["idle"]).1, ["idle"]);
         assert_eq!(asked(false, &["xdp"], &["idle"]).0, ["xdp"]);
-        assert_eq!(asked(true, &[], &[]).0, TESTS);
+        assert_eq!(asked(false, &[], &[]).0, TESTS);
+        assert_eq!(asked(true, &[], &[]).0, [TESTS, MORE_TESTS].concat());
+        assert_eq!(asked(true, &["pivot"], &[]).0, ["pivot"]);
     }
 
     #[test]

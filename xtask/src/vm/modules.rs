@@ -22,6 +22,8 @@ const WANTED: &[&str] = &[
     // ext4 asks for it by the name of the algorithm, not as a module.
     "crc32c_generic",
     "ext4",
+    // What user space asks where it judges.
+    "tcp_diag",
     "veth",
     "dummy",
     "8021q",
