@@ -19,6 +19,7 @@ mod error;
 pub mod format;
 mod lane;
 mod ledger;
+mod limiter;
 mod port;
 mod reader;
 mod recovery;
@@ -32,7 +33,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
@@ -48,6 +49,7 @@ use self::{
     stats::LaneCounters,
 };
 
+pub(crate) use self::limiter::Limiter;
 pub use self::{
     entry::{ContentEncoding, DestMask, Entry, EntryId, EntryMeta, Kind},
     error::{AppendError, Error},
@@ -158,6 +160,8 @@ impl Vault {
             cursors_dirty: AtomicBool::new(false),
             segments_wanted: Signal::default(),
             cursors_wanted: Signal::default(),
+            background_weight: AtomicU32::new(0),
+            scrub_wanted: Signal::default(),
             stopping: AtomicBool::new(false),
             host: directory::host_id(),
             lock: Mutex::new(Some(lock)),
@@ -250,6 +254,23 @@ impl Vault {
     #[must_use]
     pub fn stats(&self) -> Stats {
         upkeep::stats(&self.inner.shared, RUNG)
+    }
+
+    /// Sets how much background work may be done, in thousandths of each work's own full rate: 0, as
+    /// at first, is none, 1000 or more all of it.
+    pub fn set_background_weight(&self, thousandths: u32) {
+        let shared = &self.inner.shared;
+        let weight = thousandths.min(shared::WEIGHT_FULL);
+        let before = shared.background_weight.swap(weight, Ordering::Relaxed);
+        if before == 0 && weight > 0 {
+            shared.scrub_wanted.raise();
+        }
+    }
+
+    /// How much background work may be done, in thousandths.
+    #[must_use]
+    pub fn background_weight(&self) -> u32 {
+        self.inner.shared.background_weight.load(Ordering::Relaxed)
     }
 
     /// Ends the background threads, writes the cursors durably and unlocks the directory. Shut the
