@@ -11,11 +11,13 @@
 //! `destinations` and `directory`.
 
 mod bytes;
+pub mod chain;
 mod cursors;
 mod destinations;
 mod directory;
 pub mod entry;
 mod error;
+mod examine;
 pub mod format;
 mod lane;
 mod ledger;
@@ -23,6 +25,7 @@ mod limiter;
 mod port;
 mod reader;
 mod recovery;
+mod scrub;
 mod segment;
 mod shared;
 mod stats;
@@ -40,6 +43,7 @@ use std::{
 };
 
 use self::{
+    chain::Chains,
     cursors::{CursorWriter, Cursors},
     destinations::Destinations,
     directory::Lock,
@@ -162,6 +166,8 @@ impl Vault {
             cursors_wanted: Signal::default(),
             background_weight: AtomicU32::new(0),
             scrub_wanted: Signal::default(),
+            scrubbed: scrub::Counters::default(),
+            chains: Chains::default(),
             stopping: AtomicBool::new(false),
             host: directory::host_id(),
             lock: Mutex::new(Some(lock)),
@@ -185,6 +191,10 @@ impl Vault {
         })?;
         self.inner.start("vault-cursors", move |shared| {
             upkeep::keep_up(shared, writer)
+        })?;
+        self.inner.start("vault-scrub", |shared| {
+            scrub::scrub(shared);
+            Ok(())
         })?;
         self.inner.start("vault-recovery", move |shared| {
             recovery::recover(shared, &cursors, found);

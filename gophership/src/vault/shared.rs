@@ -11,10 +11,12 @@ use std::{
 
 use super::{
     Config,
+    chain::Chains,
     destinations::Destinations,
     directory::Lock,
     entry::EntryId,
     port::Port,
+    scrub::Counters,
     segment::{Catalog, Segment},
     stats::LaneCounters,
 };
@@ -54,6 +56,10 @@ pub(super) struct Shared {
     pub(super) background_weight: AtomicU32,
     /// Wakes the thread that reads sealed segments again.
     pub(super) scrub_wanted: Signal,
+    /// What that thread has done.
+    pub(super) scrubbed: Counters,
+    /// The lanes' manifests.
+    pub(super) chains: Chains,
     /// All background threads end.
     pub(super) stopping: AtomicBool,
     /// The machine.
