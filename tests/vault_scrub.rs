@@ -1,6 +1,5 @@
 //! What is found in sealed segments that nobody asks for: rot, changed blocks, removed files.
 
-#[expect(dead_code, reason = "each test file uses its part")]
 mod vault_support;
 
 use std::{

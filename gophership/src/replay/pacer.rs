@@ -66,7 +66,7 @@ fn way(value: f64, yellow: f64, red: f64) -> u32 {
         return 0;
     }
     #[expect(clippy::cast_possible_truncation, reason = "between 0 and 1000")]
-    let thousandths = (share.clamp(0.0, 1.0) * f64::from(FULL)).ceil() as u32;
+    let thousandths = (share.clamp(0.0, 1.0) * f64::from(FULL)).round() as u32;
     thousandths
 }
 

@@ -13,6 +13,8 @@
 //! see docs/vault-format.md for what that finds and what it can't.
 
 mod manifest;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 use std::{
