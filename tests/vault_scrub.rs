@@ -247,10 +247,11 @@ fn a_changed_block_with_its_own_checksums_mended_is_found_by_the_seals() {
         assert_eq!(read_all(&vault, 10_000).len(), 6);
         assert_eq!(vault.stats().checksum_errors_total, 1, "reported once");
         vault.close().unwrap();
-        // And by recovery.
+        // And by recovery, before anybody reads.
         let vault = open(&config);
-        assert_eq!(read_all(&vault, 10_000).len(), 6);
+        wait_until("recovery is through", || !vault.stats().recovering);
         assert_eq!(vault.stats().quarantined_segments, 1);
+        assert_eq!(read_all(&vault, 10_000).len(), 6);
         vault.close().unwrap();
     }
 }
