@@ -147,11 +147,30 @@ impl Platform for Machine {
         }))
     }
 
-    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+    fn read(&self, path: &Path, at_most: u64) -> io::Result<Vec<u8>> {
+        let at_most = usize::try_from(at_most).unwrap_or(usize::MAX);
         self.operate(|state| match state.find(path) {
-            Some(Node::File(inode)) => Ok(state.bytes(inode).to_vec()),
+            Some(Node::File(inode)) => {
+                let bytes = state.bytes(inode);
+                Ok(bytes[..bytes.len().min(at_most)].to_vec())
+            }
             Some(Node::Dir) | None => Err(io::ErrorKind::NotFound.into()),
         })
+    }
+
+    fn append(&self, path: &Path, end: u64, content: &[u8]) -> io::Result<()> {
+        let inode = self.operate(|state| match state.find(path) {
+            Some(Node::File(inode)) => {
+                state.resize(inode, end);
+                Ok(inode)
+            }
+            Some(Node::Dir) | None => Err(io::ErrorKind::NotFound.into()),
+        })?;
+        self.operate(|state| {
+            state.write(inode, end, content);
+            Ok(())
+        })?;
+        self.operate(|state| state.sync(inode))
     }
 
     fn write(&self, path: &Path, content: &[u8]) -> io::Result<()> {

@@ -100,7 +100,10 @@ impl Story {
 
     fn open(&self, config: &Config) -> Option<(Vault, Background)> {
         let machine = Machine::start(&self.disk, self.started, Arc::clone(&self.image));
-        Vault::open_on(Arc::new(machine), config, &["main".to_owned()]).ok()
+        let opened = Vault::open_on(Arc::new(machine), config, &["main".to_owned()]);
+        let (vault, background) = opened.ok()?;
+        vault.set_background_weight(1000);
+        Some((vault, background))
     }
 
     /// From one start to the next.
@@ -149,8 +152,9 @@ impl Story {
             }
             70..80 => self.disk.advance(self.random.next() % 1_000_000),
             80..83 => self.disk.advance(self.random.next() % 1_500_000_000),
-            83..89 => running.background.make_segments(),
+            83..88 => running.background.make_segments(),
             // Its failure shows in what is delivered twice.
+            88..89 => drop(running.background.scrub()),
             89..92 => drop(running.background.keep_up()),
             92..93 => running.background.recover(),
             93..97 => {

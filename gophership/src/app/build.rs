@@ -26,7 +26,7 @@ use super::{
     daemon::Daemon,
     drain::Drain,
     engine::Operated,
-    metrics, service,
+    metrics, pacing, service,
     stop::Running,
     worker::{self, Own, Shared},
 };
@@ -76,6 +76,7 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
     let (mode, mode_seen) = watch::channel(Mode::Serving);
     let (daemon, replay_thread) = daemon(config, stores, pressure, mode, started_ns)?;
     daemon.tell_started();
+    tokio::task::spawn_local(pacing::keep(Arc::clone(&daemon)));
     let watching = Arc::clone(&daemon);
     let watch = daemon
         .pressure

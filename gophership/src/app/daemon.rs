@@ -15,7 +15,7 @@ use super::{
     Config,
     chronicle::Chronicle,
     drain::{Drain, Phase},
-    worker,
+    pacing, worker,
 };
 use crate::{
     ingest::Mode,
@@ -56,7 +56,10 @@ impl Daemon {
     /// Takes note of what the judge has to tell.
     pub(super) fn occurrence(&self, occurrence: &Occurrence) {
         match occurrence {
-            Occurrence::Transition(transition) => self.transition(transition),
+            Occurrence::Transition(transition) => {
+                pacing::adjust(self);
+                self.transition(transition);
+            }
             Occurrence::OomKill { ours: true, .. } => {
                 tracing::warn!("a process was killed: memory has run out");
             }

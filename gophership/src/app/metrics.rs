@@ -210,6 +210,11 @@ fn vault(daemon: &Daemon, families: &mut Families) {
             "Blocks whose checksum was wrong.",
             stats.checksum_errors_total,
         ),
+        (
+            "gophership_vault_scrubbed_bytes_total",
+            "Bytes of sealed segments read again to find damage.",
+            stats.scrubbed_bytes_total,
+        ),
     ];
     for (name, help, value) in counters {
         families.counter(name, help).add(&[], count(value));

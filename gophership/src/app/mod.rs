@@ -6,6 +6,7 @@ mod daemon;
 mod drain;
 mod engine;
 mod metrics;
+mod pacing;
 mod service;
 mod sockets;
 mod status;

@@ -109,6 +109,7 @@ impl Daemon {
             quarantined_records: stats.quarantined_records,
             dead_letters: self.replay.progress().dead_letters,
             rung: stats.rung.to_owned(),
+            scrubbed_bytes: stats.scrubbed_bytes_total,
         }
     }
 

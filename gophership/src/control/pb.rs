@@ -234,6 +234,9 @@ pub struct Vault {
     /// How the lanes write, such as `io_uring`.
     #[prost(string, tag = "9")]
     pub rung: ::prost::alloc::string::String,
+    /// Bytes of sealed segments read again to find damage, since the start of the daemon.
+    #[prost(uint64, tag = "16")]
+    pub scrubbed_bytes: u64,
 }
 /// The replay at one moment; counts since the start of the daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -10,6 +10,7 @@ pub mod control;
 pub mod dead_letter;
 mod group;
 mod pace;
+pub mod pacer;
 mod run;
 
 pub use run::{Parts, spawn};

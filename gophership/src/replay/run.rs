@@ -14,13 +14,14 @@ use super::{
     control::{Control, State},
     dead_letter::DeadLetters,
     group::{Group, Unreadable},
-    pace::{Limiter, Pace, pace},
+    pace::{Pace, pace},
+    pacer,
 };
 use crate::{
     export::{Destinations, Outcome},
     pipeline::{Member, circuit::Circuit},
     pressure::Verdict,
-    vault::{DestMask, Entry, Reader, Vault},
+    vault::{DestMask, Entry, Limiter, Reader, Vault},
 };
 
 /// How often the zone and the vault are looked at while nothing is sent.
@@ -120,7 +121,7 @@ impl Replay {
                     self.control.set_state(State::Paused);
                     false
                 }
-                Pace::Wait => {
+                Pace::Wait | Pace::Send(0) => {
                     let owed = self.vault.stats().entries_pending > 0;
                     if owed {
                         self.control.set_state(State::Waiting);
@@ -145,9 +146,12 @@ impl Replay {
             (Zone::Yellow | Zone::Red, _) => None,
         };
         let green_for = self.green.map(|(_, since)| since.elapsed());
+        // What the zone allows at most is known at once, how much of it is left a little later.
+        let most = pacer::weight(word.zone(), 0);
         pace(
             self.control.orders(),
             word.zone(),
+            self.vault.background_weight().min(most),
             green_for,
             self.running,
             &self.config,
@@ -178,7 +182,7 @@ impl Replay {
             return false;
         }
         self.control.set_state(State::Running);
-        self.send(entries, rate).await
+        self.send(entries).await
     }
 
     /// The destinations whose circuits allow an attempt: what only others are owed isn't even read.
@@ -187,15 +191,15 @@ impl Replay {
         allowed.fold(0, |mask, member| mask | member.bit)
     }
 
-    async fn send(&mut self, entries: Vec<Entry>, rate: u64) -> bool {
+    async fn send(&mut self, entries: Vec<Entry>) -> bool {
         let mut settled = false;
         let mut entries = entries.into_iter();
         let mut next = None;
         while let Some(mut group) = self.next_group(&mut entries, &mut next) {
             let bytes = group.stored_bytes();
             settled |= self.deliver(&mut group).await;
-            let resume_at = self.limiter.sent(bytes, rate, Instant::now());
-            if self.wait_until(resume_at).await.is_break() {
+            self.limiter.spent(bytes as u64);
+            if self.keep_the_rate().await.is_break() {
                 // The zone or the orders have changed: what is left is read again.
                 self.reader.rewind();
                 return true;
@@ -204,17 +208,20 @@ impl Replay {
         settled
     }
 
-    /// Sleeps to keep the rate; breaks off when the pace has changed.
-    async fn wait_until(&mut self, next: Instant) -> ControlFlow<()> {
+    /// Sleeps to keep the rate, which may change meanwhile; breaks off when nothing may be sent.
+    async fn keep_the_rate(&mut self) -> ControlFlow<()> {
         loop {
-            if !matches!(self.pace(), Pace::Send(_)) || self.control.orders().stop {
+            let Pace::Send(rate) = self.pace() else {
+                return ControlFlow::Break(());
+            };
+            if self.control.orders().stop {
                 return ControlFlow::Break(());
             }
-            let now = Instant::now();
-            if next <= now {
-                return ControlFlow::Continue(());
+            self.control.set_rate(rate);
+            match self.limiter.wait(rate, Instant::now()) {
+                Some(Duration::ZERO) => return ControlFlow::Continue(()),
+                wait => tokio::time::sleep(wait.unwrap_or(LOOK).min(LOOK)).await,
             }
-            tokio::time::sleep((next - now).min(LOOK)).await;
         }
     }
 

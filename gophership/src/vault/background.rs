@@ -1,6 +1,9 @@
 //! What a vault does beside appending and reading: on threads of its own, or step by step.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use super::{
     Vault,
@@ -9,6 +12,7 @@ use super::{
     error::Error,
     port::SegmentMaker,
     recovery,
+    scrub::{self, Scrubber},
     shared::Shared,
     upkeep,
 };
@@ -20,6 +24,7 @@ pub struct Background {
     shared: Arc<Shared>,
     segments: SegmentMaker,
     cursors: CursorWriter,
+    scrubber: Scrubber,
     /// What an earlier run has left; `None` once it was read.
     left: Option<(Cursors, Vec<Found>)>,
 }
@@ -29,6 +34,7 @@ impl Background {
         Self {
             segments: SegmentMaker::default(),
             cursors: CursorWriter::new(shared.dir(), &cursors),
+            scrubber: Scrubber::new(shared.platform.now()),
             left: Some((cursors, found)),
             shared,
         }
@@ -58,10 +64,16 @@ impl Background {
         upkeep::pass(&self.shared, &mut self.cursors)
     }
 
+    /// Does one piece of scrubbing; gives how long to wait before the next.
+    pub fn scrub(&mut self) -> Duration {
+        self.scrubber.step(&self.shared, self.shared.platform.now())
+    }
+
     pub(super) fn start_threads(self, vault: &Vault) -> Result<(), Error> {
         let Self {
             segments,
             cursors,
+            scrubber,
             left,
             ..
         } = self;
@@ -72,6 +84,10 @@ impl Background {
         vault
             .inner
             .start("vault-cursors", |shared| upkeep::keep_up(shared, cursors))?;
+        vault.inner.start("vault-scrub", |shared| {
+            scrub::scrub(shared, scrubber);
+            Ok(())
+        })?;
         vault.inner.start("vault-recovery", |shared| {
             if let Some((cursors, found)) = left {
                 recovery::recover(shared, &cursors, found);

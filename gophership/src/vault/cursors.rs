@@ -36,6 +36,8 @@ use super::{
 const MAGIC: u64 = u64::from_le_bytes(*b"GSVCURSR");
 const VERSION: u16 = 1;
 const HEAD: usize = 32;
+/// Most bytes of a slot that are read: 16,000 full segments of one destination have so many.
+const BYTES_MAX: u64 = 128 << 20;
 const SLOTS: [&str; 2] = ["cursors-a", "cursors-b"];
 
 /// What one slot says.
@@ -64,7 +66,7 @@ impl Cursors {
         let mut newest = Self::default();
         for name in SLOTS {
             let path = dir.join(name);
-            let bytes = match platform.read(&path) {
+            let bytes = match platform.read(&path, BYTES_MAX) {
                 Ok(bytes) => bytes,
                 Err(missing) if missing.kind() == io::ErrorKind::NotFound => continue,
                 Err(source) => return Err(io_error("reading", path)(source)),

@@ -21,6 +21,8 @@ use super::{
 
 const FILE: &str = "destinations";
 const MAGIC: &str = "gophership-vault-destinations 1 ";
+/// Most bytes of the table that are read; names are far shorter.
+const BYTES_MAX: u64 = 1 << 20;
 /// Bits of a mask.
 const NAMES_MAX: usize = DestMask::BITS as usize;
 
@@ -44,7 +46,7 @@ impl Destinations {
         has_segments: bool,
     ) -> Result<Self, Error> {
         let path = dir.join(FILE);
-        let mut names = match platform.read(&path) {
+        let mut names = match platform.read(&path, BYTES_MAX) {
             Ok(bytes) => decode(&bytes).map_err(|reason| Error::DestinationTable {
                 path: path.clone(),
                 reason,

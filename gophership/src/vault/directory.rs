@@ -6,6 +6,7 @@
 //! <dir>/cursors-a, cursors-b           what is settled, two slots
 //! <dir>/lane-LL/SSSSSSSSSSSSSSSS.gsv   segment S (hexadecimal) of lane LL
 //! <dir>/lane-LL/….gsv.new              a segment being filled with zeros
+//! <dir>/lane-LL/manifest               what each sealed segment held, and the chain through them
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -61,7 +62,20 @@ pub(super) fn lane_dir(dir: &Path, lane: u16) -> PathBuf {
 /// File of a segment.
 #[must_use]
 pub(super) fn segment_path(dir: &Path, lane: u16, number: u64) -> PathBuf {
-    lane_dir(dir, lane).join(format!("{number:016x}.gsv"))
+    segment_path_in(&lane_dir(dir, lane), number)
+}
+
+/// File of a segment in its lane's directory.
+#[must_use]
+pub(super) fn segment_path_in(lane_dir: &Path, number: u64) -> PathBuf {
+    lane_dir.join(format!("{number:016x}.gsv"))
+}
+
+/// The lane whose directory, by its name, this is.
+#[must_use]
+pub(super) fn lane_of(lane_dir: &Path) -> Option<u16> {
+    let name = lane_dir.file_name()?.to_str()?;
+    name.strip_prefix("lane-")?.parse().ok()
 }
 
 /// A segment file found in the directory.
@@ -85,11 +99,7 @@ pub(super) fn scan(platform: &dyn Platform, dir: &Path) -> Result<Vec<Found>, Er
     let mut found = Vec::new();
     for listed in platform.list(dir).map_err(io_error("listing", dir))? {
         let lane_path = listed.path;
-        let name = lane_path.file_name().and_then(|name| name.to_str());
-        let lane = name
-            .and_then(|name| name.strip_prefix("lane-"))
-            .and_then(|lane| lane.parse().ok());
-        let (Some(lane), true) = (lane, listed.is_dir) else {
+        let (Some(lane), true) = (lane_of(&lane_path), listed.is_dir) else {
             continue;
         };
         let files = platform
@@ -118,7 +128,9 @@ pub(super) fn scan(platform: &dyn Platform, dir: &Path) -> Result<Vec<Found>, Er
     Ok(found)
 }
 
-fn number_of(path: &Path) -> Option<u64> {
+/// Number of the segment whose file, by its name, this is.
+#[must_use]
+pub(super) fn number_of(path: &Path) -> Option<u64> {
     let name = path.file_name()?.to_str()?.strip_suffix(".gsv")?;
     u64::from_str_radix(name, 16)
         .ok()

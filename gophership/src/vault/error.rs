@@ -71,6 +71,17 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A lane's manifest can't be used.
+    #[error("vault manifest {}: {reason}", path.display())]
+    Manifest {
+        /// The manifest.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: super::chain::ManifestError,
+    },
+    /// A directory that isn't a lane's.
+    #[error("{} is not the directory of a vault's lane", .0.display())]
+    NotALane(PathBuf),
     /// A lane that doesn't exist or was handed out before.
     #[error("vault lane {index} of {lanes} doesn't exist or is already in use")]
     Lane {

@@ -283,6 +283,14 @@ impl BlockHeader {
         fields
     }
 
+    /// [`BlockHeader::crc_fields`] of a block as it was read.
+    #[must_use]
+    pub fn own_crc_fields(&self) -> [u8; 8] {
+        let mut encoded = [0; BLOCK_HEADER];
+        let header_crc = self.encode(&mut encoded);
+        self.crc_fields(header_crc)
+    }
+
     fn is_sane(&self) -> bool {
         let payload_max = (BLOCK_BYTES_MAX - BLOCK_HEADER) as u64;
         let counts = u64::from(self.entries).saturating_add(self.first_entry)

@@ -12,18 +12,22 @@
 
 mod background;
 mod bytes;
+pub mod chain;
 mod cursors;
 mod destinations;
 mod directory;
 pub mod entry;
 mod error;
+mod examine;
 pub mod format;
 mod lane;
 mod ledger;
+mod limiter;
 pub mod platform;
 mod port;
 mod reader;
 mod recovery;
+mod scrub;
 mod segment;
 mod shared;
 mod stats;
@@ -34,13 +38,14 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
 };
 
 use self::{
+    chain::Chains,
     cursors::Cursors,
     destinations::Destinations,
     platform::{Os, Platform, Rung},
@@ -50,6 +55,7 @@ use self::{
     stats::LaneCounters,
 };
 
+pub(crate) use self::limiter::Limiter;
 pub use self::{
     background::Background,
     entry::{ContentEncoding, DestMask, Entry, EntryId, EntryMeta, Kind},
@@ -192,6 +198,10 @@ impl Vault {
             cursors_dirty: AtomicBool::new(false),
             segments_wanted: Signal::default(),
             cursors_wanted: Signal::default(),
+            background_weight: AtomicU32::new(0),
+            scrub_wanted: Signal::default(),
+            scrubbed: scrub::Counters::default(),
+            chains: Chains::default(),
             stopping: AtomicBool::new(false),
             host: on.host_id(),
             lock: Mutex::new(Some(lock)),
@@ -270,6 +280,23 @@ impl Vault {
     #[must_use]
     pub fn stats(&self) -> Stats {
         upkeep::stats(&self.inner.shared)
+    }
+
+    /// Sets how much background work may be done, in thousandths of each work's own full rate: 0, as
+    /// at first, is none, 1000 or more all of it.
+    pub fn set_background_weight(&self, thousandths: u32) {
+        let shared = &self.inner.shared;
+        let weight = thousandths.min(shared::WEIGHT_FULL);
+        let before = shared.background_weight.swap(weight, Ordering::Relaxed);
+        if before == 0 && weight > 0 {
+            shared.scrub_wanted.raise();
+        }
+    }
+
+    /// How much background work may be done, in thousandths.
+    #[must_use]
+    pub fn background_weight(&self) -> u32 {
+        self.inner.shared.background_weight.load(Ordering::Relaxed)
     }
 
     /// Ends the background threads, writes the cursors durably and unlocks the directory. Shut the

@@ -280,6 +280,9 @@ fn trim_sealed(shared: &Shared) {
 
 /// Removes segments' files, and then forgets the segments.
 pub(super) fn discard(shared: &Shared, segments: &[Arc<Segment>]) {
+    shared
+        .chains
+        .note_removal(shared.platform.as_ref(), shared.dir(), segments);
     let gone: Vec<_> = segments
         .iter()
         .filter(|segment| remove(shared.platform.as_ref(), &segment.path))

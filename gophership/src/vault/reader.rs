@@ -5,9 +5,9 @@ use std::sync::{Arc, atomic::Ordering};
 use super::{
     entry::{DestMask, Entry, EntryId, Part, Piece, Pieces},
     error::{Error, io_error},
-    format::{BlockHeader, BlockKind},
+    format::{BlockHeader, BlockKind, PAGE},
     segment::Segment,
-    shared::{Damage, Shared},
+    shared::{Damage, SEAL_MISMATCH, Shared},
     walk::{BlockSource, Chain, Identity, Joined, Look, Position, is_consistent},
 };
 
@@ -32,6 +32,8 @@ struct OpenSegment {
     all_settled: bool,
     /// Damage that nothing follows was met; what comes later here is found by the next start.
     exhausted: bool,
+    /// CRC fields of the blocks before `position`, while all of them were read one after the other.
+    crc: Option<crc32fast::Hasher>,
 }
 
 /// Why filling a batch stopped.
@@ -154,6 +156,7 @@ impl Reader {
                 next_entry: position.entry,
                 all_settled: true,
                 exhausted: false,
+                crc: (position == Position::START).then(crc32fast::Hasher::new),
             });
             return Ok(true);
         }
@@ -176,6 +179,9 @@ impl OpenSegment {
                 Look::End => {
                     if let Some(large) = large.filter(|_| !self.segment.is_closed()) {
                         self.position = large.start;
+                        self.crc = None;
+                    } else if is_closed {
+                        self.check_seal(shared, identity);
                     }
                     return Stop::SegmentEnd;
                 }
@@ -196,6 +202,7 @@ impl OpenSegment {
                 }
                 bad => {
                     self.all_settled = false;
+                    self.crc = None;
                     chain.break_off();
                     large = None;
                     if let Some(stop) = self.skip(shared, bad, identity, (limit, is_closed)) {
@@ -206,7 +213,24 @@ impl OpenSegment {
         }
     }
 
+    /// Compares the seal with the blocks, if all of them were read.
+    fn check_seal(&mut self, shared: &Shared, identity: Identity) {
+        let Some(crc) = self.crc.take().filter(|_| self.segment.is_sealed()) else {
+            return;
+        };
+        let limit = self.position.offset + PAGE as u64;
+        if let Look::Block(seal) = self.source.look(identity, self.position, limit)
+            && seal.kind == BlockKind::Seal
+            && seal.segment_crc != crc.finalize()
+        {
+            disagree(shared, &self.segment, self.position, SEAL_MISMATCH);
+        }
+    }
+
     fn pass(&mut self, header: &BlockHeader) {
+        if let Some(crc) = &mut self.crc {
+            crc.update(&header.own_crc_fields());
+        }
         self.position = Position::after(self.position.offset, header);
         self.next_entry = self.position.entry;
     }
@@ -412,8 +436,25 @@ fn with_bytes(mut entry: Entry, bytes: &[u8]) -> Entry {
     entry
 }
 
+/// Reports a segment that is whole and yet isn't what was sealed, unless it is quarantined already.
+pub(super) fn disagree(shared: &Shared, segment: &Segment, position: Position, reason: &str) {
+    if segment.is_quarantined() {
+        return;
+    }
+    let damage = Damage {
+        offset: position.offset,
+        block: position.index,
+        first_entry: position.entry,
+        entries: 0,
+        first_record: position.record,
+        records: 0,
+        reason,
+    };
+    shared.quarantine(segment, &damage);
+}
+
 /// Counts and reports a block that can't be read, unless that was done before.
-fn lose(
+pub(super) fn lose(
     shared: &Shared,
     segment: &Segment,
     position: Position,

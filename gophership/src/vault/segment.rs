@@ -29,6 +29,10 @@ pub(super) struct Segment {
     readable_bytes: AtomicU64,
     durable_blocks: AtomicU32,
     closed: AtomicBool,
+    /// Behind the acknowledged blocks is a seal.
+    sealed: AtomicBool,
+    /// Its file is being removed.
+    condemned: AtomicBool,
     /// Length the file should be cut to, 0 if it needn't.
     trim_to: AtomicU64,
     quarantined: AtomicBool,
@@ -58,6 +62,8 @@ impl Segment {
             readable_bytes: AtomicU64::new(PAGE as u64),
             durable_blocks: AtomicU32::new(0),
             closed: AtomicBool::new(false),
+            sealed: AtomicBool::new(false),
+            condemned: AtomicBool::new(false),
             trim_to: AtomicU64::new(0),
             quarantined: AtomicBool::new(false),
             settled_to: Mutex::new(Position::START),
@@ -97,6 +103,30 @@ impl Segment {
     /// Nothing will be added.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
+    }
+
+    /// Nothing will be added, and the seal behind the acknowledged blocks is on stable storage.
+    pub(super) fn close_sealed(&self) {
+        self.sealed.store(true, Ordering::Release);
+        self.close();
+    }
+
+    /// Whether a seal is behind the acknowledged blocks. A segment that its lane gave up has none
+    /// until the next start.
+    #[must_use]
+    pub(super) fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::Acquire)
+    }
+
+    /// Notes that its file is about to be removed.
+    pub(super) fn condemn(&self) {
+        self.condemned.store(true, Ordering::Release);
+    }
+
+    /// Whether its file is being removed, or is gone.
+    #[must_use]
+    pub(super) fn is_condemned(&self) -> bool {
+        self.condemned.load(Ordering::Acquire)
     }
 
     /// Asks the background to cut the file behind the seal, at `bytes`.

@@ -4,17 +4,19 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use super::{
     Config,
+    chain::Chains,
     destinations::Destinations,
     entry::EntryId,
     platform::{Lock, Platform},
     port::Port,
+    scrub::Counters,
     segment::{Catalog, Segment},
     stats::LaneCounters,
 };
@@ -52,6 +54,14 @@ pub(super) struct Shared {
     pub(super) segments_wanted: Signal,
     /// Wakes the thread that writes cursors.
     pub(super) cursors_wanted: Signal,
+    /// Share of their full rate that paced background threads may use, in thousandths.
+    pub(super) background_weight: AtomicU32,
+    /// Wakes the thread that reads sealed segments again.
+    pub(super) scrub_wanted: Signal,
+    /// What that thread has done.
+    pub(super) scrubbed: Counters,
+    /// The lanes' manifests.
+    pub(super) chains: Chains,
     /// All background threads end.
     pub(super) stopping: AtomicBool,
     /// The machine's id.
@@ -72,6 +82,15 @@ impl Shared {
         self.stopping.store(true, Ordering::Release);
         self.segments_wanted.raise();
         self.cursors_wanted.raise();
+        self.scrub_wanted.raise();
+    }
+
+    /// `full_rate`, a second, weighted as all background work is; at least 1 unless the weight is 0.
+    #[must_use]
+    pub(super) fn background_rate(&self, full_rate: u64) -> u64 {
+        let weight = self.background_weight.load(Ordering::Relaxed);
+        let rate = full_rate / u64::from(WEIGHT_FULL) * u64::from(weight);
+        rate.max(u64::from(weight != 0))
     }
 
     /// Marks a segment as damaged; `what` and where go to the log.
@@ -130,6 +149,14 @@ impl Shared {
             .take();
     }
 }
+
+/// The weight at which background work goes at its full rate.
+pub(super) const WEIGHT_FULL: u32 = 1000;
+
+/// Why a segment is quarantined all of whose blocks are whole: some aren't those it was sealed with.
+/// Nothing in it is unreadable, so nothing counts as lost.
+pub(super) const SEAL_MISMATCH: &str =
+    "the seal's checksum of the whole segment doesn't match its blocks";
 
 /// A block that can't be read, and what was in it as far as the blocks around it tell.
 #[derive(Debug, Clone, Copy)]

@@ -117,6 +117,13 @@ pub struct Stats {
     pub checksum_errors_total: u64,
     /// Writes that failed since start.
     pub write_errors_total: u64,
+    /// Bytes of sealed segments that were read again since start.
+    pub scrubbed_bytes_total: u64,
+    /// Sealed segments that were read again, to their ends, since start.
+    pub scrubbed_segments_total: u64,
+    /// When all sealed segments there were had last been read again, Unix nanoseconds; `None`: not
+    /// since start.
+    pub last_scrub_unix_ns: Option<u64>,
     /// How blocks get to the disk.
     pub rung: &'static str,
     /// Of every destination ever known.

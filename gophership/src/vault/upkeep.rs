@@ -73,6 +73,10 @@ pub(super) fn stats(shared: &Shared) -> Stats {
         bytes: shared.committed_bytes.load(Ordering::Relaxed),
         max_bytes: shared.config.max_bytes,
         checksum_errors_total: shared.checksum_errors.load(Ordering::Relaxed),
+        scrubbed_bytes_total: shared.scrubbed.bytes.load(Ordering::Relaxed),
+        scrubbed_segments_total: shared.scrubbed.segments.load(Ordering::Relaxed),
+        last_scrub_unix_ns: Some(shared.scrubbed.last_pass_unix_ns.load(Ordering::Relaxed))
+            .filter(|&at| at != 0),
         rung: shared.platform.rung(),
         recovering: shared.recovering.load(Ordering::Acquire),
         ..Stats::default()

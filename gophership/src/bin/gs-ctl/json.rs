@@ -131,6 +131,7 @@ fn vault(vault: &pb::Vault) -> Value {
         "quarantined_records": vault.quarantined_records,
         "dead_letters": vault.dead_letters,
         "rung": vault.rung,
+        "scrubbed_bytes": vault.scrubbed_bytes,
     })
 }
 

@@ -142,12 +142,13 @@ fn ingest_line(ingest: &pb::Ingest) -> String {
 
 fn vault_line(vault: &pb::Vault) -> String {
     format!(
-        "{} of {} in {} segments; {} records pending ({} entries); {}",
+        "{} of {} in {} segments; {} records pending ({} entries); {} scrubbed; {}",
         bytes(vault.bytes),
         bytes(vault.max_bytes),
         count(vault.segments),
         count(vault.records_pending),
         count(vault.entries_pending),
+        bytes(vault.scrubbed_bytes),
         vault.rung
     )
 }

@@ -70,7 +70,7 @@ impl Core {
                 }
                 Purpose::Mark { index } => op.segment.set_durable(end, index + 1),
                 Purpose::Seal => {
-                    op.segment.close();
+                    op.segment.close_sealed();
                     op.segment.want_trim(end);
                     self.shared.segments_wanted.raise();
                     if op.segment.is_spent() {

@@ -95,11 +95,17 @@ pub trait Platform: Debug + Send + Sync {
     /// As `open(2)`.
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn DiskFile>>;
 
-    /// All of a small file.
+    /// The first bytes of a small file, at most so many.
     ///
     /// # Errors
     /// It isn't there, or can't be read.
-    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+    fn read(&self, path: &Path, at_most: u64) -> io::Result<Vec<u8>>;
+
+    /// Cuts a small file that is there to `end`, writes `content` behind that, and makes it durable.
+    ///
+    /// # Errors
+    /// It can't be written; what was behind `end` may be gone, and part of `content` there.
+    fn append(&self, path: &Path, end: u64, content: &[u8]) -> io::Result<()>;
 
     /// Makes or overwrites a small file, and makes its content durable, but not its name.
     ///

@@ -133,14 +133,16 @@ fn first_block(
 /// Seals what ends at a torn tail and adds the segment to the catalog, with what is settled.
 fn finish(mut walk: Walk<'_>, ended: Ended) {
     let is_whole = !walk.segment.is_quarantined();
+    let mut is_sealed = ended == Ended::Sealed;
     match ended {
         Ended::Stopped => return,
-        Ended::Torn if is_whole => {
-            if let Err(error) = walk.seal() {
-                // The next start tries again; what was read can be delivered meanwhile.
+        Ended::Torn if is_whole => match walk.seal() {
+            Ok(()) => is_sealed = true,
+            // The next start tries again; what was read can be delivered meanwhile.
+            Err(error) => {
                 tracing::error!(error = %error, "a vault segment stays unsealed");
             }
-        }
+        },
         // The run that sealed it may have ended before its file was cut.
         Ended::Sealed if is_whole => {
             let end = walk.position.offset + PAGE as u64;
@@ -163,7 +165,11 @@ fn finish(mut walk: Walk<'_>, ended: Ended) {
         ledger.forget_settled();
         ledger.shrink();
     }
-    segment.close();
+    if is_sealed {
+        segment.close_sealed();
+    } else {
+        segment.close();
+    }
     shared.catalog.insert(Arc::new(segment));
 }
 

@@ -10,11 +10,11 @@ use crate::{
         directory::Found,
         entry::Pieces,
         error::{Error, io_error},
-        format::{BLOCK_HEADER, BlockHeader, BlockKind, Codec, FormatError, PAGE, SegmentHeader},
+        format::{BlockHeader, BlockKind, Codec, FormatError, PAGE, SegmentHeader},
         ledger::Pending,
         platform::Access,
         segment::Segment,
-        shared::{Damage, Shared},
+        shared::{Damage, SEAL_MISMATCH, Shared},
         walk::{Ahead, BlockSource, Chain, Identity, Joined, Look, Position, is_consistent},
     },
 };
@@ -55,7 +55,10 @@ impl Walk<'_> {
             }
             let look = self.source.look(self.identity, self.position, self.limit);
             match look {
-                Look::Block(header) if header.kind == BlockKind::Seal => return Ended::Sealed,
+                Look::Block(header) if header.kind == BlockKind::Seal => {
+                    self.check_seal(&header);
+                    return Ended::Sealed;
+                }
                 Look::Block(header) => self.take(&header),
                 bad => {
                     if let Some(ended) = self.skip(bad, successors) {
@@ -187,9 +190,14 @@ impl Walk<'_> {
     }
 
     fn note_crc(&mut self, header: &BlockHeader) {
-        let mut encoded = [0; BLOCK_HEADER];
-        let crc = header.encode(&mut encoded);
-        self.crc.update(&header.crc_fields(crc));
+        self.crc.update(&header.own_crc_fields());
+    }
+
+    /// Compares the seal with the blocks. Behind damage it can't match, and says nothing new.
+    fn check_seal(&self, seal: &BlockHeader) {
+        if !self.segment.is_quarantined() && self.crc.clone().finalize() != seal.segment_crc {
+            self.report(SEAL_MISMATCH, Pending::default());
+        }
     }
 
     /// Ends a whole segment at its torn tail.

@@ -1,0 +1,253 @@
+//! Checking a lane's directory against its manifest, with or without a daemon that runs on it.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Hash, Sealed,
+    manifest::{Image, NAME, Record},
+    read,
+};
+use crate::vault::{
+    directory,
+    error::{Error, io_error},
+    examine::{Examination, Found},
+    platform::{Access, Os, Platform},
+    walk::Identity,
+};
+
+/// What a lane's directory amounts to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChainReport {
+    /// The lane, from the directory's name.
+    pub lane: u16,
+    /// Chained hash of the last place; `None` without a manifest or while it is empty. Whoever notes
+    /// it elsewhere can tell later whether the chain still goes through it.
+    pub head: Option<Hash>,
+    /// In the chain's order, then those on disk that aren't in it.
+    pub segments: Vec<SegmentReport>,
+    /// Places whose records a compaction left out, as it may.
+    pub compacted_places: u64,
+    /// Places without a record though nothing left them out.
+    pub missing_places: u64,
+    /// Records that a checksum refuses.
+    pub damaged_records: u64,
+    /// Bytes of a record that was never finished; no fault.
+    pub torn_bytes: u64,
+}
+
+/// What one segment amounts to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SegmentReport {
+    /// Its number.
+    pub number: u64,
+    /// Where it is, or was.
+    pub path: PathBuf,
+    /// What the manifest has of it.
+    pub sealed: Option<Sealed>,
+    /// What it is now.
+    pub state: State,
+    /// Whether its chained hash is that of its record and follows from the place before, as far as
+    /// that is known; true too for one that isn't in the chain.
+    pub is_linked: bool,
+}
+
+/// What a segment is now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// What was sealed.
+    Intact,
+    /// Gone, and its removal was noted first: everything in it was settled.
+    Removed,
+    /// Gone without a note.
+    Missing,
+    /// All its checksums match, and yet it isn't what was sealed: somebody changed it.
+    Altered,
+    /// A checksum doesn't match, or the disk can't read it.
+    Damaged {
+        /// Where in the file.
+        offset: u64,
+        /// What is wrong there.
+        reason: &'static str,
+    },
+    /// On disk and not in the chain: not sealed, not hashed yet, or added by somebody. Not read.
+    Unchained,
+}
+
+impl SegmentReport {
+    /// Whether nothing is wrong with it.
+    #[must_use]
+    pub fn is_intact(&self) -> bool {
+        self.is_linked
+            && match self.state {
+                State::Intact | State::Removed | State::Unchained => true,
+                State::Missing | State::Altered | State::Damaged { .. } => false,
+            }
+    }
+}
+
+impl ChainReport {
+    /// Whether nothing is wrong with the lane.
+    #[must_use]
+    pub fn is_intact(&self) -> bool {
+        self.missing_places == 0
+            && self.damaged_records == 0
+            && self.segments.iter().all(SegmentReport::is_intact)
+    }
+}
+
+/// Reads all segments of a lane's directory that are in its chain, and checks them and the chain.
+/// Changes nothing. Takes about 2 MiB of memory and 192 bytes for each record.
+///
+/// # Errors
+/// It isn't a lane's directory, it can't be listed, or its manifest can't be used. What is wrong with
+/// a segment is no error.
+pub fn verify(lane_dir: &Path) -> Result<ChainReport, Error> {
+    let platform = &Os::to_read();
+    let lane = directory::lane_of(lane_dir).ok_or_else(|| Error::NotALane(lane_dir.to_owned()))?;
+    let mut unchained = segments_in(lane_dir)?;
+    let mut report = ChainReport {
+        lane,
+        ..ChainReport::default()
+    };
+    if let Some(image) = image(platform, lane_dir)? {
+        if image.lane != lane {
+            return Err(Error::NotALane(lane_dir.to_owned()));
+        }
+        report.damaged_records = image.damaged;
+        report.torn_bytes = image.torn_bytes;
+        let mut removed = removed_of(&image);
+        let mut before: Option<Sealed> = None;
+        for record in &image.records {
+            let Record::Sealed(sealed) = record else {
+                continue;
+            };
+            report.count_gap(before.as_ref(), sealed, image.compacted_below);
+            let path = directory::segment_path_in(lane_dir, sealed.number);
+            let mut state = examine(platform, &path, sealed);
+            if state == State::Missing && !removed.contains(&(sealed.number, sealed.tag)) {
+                // A daemon may have removed it since: the note comes before the removal.
+                removed =
+                    self::image(platform, lane_dir)?.map_or(removed, |image| removed_of(&image));
+            }
+            if state == State::Missing && removed.contains(&(sealed.number, sealed.tag)) {
+                state = State::Removed;
+            }
+            unchained.remove(&sealed.number);
+            report.segments.push(SegmentReport {
+                number: sealed.number,
+                path,
+                sealed: Some(*sealed),
+                state,
+                is_linked: is_linked(before.as_ref(), sealed),
+            });
+            before = Some(*sealed);
+        }
+        report.head = before.map(|last| last.chained);
+    }
+    report
+        .segments
+        .extend(unchained.into_iter().map(|(number, path)| SegmentReport {
+            number,
+            path,
+            sealed: None,
+            state: State::Unchained,
+            is_linked: true,
+        }));
+    Ok(report)
+}
+
+impl ChainReport {
+    fn count_gap(&mut self, before: Option<&Sealed>, sealed: &Sealed, compacted_below: u64) {
+        let expected = before.map_or(0, |before| before.place.saturating_add(1));
+        let gap = expected..sealed.place;
+        let left_out = compacted_below.min(gap.end).saturating_sub(gap.start);
+        self.compacted_places += left_out;
+        self.missing_places += sealed.place.saturating_sub(expected) - left_out;
+    }
+}
+
+fn is_linked(before: Option<&Sealed>, sealed: &Sealed) -> bool {
+    let follows = match before {
+        Some(before) if before.place >= sealed.place => false,
+        Some(before) if before.place + 1 == sealed.place => before.chained == sealed.before,
+        None if sealed.place == 0 => sealed.before == [0; 32],
+        // What is in between is left out or missing, which is said elsewhere.
+        Some(_) | None => true,
+    };
+    follows && sealed.chained == sealed.chained_hash()
+}
+
+/// Reads the segment of a record.
+fn examine(platform: &dyn Platform, path: &Path, sealed: &Sealed) -> State {
+    let unreadable = |offset| State::Damaged {
+        offset,
+        reason: "the disk can't read it",
+    };
+    let identity = Identity {
+        segment: sealed.number,
+        tag: Some(sealed.tag),
+    };
+    let opened = platform
+        .open(path, Access::Read)
+        .and_then(|file| file.bytes())
+        .and_then(|bytes| Examination::open(platform, path, identity, bytes));
+    let mut examination = match opened {
+        Ok(examination) => examination,
+        Err(gone) if gone.kind() == ErrorKind::NotFound => return State::Missing,
+        Err(_) => return unreadable(0),
+    };
+    loop {
+        match examination.step() {
+            Found::Block(_) => {}
+            Found::Damage(damaged) => {
+                return State::Damaged {
+                    offset: damaged.position.offset,
+                    reason: damaged.reason,
+                };
+            }
+            Found::End(offset) => {
+                return State::Damaged {
+                    offset,
+                    reason: "it ends without its seal",
+                };
+            }
+            Found::Seal(content) if sealed.is_of(&content) && content.is_sealed_so() => {
+                return State::Intact;
+            }
+            Found::Seal(_) => return State::Altered,
+        }
+    }
+}
+
+fn image(platform: &dyn Platform, lane_dir: &Path) -> Result<Option<Image>, Error> {
+    let path = lane_dir.join(NAME);
+    match read(platform, &path)? {
+        None => Ok(None),
+        Some(Ok(image)) => Ok(Some(image)),
+        Some(Err(reason)) => Err(Error::Manifest { path, reason }),
+    }
+}
+
+fn removed_of(image: &Image) -> HashSet<(u64, u64)> {
+    let removed = image.records.iter().filter_map(|record| match record {
+        Record::Removed(number, tag) => Some((*number, *tag)),
+        Record::Sealed(_) => None,
+    });
+    removed.collect()
+}
+
+fn segments_in(lane_dir: &Path) -> Result<BTreeMap<u64, PathBuf>, Error> {
+    let mut segments = BTreeMap::new();
+    for entry in fs::read_dir(lane_dir).map_err(io_error("listing", lane_dir))? {
+        let path = entry.map_err(io_error("listing", lane_dir))?.path();
+        if let Some(number) = directory::number_of(&path) {
+            segments.insert(number, path);
+        }
+    }
+    Ok(segments)
+}
