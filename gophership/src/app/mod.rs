@@ -6,6 +6,7 @@ mod daemon;
 mod drain;
 mod engine;
 mod metrics;
+mod segments;
 mod service;
 mod sockets;
 mod status;

@@ -91,6 +91,23 @@ impl Destinations {
         })
     }
 
+    /// Reads the names of `dir` by bit; none if there is no table yet.
+    ///
+    /// # Errors
+    /// The table is damaged or can't be read.
+    pub(super) fn read_names(dir: &Path) -> Result<Vec<String>, Error> {
+        let path = dir.join(FILE);
+        match fs::read_to_string(&path) {
+            Ok(text) => decode(&text).map_err(|reason| Error::DestinationTable { path, reason }),
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(garbled) if garbled.kind() == io::ErrorKind::InvalidData => {
+                let reason = "not text";
+                Err(Error::DestinationTable { path, reason })
+            }
+            Err(source) => Err(io_error("reading", path)(source)),
+        }
+    }
+
     /// Names ever known.
     #[must_use]
     pub(super) fn len(&self) -> usize {

@@ -6,6 +6,7 @@
 //! <dir>/cursors-a, cursors-b           what is settled, two slots
 //! <dir>/lane-LL/SSSSSSSSSSSSSSSS.gsv   segment S (hexadecimal) of lane LL
 //! <dir>/lane-LL/….gsv.new              a segment being filled with zeros
+//! <dir>/lane-LL/….quarantine           an operator took segment … out of replay
 //! ```
 
 use std::{
@@ -13,6 +14,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use nix::fcntl::{Flock, FlockArg};
@@ -41,17 +43,12 @@ impl Lock {
             .mode(0o600)
             .open(&path)
             .map_err(io_error("opening", &path))?;
-        let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        let mut lock = match try_lock(file) {
             Ok(lock) => lock,
-            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
-                let mut text = String::new();
-                let pid = file
-                    .read_to_string(&mut text)
-                    .ok()
-                    .and_then(|_| text.trim().parse().ok());
+            Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
                 return Err(Error::Locked {
                     dir: dir.to_path_buf(),
-                    pid,
+                    pid: pid_in(file),
                 });
             }
             Err((_, errno)) => return Err(io_error("locking", &path)(errno.into())),
@@ -61,6 +58,45 @@ impl Lock {
             .map_err(io_error("writing", &path))?;
         Ok(Self(lock))
     }
+}
+
+/// Locks a file for itself. Whoever inspects the directory holds the lock for an instant to see that it is
+/// free, which must not keep a daemon from starting: hence a few attempts.
+fn try_lock(mut file: File) -> Result<Flock<File>, (File, nix::errno::Errno)> {
+    const ATTEMPTS: usize = 10;
+    const PAUSE: Duration = Duration::from_millis(10);
+    for _ in 1..ATTEMPTS {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Err((taken, nix::errno::Errno::EWOULDBLOCK)) => file = taken,
+            decided => return decided,
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+}
+
+/// Who holds the lock of `dir`, if anybody does: `Some(None)` if the process isn't known.
+///
+/// # Errors
+/// The lock file is there but can't be opened.
+pub(super) fn holder(dir: &Path) -> Result<Option<Option<u32>>, Error> {
+    let path = dir.join("lock");
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io_error("opening", path)(error)),
+    };
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        Err((file, nix::errno::Errno::EWOULDBLOCK)) => Ok(Some(pid_in(file))),
+        // Free; or a file system without locks, where nobody can hold one.
+        Ok(_) | Err(_) => Ok(None),
+    }
+}
+
+fn pid_in(file: File) -> Option<u32> {
+    let mut text = String::new();
+    file.take(32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
 }
 
 /// Makes a directory that only the owner can look into, and its parents, where they are missing;
@@ -149,7 +185,8 @@ pub(super) fn scan(dir: &Path) -> Result<Vec<Found>, Error> {
     Ok(found)
 }
 
-fn number_of(path: &Path) -> Option<u64> {
+/// Number of a segment, from its file's name.
+pub(super) fn number_of(path: &Path) -> Option<u64> {
     let name = path.file_name()?.to_str()?.strip_suffix(".gsv")?;
     u64::from_str_radix(name, 16)
         .ok()

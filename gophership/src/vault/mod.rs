@@ -17,12 +17,15 @@ mod directory;
 pub mod entry;
 mod error;
 pub mod format;
+pub mod inspect;
 mod lane;
 mod ledger;
 mod port;
+mod quarantine;
 mod reader;
 mod recovery;
 mod segment;
+mod segments;
 mod shared;
 mod stats;
 mod upkeep;
@@ -52,7 +55,9 @@ pub use self::{
     entry::{ContentEncoding, DestMask, Entry, EntryId, EntryMeta, Kind},
     error::{AppendError, Error},
     lane::Lane,
+    quarantine::{Quarantine, QuarantineError},
     reader::Reader,
+    segments::SegmentStats,
     stats::{DestinationStats, SYNC_BOUNDS_US, Stats, SyncLatency},
 };
 
