@@ -76,6 +76,11 @@ impl<'a> Row<'a> {
         self
     }
 
+    /// Damage was found, by us or by the daemon.
+    fn is_damaged(&self) -> bool {
+        self.state == "damaged" || self.summary.damaged_places > 0 || self.lost.0 > 0
+    }
+
     fn created_unix_ns(&self) -> u64 {
         let header = self.file.header.whole();
         header.map_or(0, |header| header.created_unix_ns)
@@ -190,7 +195,7 @@ impl Totals {
             totals.entries += row.summary.walked.entries;
             totals.records += row.summary.walked.records;
             add(&mut totals.owed_any, &row.owed_any);
-            totals.damaged += u64::from(row.state == "damaged");
+            totals.damaged += u64::from(row.is_damaged());
             totals.quarantined += u64::from(row.quarantine.is_some());
             totals.lost.0 += row.lost.0;
             totals.lost.1 += row.lost.1;
@@ -371,9 +376,12 @@ pub(super) fn place(damage: &Damage) -> String {
             range(damage.first_record, damage.records)
         ),
     };
+    let block = match damage.offset {
+        0 => "header".to_owned(),
+        _ => format!("block {}", damage.block),
+    };
     format!(
-        "{}, bytes {}, {}: {}",
-        verify::block_name(damage),
+        "{block}, bytes {}, {}: {}",
         range(damage.offset, damage.end - damage.offset),
         lost,
         damage.reason

@@ -42,10 +42,12 @@ pub(super) async fn run(
     });
     sink.result(&value, || {
         let segment = number(segment.0);
+        let dir = place.dir.as_ref();
+        let dir = dir.map_or_else(String::new, |dir| format!(" --dir {}", dir.display()));
         match reason {
             Some(_) => format!(
                 "segment {segment} is quarantined: it is neither replayed nor removed until\n\
-                 gs-ctl vault quarantine {segment} --release\n"
+                 gs-ctl vault quarantine {segment} --release{dir}\n"
             ),
             None => format!("segment {segment} is back in replay\n"),
         }

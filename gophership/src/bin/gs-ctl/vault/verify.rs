@@ -43,16 +43,17 @@ pub(super) fn run(
     let read = progress.done;
     drop(progress);
     let places: u64 = rows.iter().map(|row| row.summary.damaged_places).sum();
-    let damaged = rows
+    let damaged: Vec<_> = rows
         .iter()
         .filter(|row| row.summary.damaged_places > 0)
-        .count();
+        .map(|row| number(row.file.number))
+        .collect();
     let value = json!({
         "dir": opened.directory.path().display().to_string(),
         "ok": places == 0,
         "notes": opened.notes(),
         "read_bytes": read,
-        "damaged_segments": damaged,
+        "damaged_segments": damaged.len(),
         "damaged_places": places,
         "segments": rows.iter().map(value).collect::<Value>(),
     });
@@ -60,7 +61,8 @@ pub(super) fn run(
     match places {
         0 => Ok(()),
         places => Err(Failure::Failed(format!(
-            "{places} damaged places in {damaged} segments"
+            "{places} damaged places, in {}",
+            damaged.join(", ")
         ))),
     }
 }
@@ -148,7 +150,7 @@ fn cells(segment: &str, damage: &Damage) -> Vec<String> {
 }
 
 /// The damaged block; the segment's header comes before all blocks.
-pub(super) fn block_name(damage: &Damage) -> String {
+fn block_name(damage: &Damage) -> String {
     match damage.offset {
         0 => "header".to_owned(),
         _ => damage.block.to_string(),
