@@ -9,7 +9,7 @@ use gophership::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{Opened, age_seconds, failed, full_number, number, range, rfc3339, short_time, verify};
+use super::{Opened, age_seconds, failed, full_number, number, range, rfc3339, short_time};
 use crate::{
     failure::Failure,
     human::{bytes, count, duration, plain},
@@ -46,12 +46,12 @@ impl<'a> Row<'a> {
             summary,
         };
         match opened.live(file.number) {
-            Some(live) => row.as_the_daemon_knows(live),
+            Some(live) => row.corrected_by(live),
             None => row,
         }
     }
 
-    fn as_the_daemon_knows(mut self, live: &pb::VaultSegment) -> Self {
+    fn corrected_by(mut self, live: &pb::VaultSegment) -> Self {
         self.owed = live
             .owed
             .iter()
