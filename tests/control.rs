@@ -12,8 +12,8 @@ use std::{
 };
 
 use gophership::control::{
-    self, Config, ControlError, DrainSpec, Engine, Error, OverrideSpec, ReplayCommand, SocketsSpec,
-    pb,
+    self, Config, ControlError, DrainSpec, Engine, Error, OverrideSpec, QuarantineSpec,
+    ReplayCommand, SocketsSpec, pb,
 };
 use gophership::pressure::{SocketOrder, Zone};
 use gophership::telemetry::timeline::{self, Event, Moment, Stay, Timeline};
@@ -59,6 +59,20 @@ impl Engine for FakeEngine {
             return Err(ControlError::Failed(message));
         }
         Ok(pb::SocketsReply::default())
+    }
+
+    fn vault_list(&self) -> Vec<pb::VaultListReply> {
+        vec![pb::VaultListReply::default()]
+    }
+
+    fn vault_quarantine(&self, spec: QuarantineSpec) -> Result<pb::VaultSegment, ControlError> {
+        match spec.number {
+            0 => Err(ControlError::Invalid("no such segment".to_owned())),
+            number => Ok(pb::VaultSegment {
+                number,
+                ..pb::VaultSegment::default()
+            }),
+        }
     }
 
     fn timeline(&self) -> Timeline {

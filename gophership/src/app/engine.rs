@@ -7,11 +7,14 @@ use gophership_common::Zone;
 use super::{
     daemon::{Daemon, lock},
     drain::Phase,
-    sockets,
+    segments, sockets,
     status::overridden,
 };
 use crate::{
-    control::{ControlError, DrainSpec, Engine, OverrideSpec, ReplayCommand, SocketsSpec, pb},
+    control::{
+        ControlError, DrainSpec, Engine, OverrideSpec, QuarantineSpec, ReplayCommand, SocketsSpec,
+        pb,
+    },
     somatic::overrides::{Error, Override},
     telemetry::timeline::{Stay, Timeline},
 };
@@ -28,6 +31,14 @@ impl Engine for Operated {
         let listing = self.0.pressure.sockets(spec.order, spec.limit);
         let listing = listing.map_err(|error| ControlError::Failed(error.to_string()))?;
         Ok(sockets::reply(listing))
+    }
+
+    fn vault_list(&self) -> Vec<pb::VaultListReply> {
+        segments::list(&self.0.config.vault.dir, &self.0.vault)
+    }
+
+    fn vault_quarantine(&self, spec: QuarantineSpec) -> Result<pb::VaultSegment, ControlError> {
+        segments::quarantine(&self.0.vault, spec)
     }
 
     fn timeline(&self) -> Timeline {

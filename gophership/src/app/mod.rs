@@ -7,6 +7,7 @@ mod drain;
 mod engine;
 mod metrics;
 mod pacing;
+mod segments;
 mod service;
 mod sockets;
 mod status;

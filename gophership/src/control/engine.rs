@@ -58,6 +58,17 @@ pub struct SocketsSpec {
     pub order: SocketOrder,
 }
 
+/// What to do with a segment of the vault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuarantineSpec {
+    /// Its number.
+    pub number: u64,
+    /// Why it is taken out of replay, may be empty; none: put it back.
+    pub reason: Option<String>,
+    /// Who, such as `uid 0`.
+    pub by: String,
+}
+
 /// Why the daemon didn't do what it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
@@ -74,7 +85,7 @@ pub enum ControlError {
 
 /// The daemon, as operators see it.
 ///
-/// But for [`Engine::sockets`], the methods are called on the control service's thread and must not block for long: they start
+/// But for [`Engine::sockets`] and [`Engine::vault_list`], the methods are called on the control service's thread and must not block for long: they start
 /// things, and report how far these are.
 pub trait Engine: Send + Sync + 'static {
     /// Everything, at one moment.
@@ -88,6 +99,16 @@ pub trait Engine: Send + Sync + 'static {
     /// # Errors
     /// If they can't be listed.
     fn sockets(&self, spec: SocketsSpec) -> Result<pb::SocketsReply, ControlError>;
+
+    /// The vault's directory and segments, in parts of bounded size. It may take a while, and is called on a
+    /// thread for blocking work.
+    fn vault_list(&self) -> Vec<pb::VaultListReply>;
+
+    /// Takes a segment out of replay, or puts it back, and returns it as it is then.
+    ///
+    /// # Errors
+    /// There is no such segment, it can't be done now, or not durably.
+    fn vault_quarantine(&self, spec: QuarantineSpec) -> Result<pb::VaultSegment, ControlError>;
 
     /// The event timeline.
     fn timeline(&self) -> Timeline;

@@ -15,7 +15,9 @@ mod socket;
 
 use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
 
-pub use engine::{ControlError, DrainSpec, Engine, OverrideSpec, ReplayCommand, SocketsSpec};
+pub use engine::{
+    ControlError, DrainSpec, Engine, OverrideSpec, QuarantineSpec, ReplayCommand, SocketsSpec,
+};
 use pb::control_server::ControlServer;
 use tokio_stream::wrappers::UnixListenerStream;
 

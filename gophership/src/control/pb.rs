@@ -611,6 +611,108 @@ pub struct Amount {
     #[prost(uint64, tag = "3")]
     pub bytes: u64,
 }
+/// Asks for the vault's segments.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VaultListRequest {}
+/// The vault's directory, and some of its segments.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct VaultListReply {
+    /// The directory, as the daemon sees it.
+    #[prost(string, tag = "1")]
+    pub dir: ::prost::alloc::string::String,
+    /// Segments that earlier runs left are still being read; those aren't in the list yet.
+    #[prost(bool, tag = "2")]
+    pub recovering: bool,
+    /// Segments that were begun, in the order of their numbers.
+    #[prost(message, repeated, tag = "3")]
+    pub segments: ::prost::alloc::vec::Vec<VaultSegment>,
+}
+/// A segment as the daemon knows it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct VaultSegment {
+    /// Lane that wrote it.
+    #[prost(uint32, tag = "1")]
+    pub lane: u32,
+    /// Number, unique in the vault.
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    /// Bytes of its file.
+    #[prost(uint64, tag = "3")]
+    pub file_bytes: u64,
+    /// Nothing will be added.
+    #[prost(bool, tag = "4")]
+    pub closed: bool,
+    /// Damage was found in it.
+    #[prost(bool, tag = "5")]
+    pub damaged: bool,
+    /// An operator took it out of replay; absent if not.
+    #[prost(message, optional, tag = "6")]
+    pub quarantine: ::core::option::Option<SegmentQuarantine>,
+    /// Acknowledged entries.
+    #[prost(uint64, tag = "7")]
+    pub entries: u64,
+    /// Of those, entries that some destination is owed.
+    #[prost(uint64, tag = "8")]
+    pub owed_entries: u64,
+    /// Records of those.
+    #[prost(uint64, tag = "9")]
+    pub owed_records: u64,
+    /// Entries that damage made unreadable.
+    #[prost(uint64, tag = "10")]
+    pub lost_entries: u64,
+    /// Records of those.
+    #[prost(uint64, tag = "11")]
+    pub lost_records: u64,
+    /// What each destination is owed.
+    #[prost(message, repeated, tag = "12")]
+    pub owed: ::prost::alloc::vec::Vec<SegmentOwed>,
+}
+/// Who took a segment out of replay.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SegmentQuarantine {
+    /// When; absent if its file is damaged.
+    #[prost(message, optional, tag = "1")]
+    pub since: ::core::option::Option<::prost_types::Timestamp>,
+    /// Who.
+    #[prost(string, tag = "2")]
+    pub by: ::prost::alloc::string::String,
+    /// Why; may be empty.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// What a segment owes one destination.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SegmentOwed {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub destination: ::prost::alloc::string::String,
+    /// Entries.
+    #[prost(uint64, tag = "2")]
+    pub entries: u64,
+    /// Their records.
+    #[prost(uint64, tag = "3")]
+    pub records: u64,
+}
+/// Takes a segment out of replay, or puts it back.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VaultQuarantineRequest {
+    /// Its number.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// Why, for the list and the audit log; at most 1024 bytes.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// Put it back; the reason must be empty.
+    #[prost(bool, tag = "3")]
+    pub release: bool,
+}
+/// The segment afterwards.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct VaultQuarantineReply {
+    /// It.
+    #[prost(message, optional, tag = "1")]
+    pub segment: ::core::option::Option<VaultSegment>,
+}
 /// How hard the host is pressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1127,6 +1229,47 @@ pub mod control_client {
                 .insert(GrpcMethod::new("gophership.control.v1.Control", "Events"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Where the vault lies, and its segments as the daemon knows them, in parts; the first always comes.
+        pub async fn vault_list(
+            &mut self,
+            request: impl tonic::IntoRequest<super::VaultListRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::VaultListReply>>,
+            tonic::Status,
+        > {
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path =
+                http::uri::PathAndQuery::from_static("/gophership.control.v1.Control/VaultList");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new(
+                "gophership.control.v1.Control",
+                "VaultList",
+            ));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Takes a segment out of replay, or puts it back.
+        pub async fn vault_quarantine(
+            &mut self,
+            request: impl tonic::IntoRequest<super::VaultQuarantineRequest>,
+        ) -> std::result::Result<tonic::Response<super::VaultQuarantineReply>, tonic::Status>
+        {
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/gophership.control.v1.Control/VaultQuarantine",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new(
+                "gophership.control.v1.Control",
+                "VaultQuarantine",
+            ));
+            self.inner.unary(req, path, codec).await
+        }
         /// Holds the zone, whatever the signals say.
         pub async fn set_override(
             &mut self,
@@ -1256,6 +1399,21 @@ pub mod control_server {
             &self,
             request: tonic::Request<super::EventsRequest>,
         ) -> std::result::Result<tonic::Response<Self::EventsStream>, tonic::Status>;
+        /// Server streaming response type for the VaultList method.
+        type VaultListStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::VaultListReply, tonic::Status>,
+            > + std::marker::Send
+            + 'static;
+        /// Where the vault lies, and its segments as the daemon knows them, in parts; the first always comes.
+        async fn vault_list(
+            &self,
+            request: tonic::Request<super::VaultListRequest>,
+        ) -> std::result::Result<tonic::Response<Self::VaultListStream>, tonic::Status>;
+        /// Takes a segment out of replay, or puts it back.
+        async fn vault_quarantine(
+            &self,
+            request: tonic::Request<super::VaultQuarantineRequest>,
+        ) -> std::result::Result<tonic::Response<super::VaultQuarantineReply>, tonic::Status>;
         /// Holds the zone, whatever the signals say.
         async fn set_override(
             &self,
@@ -1477,6 +1635,89 @@ pub mod control_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/gophership.control.v1.Control/VaultList" => {
+                    #[allow(non_camel_case_types)]
+                    struct VaultListSvc<T: Control>(pub Arc<T>);
+                    impl<T: Control> tonic::server::ServerStreamingService<super::VaultListRequest>
+                        for VaultListSvc<T>
+                    {
+                        type Response = super::VaultListReply;
+                        type ResponseStream = T::VaultListStream;
+                        type Future =
+                            BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::VaultListRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut =
+                                async move { <T as Control>::vault_list(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = VaultListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/gophership.control.v1.Control/VaultQuarantine" => {
+                    #[allow(non_camel_case_types)]
+                    struct VaultQuarantineSvc<T: Control>(pub Arc<T>);
+                    impl<T: Control> tonic::server::UnaryService<super::VaultQuarantineRequest>
+                        for VaultQuarantineSvc<T>
+                    {
+                        type Response = super::VaultQuarantineReply;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::VaultQuarantineRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::vault_quarantine(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = VaultQuarantineSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

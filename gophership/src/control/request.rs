@@ -5,7 +5,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::{
-    engine::{ControlError, DrainSpec, OverrideSpec, ReplayCommand, SocketsSpec},
+    engine::{ControlError, DrainSpec, OverrideSpec, QuarantineSpec, ReplayCommand, SocketsSpec},
     events::Asked,
     pb,
 };
@@ -97,6 +97,25 @@ pub(super) fn events_asked(asked: pb::EventsRequest) -> Result<Asked, ControlErr
         since: asked.since.map(moment).transpose()?,
         limit,
         follow: asked.follow,
+    })
+}
+
+/// What to do with which segment.
+pub(super) fn quarantine_spec(
+    asked: pb::VaultQuarantineRequest,
+    by: String,
+) -> Result<QuarantineSpec, ControlError> {
+    if asked.reason.len() > REASON_BYTES_MAX {
+        let message = format!("reason is longer than {REASON_BYTES_MAX} bytes");
+        return Err(ControlError::Invalid(message));
+    }
+    if asked.release && !asked.reason.is_empty() {
+        return Err(invalid("release goes without a reason"));
+    }
+    Ok(QuarantineSpec {
+        number: asked.number,
+        reason: (!asked.release).then_some(asked.reason),
+        by,
     })
 }
 

@@ -136,6 +136,7 @@ impl Service {
 #[tonic::async_trait]
 impl pb::control_server::Control for Service {
     type EventsStream = Followed<pb::Event>;
+    type VaultListStream = Followed<pb::VaultListReply>;
     type ReplayStatusStream = Followed<pb::ReplayProgress>;
     type DrainStream = Followed<pb::DrainProgress>;
 
@@ -169,6 +170,38 @@ impl pb::control_server::Control for Service {
         let (engine, stopping) = (Arc::clone(&self.engine), self.stopping.clone());
         tokio::spawn(events::send(engine, asked, sender, stopping));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn vault_list(
+        &self,
+        request: Request<pb::VaultListRequest>,
+    ) -> Result<Response<Self::VaultListStream>, Status> {
+        self.permit(&request, "vault_list", &json!({})).await?;
+        let engine = Arc::clone(&self.engine);
+        let listed = tokio::task::spawn_blocking(move || engine.vault_list()).await;
+        let listed = listed.map_err(|error| Status::internal(format!("vault_list: {error}")))?;
+        let parts = tokio_stream::iter(listed).map(Ok);
+        Ok(Response::new(Box::pin(parts)))
+    }
+
+    async fn vault_quarantine(
+        &self,
+        request: Request<pb::VaultQuarantineRequest>,
+    ) -> Result<Response<pb::VaultQuarantineReply>, Status> {
+        let asked = request.get_ref();
+        let arguments = json!({
+            "segment": format!("{:016x}", asked.number),
+            "release": asked.release,
+            "reason": asked.reason,
+        });
+        let call = |engine: &dyn Engine, caller: Caller, asked| {
+            engine.vault_quarantine(request::quarantine_spec(asked, by(caller))?)
+        };
+        let segment = self
+            .change(request, "vault_quarantine", arguments, call)
+            .await?;
+        let segment = Some(segment);
+        Ok(Response::new(pb::VaultQuarantineReply { segment }))
     }
 
     async fn set_override(

@@ -63,7 +63,22 @@ impl Cursors {
     /// # Errors
     /// A slot exists but can't be read.
     pub(super) fn read(platform: &dyn Platform, dir: &Path) -> Result<Self, Error> {
-        let mut newest = Self::default();
+        let (newest, damaged) = Self::read_noting(platform, dir)?;
+        for note in damaged {
+            tracing::warn!("{note}");
+        }
+        Ok(newest)
+    }
+
+    /// As [`Cursors::read`], with what is to be said about slots that aren't whole.
+    ///
+    /// # Errors
+    /// A slot exists but can't be read.
+    pub(super) fn read_noting(
+        platform: &dyn Platform,
+        dir: &Path,
+    ) -> Result<(Self, Vec<String>), Error> {
+        let (mut newest, mut damaged) = (Self::default(), Vec::new());
         for name in SLOTS {
             let path = dir.join(name);
             let bytes = match platform.read(&path, BYTES_MAX) {
@@ -75,12 +90,13 @@ impl Cursors {
                 Some(slot) if slot.generation >= newest.generation => newest = slot,
                 Some(_) => {}
                 // A crash while writing leaves this; the other slot has the last whole state.
-                None => {
-                    tracing::warn!(path = %path.display(), "cursor slot is torn or damaged and not used");
-                }
+                None => damaged.push(format!(
+                    "{}: the cursor slot is torn or damaged and not used",
+                    path.display()
+                )),
             }
         }
-        Ok(newest)
+        Ok((newest, damaged))
     }
 
     /// How many of `entries` some destination may still want.
@@ -90,6 +106,45 @@ impl Cursors {
         entries
             .filter(|&entry| !settled.is_some_and(|settled| settled.has(entry)))
             .count() as u64
+    }
+
+    /// Destinations that needn't get an entry any more.
+    #[must_use]
+    pub(super) fn settled_by(&self, number: u64, tag: u64, entry: u64) -> DestMask {
+        let at = usize::try_from(entry).unwrap_or(usize::MAX);
+        let Some(settled) = self
+            .segments
+            .get(&(number, tag))
+            .filter(|settled| entry < u64::from(settled.entries))
+        else {
+            return 0;
+        };
+        (0..)
+            .zip(&settled.bitmaps)
+            .filter_map(|(bit, bitmap)| Some((bit, bitmap.as_ref()?)))
+            .filter(|(_, bitmap)| bitmap[at / 8] & (1 << (at % 8)) != 0)
+            .fold(0, |mask, (bit, _)| mask | 1 << bit)
+    }
+
+    /// Who is owed all of `entries`, and everybody else none of them; `None` if that differs from entry to entry or
+    /// isn't known without reading them.
+    #[must_use]
+    pub(super) fn owed_alike(
+        &self,
+        number: u64,
+        tag: u64,
+        mut entries: Range<u64>,
+        destinations: usize,
+    ) -> Option<DestMask> {
+        let settled = self.segments.get(&(number, tag))?;
+        if entries.end > u64::from(settled.entries) || settled.bitmaps.len() != destinations {
+            return None;
+        }
+        let known = u32::try_from((1_u64 << destinations) - 1).ok()?;
+        let first = self.settled_by(number, tag, entries.next()?);
+        entries
+            .all(|entry| self.settled_by(number, tag, entry) == first)
+            .then_some(known & !first)
     }
 
     /// Takes what is settled of a recovered segment out of its ledger.

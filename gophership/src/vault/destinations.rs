@@ -95,6 +95,19 @@ impl Destinations {
         })
     }
 
+    /// Reads the names of `dir` by bit; none if there is no table yet.
+    ///
+    /// # Errors
+    /// The table is damaged or can't be read.
+    pub(super) fn read_names(platform: &dyn Platform, dir: &Path) -> Result<Vec<String>, Error> {
+        let path = dir.join(FILE);
+        match platform.read(&path, BYTES_MAX) {
+            Ok(bytes) => decode(&bytes).map_err(|reason| Error::DestinationTable { path, reason }),
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(source) => Err(io_error("reading", path)(source)),
+        }
+    }
+
     /// Names ever known.
     #[must_use]
     pub(super) fn len(&self) -> usize {

@@ -6,6 +6,7 @@
 //! <dir>/cursors-a, cursors-b           what is settled, two slots
 //! <dir>/lane-LL/SSSSSSSSSSSSSSSS.gsv   segment S (hexadecimal) of lane LL
 //! <dir>/lane-LL/….gsv.new              a segment being filled with zeros
+//! <dir>/lane-LL/….quarantine           an operator took segment … out of replay
 //! <dir>/lane-LL/manifest               what each sealed segment held, and the chain through them
 //! ```
 

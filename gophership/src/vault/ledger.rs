@@ -243,6 +243,17 @@ impl Ledger {
         self.owed_records.get(bit).copied().unwrap_or(0)
     }
 
+    /// Entries owed to one destination.
+    #[must_use]
+    pub(super) fn owed_entries(&self, bit: usize) -> u64 {
+        let Some(owed) = self.owed.get(bit) else {
+            return 0;
+        };
+        (0..self.records.len().div_ceil(64))
+            .map(|word| u64::from((owed.word(word) & !self.unread.word(word)).count_ones()))
+            .sum()
+    }
+
     /// Destinations it keeps bits of.
     #[must_use]
     pub(super) fn destinations(&self) -> usize {

@@ -20,15 +20,18 @@ pub mod entry;
 mod error;
 mod examine;
 pub mod format;
+pub mod inspect;
 mod lane;
 mod ledger;
 mod limiter;
 pub mod platform;
 mod port;
+mod quarantine;
 mod reader;
 mod recovery;
 mod scrub;
 mod segment;
+mod segments;
 mod shared;
 mod stats;
 mod upkeep;
@@ -61,7 +64,9 @@ pub use self::{
     entry::{ContentEncoding, DestMask, Entry, EntryId, EntryMeta, Kind},
     error::{AppendError, Error},
     lane::Lane,
+    quarantine::{Quarantine, QuarantineError},
     reader::Reader,
+    segments::SegmentStats,
     stats::{DestinationStats, SYNC_BOUNDS_US, Stats, SyncLatency},
 };
 

@@ -100,6 +100,9 @@ impl Reader {
             let Some(mut open) = self.open.take() else {
                 return Ok(batch.entries);
             };
+            if open.segment.is_withheld() {
+                continue;
+            }
             match open.fill(&self.shared, &mut self.decoded, &mut batch) {
                 Stop::Full => {
                     self.open = Some(open);
@@ -138,6 +141,9 @@ impl Reader {
                 return Ok(false);
             }
             self.last = Some(segment.number);
+            if segment.is_withheld() {
+                continue;
+            }
             // Nothing here, or all of it in flight or for others.
             if !segment.ledger().is_any_wanted(wanted) {
                 continue;
@@ -374,7 +380,7 @@ impl OpenSegment {
 
     /// Keeps the segment and says so, once.
     fn report_gap(&self, shared: &Shared) {
-        if self.segment.is_quarantined() {
+        if self.segment.is_damaged() {
             return;
         }
         let damage = Damage {
@@ -472,7 +478,7 @@ pub(super) fn lose(
     let number = |entry: u64| u32::try_from(entry.min(known)).unwrap_or(u32::MAX);
     let lost = ledger.lose(number(position.entry)..number(end));
     drop(ledger);
-    if lost.entries == 0 && segment.is_quarantined() {
+    if lost.entries == 0 && segment.is_damaged() {
         return;
     }
     let damage = Damage {

@@ -36,6 +36,8 @@ pub(super) struct Segment {
     /// Length the file should be cut to, 0 if it needn't.
     trim_to: AtomicU64,
     quarantined: AtomicBool,
+    /// An operator took it out of replay.
+    withheld: AtomicBool,
     /// Where the first block with something unsettled may be; all before it needn't be read again.
     settled_to: Mutex<Position>,
     ledger: Mutex<Ledger>,
@@ -66,6 +68,7 @@ impl Segment {
             condemned: AtomicBool::new(false),
             trim_to: AtomicU64::new(0),
             quarantined: AtomicBool::new(false),
+            withheld: AtomicBool::new(false),
             settled_to: Mutex::new(Position::START),
             ledger: Mutex::new(ledger),
         }
@@ -158,10 +161,32 @@ impl Segment {
         !self.quarantined.swap(true, Ordering::AcqRel)
     }
 
-    /// Whether it is damaged.
+    /// Whether it is kept as it is: damaged, or taken out of replay by an operator.
     #[must_use]
     pub(super) fn is_quarantined(&self) -> bool {
+        self.is_damaged() || self.is_withheld()
+    }
+
+    /// Whether it is damaged.
+    #[must_use]
+    pub(super) fn is_damaged(&self) -> bool {
         self.quarantined.load(Ordering::Acquire)
+    }
+
+    /// Takes it out of replay; true if it was in.
+    pub(super) fn withhold(&self) -> bool {
+        !self.withheld.swap(true, Ordering::AcqRel)
+    }
+
+    /// Puts it back into replay.
+    pub(super) fn readmit(&self) {
+        self.withheld.store(false, Ordering::Release);
+    }
+
+    /// Whether an operator took it out of replay.
+    #[must_use]
+    pub(super) fn is_withheld(&self) -> bool {
+        self.withheld.load(Ordering::Acquire)
     }
 
     /// Bytes of the file.

@@ -80,7 +80,7 @@ pub struct DestinationStats {
     pub stored_records: u64,
     /// Of those, records still owed.
     pub owed_records: u64,
-    /// Of those, records that damage made unreadable before they were delivered.
+    /// Of those, records that damage made unreadable before they were delivered, or that an operator withholds.
     pub lost_records: u64,
 }
 
@@ -97,9 +97,9 @@ pub struct Stats {
     pub entries_pending: u64,
     /// Records of those.
     pub records_pending: u64,
-    /// Segments with damage, kept on disk.
+    /// Segments that are kept on disk: damaged, or taken out of replay by an operator.
     pub quarantined_segments: u64,
-    /// Entries that damage made unreadable.
+    /// Entries that damage made unreadable, or that an operator withholds.
     pub quarantined_entries: u64,
     /// Records of those.
     pub quarantined_records: u64,

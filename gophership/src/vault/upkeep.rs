@@ -108,15 +108,26 @@ pub(super) fn stats(shared: &Shared) -> Stats {
         let ledger = segment.ledger();
         let (pending, lost) = (ledger.pending(), ledger.lost());
         stats.segments += 1;
-        stats.entries_pending += pending.entries;
-        stats.records_pending += pending.records;
         stats.quarantined_segments += u64::from(segment.is_quarantined());
         stats.quarantined_entries += lost.entries;
         stats.quarantined_records += lost.records;
+        // What an operator withholds is whole, but nobody gets it: it counts as quarantined.
+        let is_withheld = segment.is_withheld();
+        if is_withheld {
+            stats.quarantined_entries += pending.entries;
+            stats.quarantined_records += pending.records;
+        } else {
+            stats.entries_pending += pending.entries;
+            stats.records_pending += pending.records;
+        }
         for (bit, sums) in by_destination.iter_mut().enumerate() {
             sums.stored_records += ledger.stored_records(bit);
-            sums.owed_records += ledger.owed_records(bit);
             sums.lost_records += ledger.lost_records(bit);
+            if is_withheld {
+                sums.lost_records += ledger.owed_records(bit);
+            } else {
+                sums.owed_records += ledger.owed_records(bit);
+            }
         }
     });
     drop(retired);

@@ -1,6 +1,6 @@
 //! Reading a segment block by block, through everything that can be wrong with it.
 
-use std::{io, path::Path, sync::Arc};
+use std::{io, ops::ControlFlow, path::Path, sync::Arc};
 
 use super::{
     entry::{Part, PieceHeader, Pieces},
@@ -97,9 +97,21 @@ impl BlockSource {
     /// # Errors
     /// The file can't be opened.
     pub fn open(platform: &dyn Platform, path: &Path) -> io::Result<Self> {
+        Self::open_with_window(platform, path, BLOCK_BYTES_MAX)
+    }
+
+    /// Opens a segment to look at headers alone: what is read at once is one page.
+    ///
+    /// # Errors
+    /// The file can't be opened.
+    pub fn open_for_headers(platform: &dyn Platform, path: &Path) -> io::Result<Self> {
+        Self::open_with_window(platform, path, PAGE)
+    }
+
+    fn open_with_window(platform: &dyn Platform, path: &Path, window: usize) -> io::Result<Self> {
         Ok(Self {
             file: platform.open(path, Access::Read)?,
-            window: AlignedBytes::zeroed(BLOCK_BYTES_MAX),
+            window: AlignedBytes::zeroed(window),
             start: 0,
             filled: 0,
         })
@@ -151,6 +163,26 @@ impl BlockSource {
     /// What is at `position`, below `limit`.
     pub fn look(&mut self, identity: Identity, position: Position, limit: u64) -> Look {
         let offset = position.offset;
+        let header = match self.look_at_header(identity, position, limit) {
+            Look::Block(header) => header,
+            other => return other,
+        };
+        let end = BLOCK_HEADER + header.stored_len as usize;
+        match self.bytes(offset, header.padded_len(), limit) {
+            Ok(block)
+                if block.len() >= end
+                    && crc32fast::hash(&block[BLOCK_HEADER..end]) == header.payload_crc =>
+            {
+                Look::Block(header)
+            }
+            Ok(_) => Look::BadPayload(header),
+            Err(_) => Look::Unreadable,
+        }
+    }
+
+    /// What the header at `position` says, below `limit`; the payload isn't looked at.
+    pub fn look_at_header(&mut self, identity: Identity, position: Position, limit: u64) -> Look {
+        let offset = position.offset;
         if offset + PAGE as u64 > limit {
             return Look::End;
         }
@@ -170,27 +202,52 @@ impl BlockSource {
         {
             return Look::Foreign;
         }
-        let end = BLOCK_HEADER + header.stored_len as usize;
-        match self.bytes(offset, header.padded_len(), limit) {
-            Ok(block)
-                if block.len() >= end
-                    && crc32fast::hash(&block[BLOCK_HEADER..end]) == header.payload_crc =>
-            {
-                Look::Block(header)
-            }
-            Ok(_) => Look::BadPayload(header),
-            Err(_) => Look::Unreadable,
-        }
+        Look::Block(header)
     }
 
-    /// Looks for the segment's blocks behind `position`, page by page.
+    /// Looks for the segment's blocks behind `position`, page by page, up to `limit`.
     pub fn look_ahead(&mut self, identity: Identity, position: Position, limit: u64) -> Ahead {
         let mut ahead = Ahead::default();
+        ahead.unreadable = self.scan(identity, position, limit, |offset, header| {
+            ahead.next.get_or_insert((offset, header));
+            ahead.durable_through = ahead.durable_through.max(header.durable_through);
+            if header.kind == BlockKind::Seal {
+                ahead.seal = Some(header.index);
+            }
+            ControlFlow::Continue(())
+        });
+        ahead
+    }
+
+    /// The segment's first block behind `position`, below `limit`, and where it is.
+    pub fn next_block(
+        &mut self,
+        identity: Identity,
+        position: Position,
+        limit: u64,
+    ) -> Option<(u64, BlockHeader)> {
+        let mut next = None;
+        self.scan(identity, position, limit, |offset, header| {
+            next = Some((offset, header));
+            ControlFlow::Break(())
+        });
+        next
+    }
+
+    /// Calls `found` for the segment's blocks behind `position`; returns whether something couldn't be read.
+    fn scan(
+        &mut self,
+        identity: Identity,
+        position: Position,
+        limit: u64,
+        mut found: impl FnMut(u64, BlockHeader) -> ControlFlow<()>,
+    ) -> bool {
+        let mut unreadable = false;
         let mut offset = position.offset + PAGE as u64;
         let (mut entry, mut index) = (position.entry, position.index);
         while offset + PAGE as u64 <= limit {
             let Ok(page) = self.bytes(offset, PAGE, limit) else {
-                ahead.unreadable = true;
+                unreadable = true;
                 offset += PAGE as u64;
                 continue;
             };
@@ -204,15 +261,13 @@ impl BlockSource {
                 offset += PAGE as u64;
                 continue;
             };
-            ahead.next.get_or_insert((offset, header));
-            ahead.durable_through = ahead.durable_through.max(header.durable_through);
-            if header.kind == BlockKind::Seal {
-                ahead.seal = Some(header.index);
+            if found(offset, header).is_break() {
+                break;
             }
             (entry, index) = (header.first_entry, header.index);
             offset += header.padded_len() as u64;
         }
-        ahead
+        unreadable
     }
 
     /// Whether there are only zeros below `limit`; false too if something can't be read.

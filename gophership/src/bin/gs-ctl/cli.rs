@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
+use crate::vault::VaultCommand;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gophership::{config::units, control::pb};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -137,6 +138,10 @@ Examples:
   gs-ctl drain --cancel           accept again
   gs-ctl drain --timeout 5m --exit")]
     Drain(DrainArgs),
+
+    /// Look into the vault: list, verify, inspect, cat; take a segment out of replay.
+    #[command(subcommand)]
+    Vault(VaultCommand),
 
     /// Make and show certificates.
     #[command(subcommand)]
@@ -415,6 +420,10 @@ mod tests {
             &["events", "--since", "yesterday"],
             &["events", "--since", "2026-13-01T00:00:00Z"],
             &["events", "--limit", "0"],
+            &["vault", "inspect", "xyz"],
+            &["vault", "cat", "1a:b"],
+            &["vault", "cat", "--limit", "0"],
+            &["vault", "quarantine", "1a", "--release", "--reason", "x"],
             &["certs", "init", "--dir", "x"],
             &["--endpoint", "https://h:9092", "status"],
         ] {

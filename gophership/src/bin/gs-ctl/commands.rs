@@ -15,7 +15,7 @@ use crate::{
     failure::Failure,
     json as shown,
     output::Sink,
-    sockets, top, view,
+    sockets, top, vault, view,
 };
 
 /// Runs the command.
@@ -25,6 +25,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Certs(CertsCommand::Init { dir, hosts }) => certs::init(sink, dir, hosts),
         Command::Certs(CertsCommand::Show { file }) => certs::show(sink, file),
         Command::Top(args) => top::run(cli, args, sink).await,
+        Command::Vault(command) => vault::run(cli, command, sink).await,
         command => {
             let daemon = client::connect(&cli.endpoint).await?;
             match command {
@@ -34,7 +35,9 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
                 Command::Drain(args) => drain(daemon, sink, args).await,
                 Command::Events(args) => events(daemon, sink, args).await,
                 Command::Sockets(args) => sockets(daemon, sink, args).await,
-                Command::Status | Command::Certs(_) | Command::Top(_) => status(daemon, sink).await,
+                Command::Status | Command::Certs(_) | Command::Top(_) | Command::Vault(_) => {
+                    status(daemon, sink).await
+                }
             }
         }
     }

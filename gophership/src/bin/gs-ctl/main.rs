@@ -11,6 +11,7 @@ mod json;
 mod output;
 mod sockets;
 mod top;
+mod vault;
 mod view;
 
 use std::{io::Write, process::ExitCode};

@@ -6,10 +6,13 @@ use std::{
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::Path,
     sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 
 use super::{Access, DiskFile, Listed, Lock, LockError, Platform};
 use crate::uring::{
@@ -79,6 +82,23 @@ impl Os {
                 );
                 Self::on(Rung::Pwrite)
             }
+        }
+    }
+
+    /// Who holds a lock file, if anybody does: `Some(None)` if the process isn't known.
+    ///
+    /// # Errors
+    /// The file is there but can't be opened.
+    pub fn holder(&self, path: &Path) -> io::Result<Option<Option<u32>>> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            Err((file, Errno::EWOULDBLOCK)) => Ok(Some(pid_in(file))),
+            // Free; or a file system without locks, where nobody can hold one.
+            Ok(_) | Err(_) => Ok(None),
         }
     }
 
@@ -162,7 +182,8 @@ impl Platform for Os {
             .write(true)
             .create(true)
             .truncate(true)
-            .mode(0o600)
+            // Written by root offline, it must still be readable for the daemon; the directory guards it.
+            .mode(0o644)
             .open(path)?;
         file.write_all(content)?;
         file.sync_all()
@@ -219,13 +240,9 @@ impl Platform for Os {
             .mode(0o600)
             .open(path)
             .map_err(LockError::Io)?;
-        let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        let mut lock = match try_lock(file) {
             Ok(lock) => lock,
-            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
-                let mut text = String::new();
-                let read = file.read_to_string(&mut text).ok();
-                return Err(LockError::Held(read.and_then(|_| text.trim().parse().ok())));
-            }
+            Err((file, Errno::EWOULDBLOCK)) => return Err(LockError::Held(pid_in(file))),
             Err((_, errno)) => return Err(LockError::Io(errno.into())),
         };
         lock.set_len(0)
@@ -275,6 +292,27 @@ impl Platform for Os {
         let text = fs::read_to_string("/etc/machine-id").unwrap_or_default();
         u128::from_str_radix(text.trim(), 16).map_or([0; 16], u128::to_be_bytes)
     }
+}
+
+/// Locks a file for itself. Whoever inspects the directory holds the lock for an instant to see that it is
+/// free, which must not keep a daemon from starting: hence a few attempts.
+fn try_lock(mut file: File) -> Result<Flock<File>, (File, Errno)> {
+    const ATTEMPTS: usize = 10;
+    const PAUSE: Duration = Duration::from_millis(10);
+    for _ in 1..ATTEMPTS {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Err((taken, Errno::EWOULDBLOCK)) => file = taken,
+            decided => return decided,
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+}
+
+fn pid_in(file: File) -> Option<u32> {
+    let mut text = String::new();
+    file.take(32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
 }
 
 #[derive(Debug)]

@@ -9,6 +9,10 @@ use std::{
 };
 
 use self::read::{Ended, Successors, Walk};
+pub(super) use self::{
+    read::reason,
+    verdict::{Verdict, judge},
+};
 use super::{
     cursors::Cursors,
     directory::Found,
@@ -32,6 +36,16 @@ pub(super) fn recover(shared: &Shared, cursors: &Cursors, found: Vec<Found>) {
             let segment = new_segment(&file, 0, Ledger::new(shared.destinations.len()));
             segment.begin();
             segment.quarantine();
+            if super::quarantine::read(
+                shared.platform.as_ref(),
+                shared.dir(),
+                file.lane,
+                file.number,
+            )
+            .is_some()
+            {
+                segment.withhold();
+            }
             segment.close();
             shared.catalog.insert(Arc::new(segment));
         }
@@ -99,6 +113,16 @@ fn recover_segment(
         decoded: Vec::new(),
         crc: crc32fast::Hasher::new(),
     };
+    if super::quarantine::read(
+        shared.platform.as_ref(),
+        shared.dir(),
+        file.lane,
+        file.number,
+    )
+    .is_some()
+    {
+        walk.segment.withhold();
+    }
     if ours.is_none() {
         walk.report("segment header damaged", Pending::default());
     }

@@ -275,7 +275,8 @@ fn has_durable_block(shared: &Shared, file: &Found, header: &SegmentHeader) -> b
     })
 }
 
-fn reason(look: Look) -> &'static str {
+/// What to call a place without the block that belongs there.
+pub(in crate::vault) fn reason(look: Look) -> &'static str {
     match look {
         Look::NoBlock(FormatError::Blank) => "block is blank",
         Look::NoBlock(FormatError::Version(_)) => "block has an unknown format version",

@@ -4,7 +4,7 @@ use crate::vault::{format::FormatError, walk::Look};
 
 /// What a place without the block that belongs there means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(in crate::vault) enum Verdict {
     /// Nobody was promised what is from here on.
     Torn,
     /// Acknowledged bytes are lost.
@@ -14,7 +14,7 @@ pub(super) enum Verdict {
 /// Tells a torn tail from damage. `index` is the missing block's, `durable` the most blocks known to
 /// have been durable, from all that was found.
 #[must_use]
-pub(super) fn judge(look: Look, index: u32, durable: u32) -> Option<Verdict> {
+pub(in crate::vault) fn judge(look: Look, index: u32, durable: u32) -> Option<Verdict> {
     match look {
         Look::Block(_) => None,
         // Never cut off what another attempt, or another version, may read: a torn header has no

@@ -1,0 +1,260 @@
+//! `vault cat`.
+
+use std::{
+    borrow::Cow,
+    fmt::Write as _,
+    io::{self, BufWriter, ErrorKind, Read, StdoutLock, Write},
+    ops::ControlFlow,
+};
+
+use flate2::read::MultiGzDecoder;
+use gophership::{
+    otel::json,
+    vault::{
+        ContentEncoding,
+        inspect::{Damage, Depth, ENTRY_BYTES_MAX, Ending, EntrySeen, SegmentFile, Visitor, walk},
+    },
+};
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use prost::Message;
+
+use super::{
+    Opened,
+    args::{Format, Selection},
+    failed,
+    inspect::encoding,
+    list::place,
+    number, short_time, tell,
+};
+use crate::failure::Failure;
+
+/// `vault cat`.
+pub(super) fn run(
+    opened: &Opened,
+    what: &[Selection],
+    format: Format,
+    owed: bool,
+    limit: Option<u64>,
+) -> Result<(), Failure> {
+    let chosen: Vec<(&SegmentFile, Option<u64>)> = match what {
+        [] => opened
+            .directory
+            .segments()
+            .iter()
+            .map(|file| (file, None))
+            .collect(),
+        some => some
+            .iter()
+            .map(|selection| Ok((opened.segment(selection.segment)?, selection.entry)))
+            .collect::<Result<_, Failure>>()?,
+    };
+    let mut writer = Writer {
+        out: BufWriter::new(io::stdout().lock()),
+        format,
+        owed,
+        left: limit.unwrap_or(u64::MAX),
+        segment: 0,
+        entry: None,
+        found: false,
+        problems: 0,
+        failure: None,
+    };
+    for (file, entry) in chosen {
+        if writer.left == 0 {
+            break;
+        }
+        (writer.segment, writer.entry, writer.found) = (file.number, entry, false);
+        let walked = walk(&opened.directory, file, Depth::Everything, &mut writer);
+        let walked = walked.map_err(failed)?;
+        if let Some(entry) = entry.filter(|_| !writer.found && walked.ending != Ending::Gone) {
+            writer.problem(&format!(
+                "{:x}:{entry}: there is no such entry",
+                file.number
+            ));
+        }
+        if writer.failure.is_some() {
+            break;
+        }
+    }
+    writer.finish()
+}
+
+struct Writer<'a> {
+    out: BufWriter<StdoutLock<'a>>,
+    format: Format,
+    owed: bool,
+    left: u64,
+    segment: u64,
+    /// The only one that is asked for.
+    entry: Option<u64>,
+    found: bool,
+    problems: u64,
+    failure: Option<io::Error>,
+}
+
+impl Writer<'_> {
+    fn is_asked_for(&self, entry: u64) -> bool {
+        self.entry.is_none_or(|only| only == entry)
+    }
+
+    fn problem(&mut self, text: &str) {
+        self.problems += 1;
+        tell(text);
+    }
+
+    fn write(&mut self, entry: &EntrySeen<'_>) -> io::Result<()> {
+        let Some(bytes) = entry.bytes else {
+            let text = format!(
+                "{:x}:{}: {} bytes long; at most {ENTRY_BYTES_MAX} are put together",
+                self.segment, entry.index, entry.len
+            );
+            self.problem(&text);
+            return Ok(());
+        };
+        match self.format {
+            Format::Raw => self.out.write_all(bytes),
+            Format::Hex => {
+                let title = title(self.segment, entry);
+                self.out.write_all(title.as_bytes())?;
+                hex(&mut self.out, bytes)
+            }
+            Format::Json => match decode(entry.encoding, bytes) {
+                Ok(request) => json::write_line(&request, &mut self.out),
+                Err(why) => {
+                    let text = format!("{:x}:{}: {why}", self.segment, entry.index);
+                    self.problem(&text);
+                    Ok(())
+                }
+            },
+        }
+    }
+
+    fn finish(mut self) -> Result<(), Failure> {
+        let ended = self.failure.take().map_or(Ok(()), Err);
+        match ended.and_then(|()| self.out.flush()) {
+            // The reader, such as `head`, has seen enough.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+            Err(error) => Err(Failure::Failed(format!("cannot write: {error}"))),
+            Ok(()) if self.problems > 0 => Err(Failure::Failed(format!(
+                "{} places or entries could not be shown",
+                self.problems
+            ))),
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+impl Visitor for Writer<'_> {
+    fn wants_bytes(&mut self, entry: u64) -> bool {
+        self.is_asked_for(entry)
+    }
+
+    fn entry(&mut self, entry: &EntrySeen<'_>) -> ControlFlow<()> {
+        if !self.is_asked_for(entry.index) {
+            return ControlFlow::Continue(());
+        }
+        self.found = true;
+        if !self.owed || entry.owed != 0 {
+            self.left -= 1;
+            self.failure = self.write(entry).err();
+        }
+        match self.failure.is_some() || self.left == 0 || self.entry.is_some() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    }
+
+    fn damage(&mut self, damage: &Damage) {
+        if self.entry.is_none() {
+            let text = format!("{}: damaged, {}", number(self.segment), place(damage));
+            self.problem(&text);
+        }
+    }
+}
+
+/// The request that a producer sent.
+fn decode(encoding: ContentEncoding, bytes: &[u8]) -> Result<ExportLogsServiceRequest, String> {
+    let plain: Cow<'_, [u8]> = match encoding {
+        ContentEncoding::Identity => bytes.into(),
+        ContentEncoding::Gzip => {
+            let mut plain = Vec::new();
+            MultiGzDecoder::new(bytes)
+                .take(ENTRY_BYTES_MAX as u64 + 1)
+                .read_to_end(&mut plain)
+                .map_err(|error| format!("not valid gzip: {error}"))?;
+            if plain.len() > ENTRY_BYTES_MAX {
+                return Err(format!("more than {ENTRY_BYTES_MAX} bytes decompressed"));
+            }
+            plain.into()
+        }
+        ContentEncoding::Zstd => {
+            return Err("zstd can't be decompressed; try --format raw".to_owned());
+        }
+    };
+    ExportLogsServiceRequest::decode(&*plain)
+        .map_err(|error| format!("not an ExportLogsServiceRequest ({error}); try --format hex"))
+}
+
+fn title(segment: u64, entry: &EntrySeen<'_>) -> String {
+    format!(
+        "# {segment:x}:{}, {} bytes, {}, {} records, arrived {} UTC\n",
+        entry.index,
+        entry.len,
+        encoding(entry.encoding),
+        entry.records,
+        short_time(entry.arrival_unix_ns)
+    )
+}
+
+/// Sixteen bytes a line: offset, hexadecimal, ASCII.
+fn hex(out: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+    for (row, chunk) in bytes.chunks(16).enumerate() {
+        let mut line = format!("{:08x}  ", row * 16);
+        for at in 0..16 {
+            // Writing to a string can't fail.
+            let _ = match chunk.get(at) {
+                Some(byte) => write!(line, "{byte:02x} "),
+                None => write!(line, "   "),
+            };
+            if at == 7 {
+                line.push(' ');
+            }
+        }
+        line.push_str(" |");
+        line.extend(chunk.iter().map(|&byte| match byte {
+            b' '..=b'~' => char::from(byte),
+            _ => '.',
+        }));
+        line.push_str("|\n");
+        out.write_all(line.as_bytes())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dump_has_offset_hex_and_text() {
+        let mut out = Vec::new();
+        hex(&mut out, b"0123456789abcdef\x1b[").unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(
+            text,
+            "00000000  30 31 32 33 34 35 36 37  38 39 61 62 63 64 65 66  |0123456789abcdef|\n\
+             00000010  1b 5b                                             |.[|\n"
+        );
+    }
+
+    #[test]
+    fn what_is_not_a_request_is_named_and_bounded() {
+        for (encoding, bytes) in [
+            (ContentEncoding::Gzip, &b"not gzip"[..]),
+            (ContentEncoding::Identity, &[0xff; 40]),
+            (ContentEncoding::Zstd, b""),
+        ] {
+            assert!(decode(encoding, bytes).is_err(), "{encoding:?}");
+        }
+    }
+}
