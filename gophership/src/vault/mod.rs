@@ -32,7 +32,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64},
     },
     thread::JoinHandle,
     time::Duration,
@@ -51,7 +51,7 @@ use self::{
 pub use self::{
     entry::{ContentEncoding, DestMask, Entry, EntryId, EntryMeta, Kind},
     error::{AppendError, Error},
-    lane::Lane,
+    lane::{Lane, Meanwhile},
     reader::Reader,
     stats::{DestinationStats, SYNC_BOUNDS_US, Stats, SyncLatency},
 };
@@ -217,22 +217,7 @@ impl Vault {
     /// Notes that the destinations of `accepted` have the entry, and drops its hold: an export of it
     /// is over. Bits it isn't owed to change nothing.
     pub fn settle(&self, id: EntryId, accepted: DestMask) {
-        let shared = &self.inner.shared;
-        let Some(segment) = shared.catalog.get(id.segment) else {
-            return;
-        };
-        let (changed, spent) = {
-            let mut ledger = segment.ledger();
-            let changed = ledger.settle(id.index, accepted);
-            ledger.release(id.index);
-            (changed, ledger.pending().entries == 0)
-        };
-        if changed {
-            shared.cursors_dirty.store(true, Ordering::Release);
-            if spent && segment.is_closed() {
-                shared.cursors_wanted.raise();
-            }
-        }
+        self.inner.shared.settle(id, accepted);
     }
 
     /// Drops the hold on an entry whose export failed: replay may take it.
