@@ -8,12 +8,13 @@ use common::{
     daemon::{Daemon, Home},
     eventually,
     load::{Intensity, Load},
-    messages::Shape,
+    messages::{Rng, Shape},
     oracle,
     settings::Settings,
     sink::{Answer, Sink},
 };
 use rustls::version::TLS13;
+use tonic::Code;
 
 const LOAD: Intensity = Intensity {
     connections: 3,
@@ -123,4 +124,37 @@ fn a_second_kill_during_replay_loses_nothing() {
     let daemon = Daemon::start(&home, &settings);
     oracle::await_arrival(&tally.acked, &sink, PATIENCE);
     daemon.await_empty_vault();
+}
+
+#[test]
+fn what_is_acked_survives_kill_after_kill_whatever_the_daemon_does() {
+    let home = Home::new();
+    let sink = Sink::up();
+    let settings = Settings::to(sink.destination("main", "60s"));
+    let mut random = Rng::new(2026);
+    let (mut acked, mut unanswered) = (Vec::new(), Vec::new());
+    for round in 0..6 {
+        // By way of the vault with exports in flight, past the vault, and with replay in between.
+        let answer = [
+            Answer::Hold,
+            Answer::Accept,
+            Answer::Refuse(Code::Unavailable),
+        ][round % 3];
+        sink.answer(answer);
+        let daemon = Daemon::start(&home, &settings);
+        let load = start_load(&home, &daemon, 10 + round as u64);
+        let until = usize::try_from(1 + random.below(200)).unwrap();
+        eventually("acknowledgements", PATIENCE, || load.acked() >= until);
+        daemon.kill9();
+        let tally = load.stop();
+        assert!(!tally.broken.is_empty(), "the kill didn't hit the load");
+        acked.extend(tally.acked);
+        assert!(tally.refused.is_empty(), "{:?}", tally.refused.first());
+        unanswered.extend(tally.unanswered);
+    }
+    sink.answer(Answer::Accept);
+    let daemon = Daemon::start(&home, &settings);
+    oracle::await_arrival(&acked, &sink, PATIENCE);
+    daemon.await_empty_vault();
+    oracle::assert_none_invented(acked.iter().chain(&unanswered), &sink.stored());
 }

@@ -10,7 +10,6 @@ mod judged;
 use std::{
     path::Path,
     process::{Child, Stdio},
-    thread,
     time::Duration,
 };
 
@@ -22,7 +21,7 @@ use common::{
     eventually,
     judging::Judging,
     load::{Intensity, Load},
-    loop_disk::LoopDisk,
+    loop_disk::{LoopDisk, apart},
     messages::Shape,
     settings::Settings,
     sink::Sink,
@@ -44,15 +43,6 @@ impl Drop for Killed {
         drop(self.0.kill());
         drop(self.0.wait());
     }
-}
-
-/// Runs a test on a thread that may leave the mount namespace.
-fn apart(test: impl FnOnce() + Send) {
-    thread::scope(|scope| {
-        if let Err(panic) = scope.spawn(test).join() {
-            std::panic::resume_unwind(panic);
-        }
-    });
 }
 
 #[test]

@@ -29,6 +29,8 @@ use super::{
 pub(crate) struct Tally {
     /// Messages the daemon answered with OK.
     pub(crate) acked: Vec<Bytes>,
+    /// Messages whose connection ended before their answer came.
+    pub(crate) unanswered: Vec<Bytes>,
     /// gRPC errors, in words.
     pub(crate) refused: Vec<String>,
     /// Why a connection ended.
@@ -167,6 +169,7 @@ async fn run_stream(
             Ok(_) => tally.acked.push(message),
             Err(Failure::Status(status)) => tally.refused.push(status.to_string()),
             Err(Failure::Connection(reason)) => {
+                tally.unanswered.push(message);
                 tally.broken.push(reason);
                 return;
             }

@@ -4,7 +4,10 @@
 //! a message arrived bit for bit if its field-1 entries, with their exact bytes, stand next to each
 //! other in a request that the destination accepted.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use bytes::Bytes;
 
@@ -63,6 +66,22 @@ pub(crate) fn await_arrival(messages: &[Bytes], sink: &Sink, within: Duration) -
         sink.seen(),
     );
     counts.iter().map(|count| count - 1).sum()
+}
+
+/// Nothing has arrived that wasn't sent, bit for bit.
+#[track_caller]
+pub(crate) fn assert_none_invented<'m>(
+    sent: impl IntoIterator<Item = &'m Bytes>,
+    stored: &[Bytes],
+) {
+    let sent: HashSet<&[u8]> = sent.into_iter().flat_map(|sent| entries(sent)).collect();
+    for entry in stored.iter().flat_map(|request| entries(request)) {
+        assert!(
+            sent.contains(entry),
+            "nobody has sent these {} bytes: {entry:?}",
+            entry.len()
+        );
+    }
 }
 
 /// The field-1 entries of a message, tags and lengths included.

@@ -164,6 +164,7 @@ fn daemon(
         mode,
         drain: Mutex::new(Drain::serving()),
         overridden: Mutex::new(None),
+        override_turn: Mutex::new(()),
         transitions: Mutex::default(),
         chronicle: Chronicle::new(timeline, started_ns),
         ready: AtomicBool::new(false),

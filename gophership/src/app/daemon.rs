@@ -42,6 +42,8 @@ pub(super) struct Daemon {
     pub(super) mode: watch::Sender<Mode>,
     pub(super) drain: Mutex<Drain>,
     pub(super) overridden: Mutex<Option<Override>>,
+    /// Held while an override is kept, on a disk that may hang, and put in force: one after the other.
+    pub(super) override_turn: Mutex<()>,
     pub(super) transitions: Mutex<Transitions>,
     pub(super) chronicle: Chronicle,
     pub(super) ready: AtomicBool,

@@ -58,6 +58,7 @@ impl Engine for Operated {
                 return Err(ControlError::Invalid("no zone was named".to_owned()));
             }
         };
+        let _turn = lock(&self.0.override_turn);
         let kept = Override::starting_now(zone, spec.duration, spec.by, spec.reason);
         // Durable first: an override that is in force survives a restart.
         kept.store(&self.0.config.vault.dir).map_err(failed)?;
@@ -73,6 +74,7 @@ impl Engine for Operated {
     }
 
     fn clear_override(&self, by: &str) -> Result<Option<pb::Override>, ControlError> {
+        let _turn = lock(&self.0.override_turn);
         let cleared = self.0.current_override();
         Override::forget(&self.0.config.vault.dir).map_err(failed)?;
         if let Some(cleared) = &cleared {

@@ -87,10 +87,17 @@ impl Service {
         request: Request<T>,
         what: &'static str,
         arguments: Value,
-        call: impl FnOnce(&dyn Engine, Caller, T) -> Result<R, ControlError> + Send,
-    ) -> Result<R, Status> {
+        call: impl FnOnce(&dyn Engine, Caller, T) -> Result<R, ControlError> + Send + 'static,
+    ) -> Result<R, Status>
+    where
+        T: Send + 'static,
+        R: Send + 'static,
+    {
         let caller = self.permit(&request, what, &arguments).await?;
-        let result = call(&*self.engine, caller, request.into_inner());
+        let (engine, asked) = (Arc::clone(&self.engine), request.into_inner());
+        // What it keeps goes to a disk that may hang, and this thread answers everybody.
+        let called = tokio::task::spawn_blocking(move || call(&*engine, caller, asked)).await;
+        let result = called.map_err(|error| Status::internal(format!("{what}: {error}")))?;
         let (verdict, error) = match &result {
             Ok(_) => (Verdict::Ok, None),
             Err(error) => (Verdict::Failed, Some(error.to_string())),

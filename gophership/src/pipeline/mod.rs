@@ -191,6 +191,11 @@ impl<H> Pipeline<H> {
         (self.0.pool.bytes_in_use(), self.0.pool.bytes_total())
     }
 
+    /// Settles what the vault holds of a request whose outcome was taken from its ticket already.
+    pub fn settle_held(&self, held: H, settled: Settled) {
+        (self.0.on_held_settled)(held, settled);
+    }
+
     /// Requests that are not settled and answered yet.
     #[must_use]
     pub fn requests(&self) -> usize {

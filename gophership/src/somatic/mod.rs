@@ -7,18 +7,20 @@
 
 use std::{
     cell::Cell,
+    pin::pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
+use gophership_common::Zone;
 use tokio::sync::Notify;
 
 use crate::{
     pipeline::{DestMask, Member, Pipeline, Settled, Ticket},
     pressure::{Budget, EngineLine, Verdict},
     telemetry::counters::WorkerCounters,
-    vault::{AppendError, ContentEncoding, EntryId, EntryMeta, Kind, Lane, Vault},
+    vault::{AppendError, ContentEncoding, EntryId, EntryMeta, Kind, Lane, Meanwhile, Vault},
 };
 
 pub mod overrides;
@@ -60,6 +62,28 @@ pub struct Request {
     pub arrival_unix_ns: u64,
     /// Log records in it.
     pub records: u32,
+}
+
+impl Request {
+    /// The entry that it is in the vault.
+    const fn entry(&self, owed: DestMask, held: bool) -> EntryMeta {
+        EntryMeta {
+            kind: Kind::OtlpLogs,
+            encoding: self.encoding,
+            owed,
+            arrival_unix_ns: self.arrival_unix_ns,
+            records: self.records,
+            held,
+        }
+    }
+}
+
+/// What was counted as diverted to the vault.
+#[derive(Debug, Clone, Copy)]
+struct Diversion {
+    zone: Zone,
+    records: u64,
+    bytes: u64,
 }
 
 /// Where a request went in the first instant.
@@ -182,22 +206,60 @@ impl Reflex {
         if let Some(settled) = answered {
             return self.settled(settled, request, stored).await;
         }
-        let owed = self.pipeline.all();
-        let appended = self.append(Pivot::AckTimeout, request, stored, owed, true);
-        match appended.await {
-            Ok(id) => {
-                ticket.hold(Held {
-                    id,
-                    records: request.records,
-                });
-                Answer::Vaulted
+        self.race(ticket, request, stored).await
+    }
+
+    /// Answers by whoever has the request first, the vault or all of its destinations: a disk that hangs
+    /// holds up nobody whose destination has it.
+    async fn race<P: AsRef<[u8]>>(
+        &self,
+        mut ticket: Ticket<Held>,
+        request: Request,
+        stored: &[P],
+    ) -> Answer {
+        let held = |id| Held {
+            id,
+            records: request.records,
+        };
+        let diversion = self.divert(request, stored);
+        let meanwhile = Meanwhile::default();
+        let settled = {
+            let entry = request.entry(self.pipeline.all(), true);
+            let mut append = pin!(self.lane.append_while(entry, stored, &meanwhile));
+            let settled = tokio::select! {
+                biased;
+                appended = &mut append => {
+                    self.diverted(Pivot::AckTimeout, diversion, appended.is_ok());
+                    if let Ok(id) = appended {
+                        ticket.hold(held(id));
+                        return Answer::Vaulted;
+                    }
+                    // The vault can't, but a destination still may.
+                    let settled = ticket.settled().await;
+                    return self.settled(settled, request, stored).await;
+                }
+                settled = ticket.settled() => settled,
+            };
+            if settled.failed != 0 {
+                // Only the vault can answer now.
+                let appended = append.await;
+                self.diverted(Pivot::AckTimeout, diversion, appended.is_ok());
+                if let Ok(id) = appended {
+                    self.pipeline.settle_held(held(id), settled);
+                    return Answer::Vaulted;
+                }
+                return self.settled(settled, request, stored).await;
             }
-            // The vault can't, but a destination still may.
-            Err(_) => {
-                let settled = ticket.settled().await;
-                self.settled(settled, request, stored).await
-            }
+            meanwhile.accepted(settled.accepted);
+            settled
+        };
+        self.diverted(Pivot::AckTimeout, diversion, meanwhile.is_stored());
+        if meanwhile.is_stored() {
+            count_settled(self.pipeline.members(), request.records, settled);
+        } else {
+            self.count_delivered(settled, request);
         }
+        Answer::Delivered
     }
 
     async fn settled<P: AsRef<[u8]>>(
@@ -226,7 +288,7 @@ impl Reflex {
         stored: &[P],
         owed: DestMask,
     ) -> Answer {
-        match self.append(pivot, request, stored, owed, false).await {
+        match self.append(pivot, request, stored, owed).await {
             Ok(_) => Answer::Vaulted,
             Err(error) => refusal(&error),
         }
@@ -238,28 +300,42 @@ impl Reflex {
         request: Request,
         stored: &[P],
         owed: DestMask,
-        held: bool,
     ) -> Result<EntryId, AppendError> {
-        let meta = EntryMeta {
-            kind: Kind::OtlpLogs,
-            encoding: request.encoding,
-            owed,
-            arrival_unix_ns: request.arrival_unix_ns,
-            records: request.records,
-            held,
-        };
-        // Counted where it is decided: the zone may change before the bytes are stable, and the handler
-        // may be gone by then, but not the bytes.
-        let zone = self.verdict.load().zone();
-        let records = u64::from(request.records);
-        let bytes = stored.iter().map(|part| part.as_ref().len() as u64).sum();
-        self.counters.diverted(zone, records, bytes);
-        let appended = self.lane.append(meta, stored).await;
-        match &appended {
-            Ok(_) => self.counters.pivoted(pivot.index()),
-            Err(_) => self.counters.not_diverted(zone, records, bytes),
-        }
+        let diversion = self.divert(request, stored);
+        let appended = self.lane.append(request.entry(owed, false), stored).await;
+        self.diverted(pivot, diversion, appended.is_ok());
         appended
+    }
+
+    /// Counted where it is decided: the zone may change before the bytes are stable, and the handler may be
+    /// gone by then, but not the bytes.
+    fn divert<P: AsRef<[u8]>>(&self, request: Request, stored: &[P]) -> Diversion {
+        let diversion = Diversion {
+            zone: self.verdict.load().zone(),
+            records: u64::from(request.records),
+            bytes: stored.iter().map(|part| part.as_ref().len() as u64).sum(),
+        };
+        let Diversion {
+            zone,
+            records,
+            bytes,
+        } = diversion;
+        self.counters.diverted(zone, records, bytes);
+        diversion
+    }
+
+    /// What came of it.
+    fn diverted(&self, pivot: Pivot, diversion: Diversion, is_stored: bool) {
+        let Diversion {
+            zone,
+            records,
+            bytes,
+        } = diversion;
+        if is_stored {
+            self.counters.pivoted(pivot.index());
+        } else {
+            self.counters.not_diverted(zone, records, bytes);
+        }
     }
 
     /// Ledger: an acknowledged request that some destinations have. What the vault holds of it, the
@@ -273,16 +349,21 @@ impl Reflex {
 /// Tells the vault how the export of a held entry ended.
 pub fn settle_held(vault: &Vault, members: &[Member], held: Held, settled: Settled) {
     if settled.accepted != 0 {
-        for member in members {
-            if member.bit & settled.accepted != 0 {
-                let delivered = &member.circuit.counters.delivered;
-                delivered.fetch_add(u64::from(held.records), Relaxed);
-            }
-        }
+        count_settled(members, held.records, settled);
         vault.settle(held.id, settled.accepted);
     }
     if settled.failed != 0 {
         vault.release(held.id);
+    }
+}
+
+/// Ledger: records of the vault that destinations have.
+fn count_settled(members: &[Member], records: u32, settled: Settled) {
+    for member in members {
+        if member.bit & settled.accepted != 0 {
+            let delivered = &member.circuit.counters.delivered;
+            delivered.fetch_add(u64::from(records), Relaxed);
+        }
     }
 }
 

@@ -63,7 +63,7 @@ pub use self::{
     background::Background,
     entry::{ContentEncoding, DestMask, Entry, EntryId, EntryMeta, Kind},
     error::{AppendError, Error},
-    lane::Lane,
+    lane::{Lane, Meanwhile},
     quarantine::{Quarantine, QuarantineError},
     reader::Reader,
     segments::SegmentStats,
@@ -252,22 +252,7 @@ impl Vault {
     /// Notes that the destinations of `accepted` have the entry, and drops its hold: an export of it
     /// is over. Bits it isn't owed to change nothing.
     pub fn settle(&self, id: EntryId, accepted: DestMask) {
-        let shared = &self.inner.shared;
-        let Some(segment) = shared.catalog.get(id.segment) else {
-            return;
-        };
-        let (changed, spent) = {
-            let mut ledger = segment.ledger();
-            let changed = ledger.settle(id.index, accepted);
-            ledger.release(id.index);
-            (changed, ledger.pending().entries == 0)
-        };
-        if changed {
-            shared.cursors_dirty.store(true, Ordering::Release);
-            if spent && segment.is_closed() {
-                shared.cursors_wanted.raise();
-            }
-        }
+        self.inner.shared.settle(id, accepted);
     }
 
     /// Drops the hold on an entry whose export failed: replay may take it.

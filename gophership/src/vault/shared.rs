@@ -13,7 +13,7 @@ use super::{
     Config,
     chain::Chains,
     destinations::Destinations,
-    entry::EntryId,
+    entry::{DestMask, EntryId},
     platform::{Lock, Platform},
     port::Port,
     scrub::Counters,
@@ -114,6 +114,25 @@ impl Shared {
     #[must_use]
     pub(super) fn dir(&self) -> &PathBuf {
         &self.config.dir
+    }
+
+    /// Notes that `accepted` have the entry, and drops its hold.
+    pub(super) fn settle(&self, id: EntryId, accepted: DestMask) {
+        let Some(segment) = self.catalog.get(id.segment) else {
+            return;
+        };
+        let (changed, spent) = {
+            let mut ledger = segment.ledger();
+            let changed = ledger.settle(id.index, accepted);
+            ledger.release(id.index);
+            (changed, ledger.pending().entries == 0)
+        };
+        if changed {
+            self.cursors_dirty.store(true, Ordering::Release);
+            if spent && segment.is_closed() {
+                self.cursors_wanted.raise();
+            }
+        }
     }
 
     /// Drops the hold on an entry.

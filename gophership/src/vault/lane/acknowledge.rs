@@ -95,10 +95,14 @@ impl Core {
                 first_entry as usize,
                 "entries are numbered as they are acknowledged"
             );
-            for entry in &packed.entries {
+            for (index, entry) in (first_entry..).zip(&packed.entries) {
+                let cancelled = self.waiters.cancelled(entry.ticket);
                 // Nobody will release what a cancelled request holds.
-                let held = entry.held && !self.waiters.is_cancelled(entry.ticket);
+                let held = entry.held && cancelled.is_none();
                 ledger.push(entry.owed, entry.records, held);
+                if let Some(accepted) = cancelled.filter(|&accepted| accepted != 0) {
+                    ledger.settle(index, accepted);
+                }
             }
         }
         for (index, entry) in (first_entry..).zip(&packed.entries) {

@@ -316,11 +316,14 @@ impl Core {
                     retry_after: REFUSE_FOR,
                 })
             }
-            Next::Failed(reason) => Err(AppendError::Failed { reason }),
+            Next::Failed(reason) => {
+                self.seal_if_used_up();
+                Err(AppendError::Failed { reason })
+            }
         }
     }
 
-    /// Ends a segment that would keep a full vault full: only a closed one is removed once all of it is
+    /// Ends a segment that would keep a full vault, or disk, full: only a closed one is removed once all of it is
     /// settled.
     fn seal_if_used_up(&mut self) {
         let block = self.geometry.block_bytes as u64;

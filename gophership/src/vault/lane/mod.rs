@@ -16,7 +16,7 @@ mod tests;
 mod waiters;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -29,7 +29,7 @@ use self::{
     core::{Core, Health, Placed},
     waiters::{Outcome, Ticket},
 };
-use super::{EntryId, EntryMeta, Error, error::AppendError, port::Port, shared::Shared};
+use super::{DestMask, EntryId, EntryMeta, Error, error::AppendError, port::Port, shared::Shared};
 use crate::uring::Notifier;
 
 pub(super) use self::geometry::Geometry;
@@ -46,6 +46,27 @@ struct Inner {
     turn: tokio::sync::Mutex<()>,
     shared: Arc<Shared>,
     lane: u16,
+}
+
+/// What an append and its caller tell each other while it is under way.
+#[derive(Debug, Default)]
+pub struct Meanwhile {
+    accepted: Cell<DestMask>,
+    left: Cell<bool>,
+}
+
+impl Meanwhile {
+    /// Destinations that have the entry by now: if the append's future is dropped, what it stores isn't
+    /// owed to them.
+    pub fn accepted(&self, accepted: DestMask) {
+        self.accepted.set(accepted);
+    }
+
+    /// Whether the append was dropped when its entry had its place already, and so is stored.
+    #[must_use]
+    pub fn is_stored(&self) -> bool {
+        self.left.get()
+    }
 }
 
 impl std::fmt::Debug for Lane {
@@ -81,6 +102,19 @@ impl Lane {
         meta: EntryMeta,
         parts: &[P],
     ) -> Result<EntryId, AppendError> {
+        self.append_while(meta, parts, &Meanwhile::default()).await
+    }
+
+    /// As [`Self::append`], for an entry that is also on its way to its destinations.
+    ///
+    /// # Errors
+    /// See [`AppendError`]; nothing is promised then.
+    pub async fn append_while<P: AsRef<[u8]>>(
+        &self,
+        meta: EntryMeta,
+        parts: &[P],
+        meanwhile: &Meanwhile,
+    ) -> Result<EntryId, AppendError> {
         let len: usize = parts.iter().map(|part| part.as_ref().len()).sum();
         let max = self.inner.shared.config.max_entry_bytes;
         if len > max {
@@ -98,6 +132,7 @@ impl Lane {
                 inner: &self.inner,
                 ticket: Some(ticket),
                 held: meta.held,
+                meanwhile,
             };
             match stored.await {
                 Outcome::Stored(id) => return Ok(id),
@@ -281,6 +316,7 @@ struct Stored<'a> {
     /// `None` once the outcome was taken.
     ticket: Option<Ticket>,
     held: bool,
+    meanwhile: &'a Meanwhile,
 }
 
 impl Future for Stored<'_> {
@@ -299,8 +335,18 @@ impl Future for Stored<'_> {
 impl Drop for Stored<'_> {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket else { return };
-        let stored = self.inner.core.borrow_mut().waiters.cancel(ticket);
-        if let Some(id) = stored.filter(|_| self.held) {
+        let accepted = self.meanwhile.accepted.get();
+        self.meanwhile.left.set(true);
+        let stored = self
+            .inner
+            .core
+            .borrow_mut()
+            .waiters
+            .cancel(ticket, accepted);
+        let Some(id) = stored else { return };
+        if accepted != 0 {
+            self.inner.shared.settle(id, accepted);
+        } else if self.held {
             // Stored, but nobody knows: replay must take it.
             self.inner.shared.release(id);
         }

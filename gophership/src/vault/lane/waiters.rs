@@ -2,7 +2,7 @@
 
 use std::task::{Context, Poll, Waker};
 
-use crate::vault::{EntryId, error::AppendError};
+use crate::vault::{DestMask, EntryId, error::AppendError};
 
 /// Slots made at once; more concurrent appends than that grow the table, once.
 const SLOTS: usize = 4096;
@@ -23,8 +23,8 @@ enum Slot {
     Free,
     Waiting(Option<Waker>),
     Done(Outcome),
-    /// The request was cancelled; what it appended is still written.
-    Cancelled,
+    /// The request was cancelled, when these had the entry; it is still written.
+    Cancelled(DestMask),
 }
 
 /// Number of a slot.
@@ -60,8 +60,12 @@ impl Waiters {
         ticket
     }
 
-    pub(super) fn is_cancelled(&self, ticket: Ticket) -> bool {
-        matches!(self.slots[ticket as usize], Slot::Cancelled)
+    /// Who had the entry when its request was cancelled; `None` if it wasn't.
+    pub(super) fn cancelled(&self, ticket: Ticket) -> Option<DestMask> {
+        match self.slots[ticket as usize] {
+            Slot::Cancelled(accepted) => Some(accepted),
+            Slot::Free | Slot::Waiting(_) | Slot::Done(_) => None,
+        }
     }
 
     pub(super) fn finish(&mut self, ticket: Ticket, outcome: Outcome) {
@@ -73,7 +77,7 @@ impl Waiters {
                     waker.wake();
                 }
             }
-            Slot::Cancelled => self.free.push(ticket),
+            Slot::Cancelled(_) => self.free.push(ticket),
             Slot::Free | Slot::Done(_) => unreachable!("append {ticket} finished twice"),
         }
     }
@@ -92,14 +96,16 @@ impl Waiters {
                 *slot = Slot::Waiting(Some(waker));
                 Poll::Pending
             }
-            Slot::Free | Slot::Cancelled => unreachable!("append {ticket} polled after its end"),
+            Slot::Free | Slot::Cancelled(_) => {
+                unreachable!("append {ticket} polled after its end")
+            }
         }
     }
 
-    /// The request no longer waits; returns the entry if it was stored already.
-    pub(super) fn cancel(&mut self, ticket: Ticket) -> Option<EntryId> {
+    /// The request no longer waits, and `accepted` have the entry; returns it if it was stored already.
+    pub(super) fn cancel(&mut self, ticket: Ticket, accepted: DestMask) -> Option<EntryId> {
         let slot = &mut self.slots[ticket as usize];
-        match std::mem::replace(slot, Slot::Cancelled) {
+        match std::mem::replace(slot, Slot::Cancelled(accepted)) {
             Slot::Waiting(_) => None,
             Slot::Done(outcome) => {
                 *slot = Slot::Free;
@@ -109,7 +115,9 @@ impl Waiters {
                     Outcome::Refused(_) | Outcome::Again => None,
                 }
             }
-            Slot::Free | Slot::Cancelled => unreachable!("append {ticket} cancelled after its end"),
+            Slot::Free | Slot::Cancelled(_) => {
+                unreachable!("append {ticket} cancelled after its end")
+            }
         }
     }
 }
