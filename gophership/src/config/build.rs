@@ -194,6 +194,9 @@ fn vault(
     max_entry_bytes: Option<u64>,
 ) -> Option<vault::Config> {
     let dir = s.get(&schema::VAULT_DIR);
+    let segment_max_age = s.get(&schema::VAULT_SEGMENT_MAX_AGE);
+    let on_full = s.get(&schema::VAULT_ON_FULL);
+    let retain = s.get(&schema::VAULT_RETAIN);
     let linger = s.get(&schema::VAULT_LINGER);
     let compression = s.get(&schema::VAULT_COMPRESSION);
     let sync = s.get(&schema::VAULT_SYNC);
@@ -204,6 +207,9 @@ fn vault(
         dir: dir?,
         max_bytes: max_bytes?,
         segment_bytes,
+        segment_max_age: segment_max_age?,
+        on_full: on_full?,
+        retain: retain?,
         linger: linger?,
         compression: compression?,
         sync: sync?,

@@ -245,6 +245,9 @@ choices! {
     /// Codec of the vault.
     Compression: crate::vault::Compression, "lz4 or none",
         { "lz4" => crate::vault::Compression::Lz4, "none" => crate::vault::Compression::None };
+    /// What a full vault does.
+    OnFull: crate::vault::OnFull, "refuse or drop_oldest",
+        { "refuse" => crate::vault::OnFull::Refuse, "drop_oldest" => crate::vault::OnFull::DropOldest };
     /// When an append counts.
     Sync: crate::vault::Sync, "always or never",
         { "always" => crate::vault::Sync::Always, "never" => crate::vault::Sync::Never };

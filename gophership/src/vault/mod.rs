@@ -19,6 +19,7 @@ mod error;
 pub mod format;
 mod lane;
 mod ledger;
+mod life;
 mod port;
 mod reader;
 mod recovery;
@@ -31,7 +32,7 @@ pub mod walk;
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -44,7 +45,7 @@ use self::{
     directory::Lock,
     port::Port,
     segment::Catalog,
-    shared::{Shared, Signal},
+    shared::{Retired, RetiredRecords, Shared, Signal},
     stats::LaneCounters,
 };
 
@@ -77,6 +78,16 @@ pub enum Sync {
     Never,
 }
 
+/// What happens when `max_bytes` leave no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFull {
+    /// Appends are refused until something is delivered.
+    Refuse,
+    /// The oldest closed segment is removed, and what it owed is counted as dropped. A damaged segment
+    /// is never dropped: somebody has to look at it.
+    DropOldest,
+}
+
 /// The vault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -86,6 +97,13 @@ pub struct Config {
     pub max_bytes: u64,
     /// Bytes of one segment file; a multiple of 4 KiB.
     pub segment_bytes: u64,
+    /// A segment with entries is sealed when its first block is this old.
+    pub segment_max_age: Duration,
+    /// What happens when `max_bytes` leave no room.
+    pub on_full: OnFull,
+    /// How long a segment is kept after all in it was delivered. Kept ones go first when room is needed;
+    /// a restart counts from its start.
+    pub retain: Duration,
     /// Longest an entry waits for others while a write is in flight.
     pub linger: Duration,
     /// Codec of the blocks.
@@ -144,7 +162,14 @@ impl Vault {
         }
         let destinations = Destinations::open(dir, destinations, !found.is_empty())?;
         let shared = Arc::new(Shared {
-            retired_records: Mutex::new(vec![0; destinations.len()]),
+            retired: Mutex::new(Retired {
+                by_destination: vec![RetiredRecords::default(); destinations.len()],
+                ..Retired::default()
+            }),
+            numbers_used: AtomicU64::new(cursors.next_segment),
+            fault: OnceLock::new(),
+            #[cfg(test)]
+            fail_keeper: AtomicBool::new(false),
             destinations,
             config: config.clone(),
             catalog: Catalog::default(),
@@ -176,7 +201,7 @@ impl Vault {
     fn start_threads(&self, cursors: Cursors, found: Vec<directory::Found>) -> Result<(), Error> {
         let writer = CursorWriter::new(self.inner.shared.dir(), &cursors);
         self.inner.start("vault-segments", |shared| {
-            port::make_segments(shared);
+            life::keep_segments(shared);
             Ok(())
         })?;
         self.inner.start("vault-cursors", move |shared| {

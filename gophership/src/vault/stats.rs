@@ -82,6 +82,8 @@ pub struct DestinationStats {
     pub owed_records: u64,
     /// Of those, records that damage made unreadable before they were delivered.
     pub lost_records: u64,
+    /// Of those, records dropped with their segment because the vault was full.
+    pub dropped_records: u64,
 }
 
 /// A reading of the vault.
@@ -97,6 +99,8 @@ pub struct Stats {
     pub entries_pending: u64,
     /// Records of those.
     pub records_pending: u64,
+    /// Segments that owe nothing any more: kept for `retain`, or about to be used again.
+    pub retained_segments: u64,
     /// Segments with damage, kept on disk.
     pub quarantined_segments: u64,
     /// Entries that damage made unreadable.
@@ -117,6 +121,16 @@ pub struct Stats {
     pub checksum_errors_total: u64,
     /// Writes that failed since start.
     pub write_errors_total: u64,
+    /// Segments dropped since start, because the vault was full and `on_full` is `drop_oldest`.
+    pub dropped_segments_total: u64,
+    /// Entries in those that some destination was owed.
+    pub dropped_entries_total: u64,
+    /// Records of those entries.
+    pub dropped_records_total: u64,
+    /// Whether appends wait for stable storage (`sync: always`).
+    pub synced: bool,
+    /// Why no more segments can be made until a restart; `None` in health.
+    pub fault: Option<String>,
     /// How blocks get to the disk.
     pub rung: &'static str,
     /// Of every destination ever known.

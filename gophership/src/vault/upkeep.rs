@@ -1,18 +1,18 @@
-//! Cursors and deletion in the background, and the figures.
+//! Cursors in the background, and the figures.
 
 use std::sync::{Arc, atomic::Ordering};
 
 use super::{
+    Sync,
     cursors::CursorWriter,
     error::Error,
-    port::discard,
     segment::Segment,
     shared::Shared,
     stats::{DestinationStats, Stats},
 };
 
-/// Writes cursors every `cursor_interval` if something changed, removes segments nobody needs any
-/// more, and does both once more at the end; runs on its own thread.
+/// Writes cursors every `cursor_interval` if something changed, and once more at the end; runs on its
+/// own thread.
 pub(super) fn keep_up(shared: &Shared, mut writer: CursorWriter) -> Result<(), Error> {
     loop {
         shared.cursors_wanted.wait(shared.config.cursor_interval);
@@ -20,7 +20,8 @@ pub(super) fn keep_up(shared: &Shared, mut writer: CursorWriter) -> Result<(), E
         // Before recovery is through, the cursors of segments it hasn't reached would be lost.
         if !shared.recovering.load(Ordering::Acquire) {
             let written = write_cursors(shared, &mut writer);
-            remove_spent(shared);
+            // What is spent can go now, and its file be used again: its number is known to be used.
+            shared.segments_wanted.raise();
             if is_last {
                 return written;
             }
@@ -40,18 +41,11 @@ fn write_cursors(shared: &Shared, writer: &mut CursorWriter) -> Result<(), Error
     let begun = shared.catalog.select(Segment::is_begun);
     let next_segment = shared.next_segment.load(Ordering::Relaxed);
     let written = writer.write(next_segment, begun.iter().map(Arc::as_ref));
-    if written.is_err() {
-        shared.cursors_dirty.store(true, Ordering::Release);
+    match written {
+        Ok(()) => shared.numbers_used.store(next_segment, Ordering::Release),
+        Err(_) => shared.cursors_dirty.store(true, Ordering::Release),
     }
     written
-}
-
-fn remove_spent(shared: &Shared) {
-    let spent = shared.catalog.select(Segment::is_spent);
-    discard(shared, &spent);
-    if !spent.is_empty() {
-        shared.segments_wanted.raise();
-    }
 }
 
 /// Sums of all counters and ledgers.
@@ -61,6 +55,8 @@ pub(super) fn stats(shared: &Shared, rung: &'static str) -> Stats {
         max_bytes: shared.config.max_bytes,
         checksum_errors_total: shared.checksum_errors.load(Ordering::Relaxed),
         rung,
+        synced: shared.config.sync == Sync::Always,
+        fault: shared.fault.get().cloned(),
         recovering: shared.recovering.load(Ordering::Acquire),
         ..Stats::default()
     };
@@ -73,14 +69,18 @@ pub(super) fn stats(shared: &Shared, rung: &'static str) -> Stats {
         stats.write_errors_total += lane.write_errors.load(Ordering::Relaxed);
         stats.sync.add(lane);
     }
-    let retired = shared.retired_records();
+    let retired = shared.retired();
+    stats.dropped_segments_total = retired.dropped_segments;
+    stats.dropped_entries_total = retired.dropped_entries;
+    stats.dropped_records_total = retired.dropped_records;
     let mut by_destination: Vec<_> = shared
         .destinations
         .names()
-        .zip(&*retired)
-        .map(|(name, &stored_records)| DestinationStats {
+        .zip(&retired.by_destination)
+        .map(|(name, retired)| DestinationStats {
             name: name.to_owned(),
-            stored_records,
+            stored_records: retired.stored,
+            dropped_records: retired.dropped,
             ..DestinationStats::default()
         })
         .collect();
@@ -88,6 +88,7 @@ pub(super) fn stats(shared: &Shared, rung: &'static str) -> Stats {
         if !segment.is_begun() {
             return;
         }
+        stats.retained_segments += u64::from(segment.is_spent());
         let ledger = segment.ledger();
         let (pending, lost) = (ledger.pending(), ledger.lost());
         stats.segments += 1;
@@ -100,6 +101,7 @@ pub(super) fn stats(shared: &Shared, rung: &'static str) -> Stats {
             sums.stored_records += ledger.stored_records(bit);
             sums.owed_records += ledger.owed_records(bit);
             sums.lost_records += ledger.lost_records(bit);
+            sums.dropped_records += ledger.dropped_records(bit);
         }
     });
     drop(retired);

@@ -304,8 +304,12 @@ impl Core {
                 self.begin_segment(ready);
                 self.is_writable()
             }
-            Next::Full => {
+            Next::Full { asked } => {
                 self.seal_if_used_up();
+                if self.port().ask(&self.shared, asked) {
+                    self.starved_since.get_or_insert_with(Instant::now);
+                    return Ok(false);
+                }
                 Err(AppendError::Full {
                     retry_after: REFUSE_FOR,
                 })
@@ -369,12 +373,31 @@ impl Core {
         if self.health != Health::Good {
             return;
         }
+        self.seal_if_old();
         let linger = self.shared.config.linger;
         let waited = self.open.as_ref().map(|open| open.opened.elapsed());
         match waited {
             Some(waited) if self.ring.writes() == 0 || waited >= linger => self.write_open(),
             Some(waited) => self.arm_linger(linger - waited),
             None => self.mark_if_idle(),
+        }
+    }
+
+    /// Seals the segment when its first block is `segment_max_age` old; the next append begins another
+    /// one, so an idle lane has none. Whoever keeps the files wakes an idle lane for it.
+    fn seal_if_old(&mut self) {
+        let max_age = self.shared.config.segment_max_age;
+        let is_old = self
+            .current
+            .as_ref()
+            .is_some_and(|current| current.data_age() >= max_age);
+        if is_old && self.pages.available() > 0 {
+            self.write_open();
+            if self.health == Health::Good {
+                // An entry of which only the first pieces are written begins again in the next one.
+                self.epoch += 1;
+                self.write_seal();
+            }
         }
     }
 

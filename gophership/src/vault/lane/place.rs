@@ -1,6 +1,10 @@
 //! Where blocks go in a segment, and giving a segment up after an error.
 
-use std::{fs::File, sync::Arc, time::Instant};
+use std::{
+    fs::File,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     block::Packed,
@@ -38,6 +42,11 @@ impl Current {
     /// Whether everything acknowledged in it is settled.
     pub(super) fn owes_nothing(&self) -> bool {
         self.segment.ledger().pending().entries == 0
+    }
+
+    /// How long ago its first block was written; zero if none was.
+    pub(super) fn data_age(&self) -> Duration {
+        self.segment.data_age()
     }
 }
 
@@ -78,6 +87,7 @@ impl Core {
         else {
             unreachable!("a block is packed with its buffer, into a segment reserved for it");
         };
+        current.segment.note_data();
         let mut header = self.header_at(current, BlockKind::Data);
         header.codec = packed.codec;
         header.entries = u32::try_from(packed.entries.len()).unwrap_or(u32::MAX);
@@ -262,7 +272,8 @@ impl Core {
     fn move_blocks(&mut self, reason: &str) {
         match self.port().take(&self.shared) {
             Next::Wanted => {}
-            Next::Full => self.refuse(format!("{reason}; no room for another segment")),
+            Next::Full { asked } if self.port().ask(&self.shared, asked) => {}
+            Next::Full { .. } => self.refuse(format!("{reason}; no room for another segment")),
             Next::Failed(second) => self.refuse(format!("{reason}; then {second}")),
             Next::Ready(ready) => {
                 self.health = Health::Good;

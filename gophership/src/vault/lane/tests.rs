@@ -12,8 +12,8 @@ use tokio::{runtime, task::LocalSet};
 
 use super::Lane;
 use crate::vault::{
-    AppendError, Compression, Config, ContentEncoding, EntryId, EntryMeta, Kind, Sync, Vault,
-    ledger::Ledger, port::Ready, segment::Segment,
+    AppendError, Compression, Config, ContentEncoding, EntryId, EntryMeta, Kind, OnFull, Sync,
+    Vault, ledger::Ledger, port::Ready, segment::Segment,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -23,6 +23,9 @@ fn config(dir: PathBuf) -> Config {
         dir,
         max_bytes: 64 << 20,
         segment_bytes: 2 << 20,
+        segment_max_age: Duration::from_secs(600),
+        on_full: OnFull::Refuse,
+        retain: Duration::ZERO,
         linger: Duration::from_micros(500),
         compression: Compression::None,
         sync: Sync::Always,

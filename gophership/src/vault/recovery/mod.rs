@@ -47,7 +47,10 @@ fn read_headers(found: &[Found]) -> Successors {
     for file in found {
         let header = BlockSource::open(&file.path)
             .and_then(|mut source| source.bytes(0, PAGE, u64::MAX).map(SegmentHeader::decode));
-        if let Ok(Ok(header)) = header {
+        // The header of another segment is left in a recycled file.
+        if let Ok(Ok(header)) = header
+            && header.segment == file.number
+        {
             successors.insert(header.previous, (header, file.clone()));
         }
     }
@@ -73,15 +76,14 @@ fn recover_segment(
         tag: ours.map(|header| header.tag),
     };
     if ours.is_none() {
-        let before_first = Position {
-            offset: 0,
-            ..Position::START
-        };
-        let first = first_block(&mut source, identity, before_first, file.bytes);
-        match first {
-            Some(block) => identity.tag = Some(block.tag),
-            None if source.is_blank(file.bytes) => return remove_unused(shared, file),
-            None => {}
+        let is_recycled = header.is_ok_and(|header| header.segment != file.number);
+        match first_block(&mut source, identity, file.bytes) {
+            First::Block(tag) => identity.tag = Some(tag),
+            First::None if is_recycled => return remove_unused(shared, file),
+            First::None | First::Unsure if source.is_blank(file.bytes) => {
+                return remove_unused(shared, file);
+            }
+            First::None | First::Unsure => {}
         }
     }
     let ledger = Ledger::new(shared.destinations.len());
@@ -111,22 +113,35 @@ fn recover_segment(
     Ok(())
 }
 
-fn first_block(
-    source: &mut BlockSource,
-    identity: Identity,
-    from: Position,
-    limit: u64,
-) -> Option<BlockHeader> {
+/// Whether a segment without its header was written to.
+enum First {
+    /// By a block with this tag.
+    Block(u64),
+    /// No.
+    None,
+    /// The disk can't read all of it.
+    Unsure,
+}
+
+fn first_block(source: &mut BlockSource, identity: Identity, limit: u64) -> First {
     let start = source
         .bytes(PAGE as u64, PAGE, limit)
         .ok()
         .map(BlockHeader::decode);
-    match start {
-        Some(Ok(header)) if header.segment == identity.segment => Some(header),
-        _ => source
-            .look_ahead(identity, from, limit)
-            .next
-            .map(|(_, header)| header),
+    if let Some(Ok(header)) = start
+        && header.segment == identity.segment
+    {
+        return First::Block(header.tag);
+    }
+    let before_first = Position {
+        offset: 0,
+        ..Position::START
+    };
+    let ahead = source.look_ahead(identity, before_first, limit);
+    match ahead.next {
+        Some((_, header)) => First::Block(header.tag),
+        None if ahead.unreadable => First::Unsure,
+        None => First::None,
     }
 }
 
@@ -178,7 +193,8 @@ fn new_segment(file: &Found, tag: u64, ledger: Ledger) -> Segment {
     )
 }
 
-/// Removes a segment that was made ahead and never begun: it is all zeros.
+/// Removes a segment that was made ahead and never begun: it is all zeros, or was recycled and still has
+/// the header of the segment it was.
 fn remove_unused(shared: &Shared, file: &Found) -> Result<(), Error> {
     fs::remove_file(&file.path).map_err(io_error("removing", &file.path))?;
     shared

@@ -1,0 +1,103 @@
+//! Making a segment's file: from nothing, or from a spare.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::ErrorKind,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+};
+
+use super::{FILL_BYTES, Keeper, remove};
+use crate::vault::{
+    directory::{UNFINISHED, lane_dir, random_tag, segment_path, sync_dir},
+    error::{Error, io_error},
+    format::PAGE,
+    ledger::Ledger,
+    port::Ready,
+    segment::Segment,
+};
+
+impl Keeper<'_> {
+    /// Makes a segment for `lane`, from the longest spare if there is one; `None` if the vault stops
+    /// meanwhile.
+    pub(super) fn make(&mut self, lane: u16) -> Result<Option<Ready>, Error> {
+        let shared = self.shared;
+        let number = shared.next_segment.fetch_add(1, Ordering::Relaxed);
+        let path = segment_path(shared.dir(), lane, number);
+        let spare = self.spares.pop();
+        let (staged, written) = match &spare {
+            Some(spare) => (spare.path.clone(), spare.bytes),
+            None => (path.with_extension(format!("gsv.{UNFINISHED}")), 0),
+        };
+        let made = self.prepare(&staged, written).and_then(|filled| {
+            let Some(file) = filled else { return Ok(None) };
+            let tag = random_tag().map_err(io_error("reading", "/dev/urandom"))?;
+            fs::rename(&staged, &path).map_err(io_error("renaming", &staged))?;
+            let dir = lane_dir(shared.dir(), lane);
+            sync_dir(&dir)?;
+            if let Some(from) = staged.parent().filter(|from| *from != dir) {
+                sync_dir(from)?;
+            }
+            Ok(Some((tag, file)))
+        });
+        let Ok(Some((tag, file))) = made else {
+            // Nothing in it is owed. The next attempt has another number, so what is left here would
+            // add up.
+            remove(&staged);
+            remove(&path);
+            shared.committed_bytes.fetch_sub(written, Ordering::Relaxed);
+            return made.map(|_| None);
+        };
+        let bytes = shared.config.segment_bytes;
+        shared
+            .committed_bytes
+            .fetch_add(bytes - written, Ordering::Relaxed);
+        let ledger = Ledger::preallocated(shared.destinations.len());
+        let segment = Segment::new(number, lane, tag, path, bytes, ledger);
+        Ok(Some(Ready {
+            segment: Arc::new(segment),
+            file: Arc::new(file),
+        }))
+    }
+
+    /// Opens a file and fills it with zeros behind the `written` bytes it has; `None` if the vault stops
+    /// meanwhile.
+    fn prepare(&self, path: &Path, written: u64) -> Result<Option<File>, Error> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(written == 0)
+            .mode(0o600)
+            .custom_flags(libc::O_DIRECT)
+            .open(path)
+            .map_err(io_error("creating (with O_DIRECT)", path))?;
+        let is_filled = self
+            .fill(&file, written)
+            .map_err(io_error("filling", path))?;
+        Ok(is_filled.then_some(file))
+    }
+
+    fn fill(&self, file: &File, written: u64) -> std::io::Result<bool> {
+        let bytes = self.shared.config.segment_bytes;
+        if written == bytes {
+            return Ok(true);
+        }
+        let mut at = written / PAGE as u64 * PAGE as u64;
+        let length = i64::try_from(bytes).map_err(|_| ErrorKind::FileTooLarge)?;
+        // One contiguous reservation, and an early ENOSPC.
+        nix::fcntl::posix_fallocate(file, 0, length)?;
+        while at < bytes {
+            if self.shared.is_stopping() {
+                return Ok(false);
+            }
+            let len = usize::try_from(bytes - at)
+                .unwrap_or(FILL_BYTES)
+                .min(self.zeros.len());
+            file.write_all_at(&self.zeros[..len], at)?;
+            at += len as u64;
+        }
+        file.sync_all()?;
+        Ok(true)
+    }
+}
