@@ -10,7 +10,7 @@ use gophership::{
     pressure::{KernelMode, Levels, Prefix, XdpConfig, XdpMode},
     privileges::{LandlockMode, User},
     telemetry::LogFormat,
-    vault::{Compression, Sync},
+    vault::{Compression, OnFull, Sync},
 };
 
 /// What can't have a default.
@@ -92,7 +92,12 @@ fn defaults_of_vault_control_and_telemetry_are_those_of_the_contract() {
     assert_eq!(vault.max_bytes, 10 << 30);
     assert_eq!(vault.segment_bytes, 64 << 20);
     assert_eq!(vault.linger, Duration::from_micros(500));
-    assert_eq!(vault.compression, Compression::Lz4);
+    assert_eq!(vault.segment_max_age, Duration::from_secs(600));
+    assert_eq!(
+        (vault.on_full, vault.retain),
+        (OnFull::Refuse, Duration::ZERO)
+    );
+    assert_eq!(vault.compression, Compression::Auto);
     assert_eq!(vault.sync, Sync::Always);
     assert_eq!(vault.cursor_interval, Duration::from_secs(1));
     assert_eq!((vault.lanes, vault.max_entry_bytes), (2, 16 << 20));
@@ -280,7 +285,6 @@ fn a_key_in_the_wrong_section_is_found_where_it_belongs() {
 #[test]
 fn what_is_in_the_contract_but_not_built_is_unknown() {
     for key in [
-        "vault: { on_full: refuse }",
         "ingest: { http: { listen: \"0.0.0.0:4318\" } }",
         "archive: { url: null }",
         "enrich: { mark_replayed: false }",
@@ -289,9 +293,9 @@ fn what_is_in_the_contract_but_not_built_is_unknown() {
         let unknown = |p: &config::Problem| matches!(p.kind, Kind::UnknownKey { .. });
         assert!(errors.problems().iter().any(unknown), "{key}: {errors}");
     }
-    let message = problem(parse_more("vault: { compression: auto }\n"));
+    let message = problem(parse_more("vault: { compression: zstd }\n"));
     assert!(
-        message.ends_with("\"auto\": expected lz4 or none"),
+        message.ends_with("\"zstd\": expected auto, lz4 or none"),
         "{message}"
     );
 }
@@ -425,11 +429,18 @@ fn automatic_sizes_follow_the_machine() {
     let errors = config::parse_for(&text, "t", std::iter::empty(), many).unwrap_err();
     let message = errors.to_string();
     assert!(
-        message.contains("half of vault.segment_bytes = 16MiB"),
+        message.contains(
+            "vault.max_bytes = 256MiB is less than 2 segments for each worker (ingest.workers = 8, \
+             vault.segment_bytes = 32MiB, as ingest.max_request_bytes = 16MiB needs): at least 512MiB"
+        ),
         "{message}"
     );
     let config = parse_more("vault: { max_bytes: 255MiB }\n").unwrap();
     assert_eq!(config.vault.segment_bytes, 32 << 20);
+    // Two of the largest request must fit one.
+    let text = REQUIRED.replacen("ingest:\n", "ingest:\n  max_request_bytes: 40MiB\n", 1);
+    let config = config::parse_for(&text, "t", std::iter::empty(), many).unwrap();
+    assert_eq!(config.vault.segment_bytes, 128 << 20);
 }
 
 /// Each: what is added to `REQUIRED`, and what the only problem must name.

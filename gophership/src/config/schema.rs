@@ -152,7 +152,8 @@ keys! {
     VAULT_DIR: Path = "vault.dir", Default("/var/lib/gophership/vault");
     /// Most bytes of segments.
     VAULT_MAX_BYTES: Size = "vault.max_bytes", Default("10GiB");
-    /// Bytes of one segment; auto: 64MiB, less where two for each worker wouldn't fit max_bytes.
+    /// Bytes of one segment; auto: 64MiB, less where two for each worker wouldn't fit max_bytes,
+    /// but enough for max_request_bytes.
     VAULT_SEGMENT_BYTES: Auto<Size> = "vault.segment_bytes", Default("auto");
     /// A segment with entries is sealed when it is this old, full or not.
     VAULT_SEGMENT_MAX_AGE: Period = "vault.segment_max_age", Default("10m");
@@ -162,8 +163,8 @@ keys! {
     VAULT_RETAIN: Span = "vault.retain", Default("0s");
     /// Longest an entry waits for others while a write is in flight.
     VAULT_LINGER: Span = "vault.linger", Default("500us");
-    /// Codec of the blocks: lz4 or none.
-    VAULT_COMPRESSION: Compression = "vault.compression", Default("lz4");
+    /// Codec of the blocks: lz4, none, or auto: lz4 unless the CPU is scarcer than the disk.
+    VAULT_COMPRESSION: Compression = "vault.compression", Default("auto");
     /// Acknowledge after stable storage (always), or after the write (never; for benchmarks).
     VAULT_SYNC: Sync = "vault.sync", Default("always");
 

@@ -63,6 +63,8 @@ const RUNG: &str = "io_uring+o_direct";
 /// Codec of the blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
+    /// LZ4 or raw, block by block, from what is scarce: the CPU or the disk.
+    Auto,
     /// LZ4 block format; a block that doesn't shrink is stored raw.
     Lz4,
     /// Raw.
@@ -167,6 +169,7 @@ impl Vault {
                 ..Retired::default()
             }),
             numbers_used: AtomicU64::new(cursors.next_segment),
+            recycled: AtomicU64::new(0),
             fault: OnceLock::new(),
             #[cfg(test)]
             fail_keeper: AtomicBool::new(false),

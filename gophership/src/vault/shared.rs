@@ -40,6 +40,8 @@ pub(super) struct Shared {
     pub(super) retired: Mutex<Retired>,
     /// No segment with a lower number will ever be made, whatever crashes: the cursors say so.
     pub(super) numbers_used: AtomicU64,
+    /// Segments made of a spent one's file.
+    pub(super) recycled: AtomicU64,
     /// Why no more segments can be made in this run.
     pub(super) fault: OnceLock<String>,
     /// Blocks whose checksum didn't match.

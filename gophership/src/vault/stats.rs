@@ -1,9 +1,11 @@
 //! Counters of the lanes, each on its own cache lines, and what they sum up to.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU8, AtomicU64, Ordering},
     time::Duration,
 };
+
+use super::format::Codec;
 
 /// Upper bounds of the sync latency buckets, in microseconds; one more bucket has the rest.
 pub const SYNC_BOUNDS_US: [u64; 14] = [
@@ -18,6 +20,10 @@ const BUCKETS: usize = SYNC_BOUNDS_US.len() + 1;
 pub(super) struct LaneCounters {
     /// Data blocks acknowledged.
     pub blocks: AtomicU64,
+    /// Of those, blocks stored compressed.
+    pub lz4_blocks: AtomicU64,
+    /// The lane compresses now: 0 nothing written yet, 1 raw, 2 LZ4.
+    codec: AtomicU8,
     /// Bytes of their payloads before compression.
     pub raw_bytes: AtomicU64,
     /// Bytes of the blocks on disk.
@@ -39,6 +45,25 @@ impl LaneCounters {
             counter.load(Ordering::Relaxed).wrapping_add(value),
             Ordering::Relaxed,
         );
+    }
+
+    /// Sets the codec chosen for the lane's next block.
+    pub(super) fn set_codec(&self, codec: Codec) {
+        let code = match codec {
+            Codec::Raw => 1,
+            Codec::Lz4 => 2,
+        };
+        self.codec.store(code, Ordering::Relaxed);
+    }
+
+    /// The codec chosen for the lane's last block; `None` before the first.
+    #[must_use]
+    pub(super) fn codec(&self) -> Option<Codec> {
+        match self.codec.load(Ordering::Relaxed) {
+            1 => Some(Codec::Raw),
+            2 => Some(Codec::Lz4),
+            _ => None,
+        }
     }
 
     /// Counts one durable write that took `took`.
@@ -101,6 +126,8 @@ pub struct Stats {
     pub records_pending: u64,
     /// Segments that owe nothing any more: kept for `retain`, or about to be used again.
     pub retained_segments: u64,
+    /// Segments since start whose file was a spent segment's before.
+    pub recycled_segments_total: u64,
     /// Segments with damage, kept on disk.
     pub quarantined_segments: u64,
     /// Entries that damage made unreadable.
@@ -109,6 +136,12 @@ pub struct Stats {
     pub quarantined_records: u64,
     /// Data blocks acknowledged since start.
     pub blocks_total: u64,
+    /// Of those, blocks stored compressed.
+    pub lz4_blocks_total: u64,
+    /// Lanes that compress their blocks now. A lane that wrote nothing yet isn't counted.
+    pub lanes_lz4: u64,
+    /// Lanes that store their blocks raw now.
+    pub lanes_raw: u64,
     /// Bytes of their payloads before compression.
     pub raw_bytes_total: u64,
     /// Bytes they have on disk.

@@ -6,6 +6,7 @@ use super::{
     Sync,
     cursors::CursorWriter,
     error::Error,
+    format::Codec,
     segment::Segment,
     shared::Shared,
     stats::{DestinationStats, Stats},
@@ -53,6 +54,7 @@ pub(super) fn stats(shared: &Shared, rung: &'static str) -> Stats {
     let mut stats = Stats {
         bytes: shared.committed_bytes.load(Ordering::Relaxed),
         max_bytes: shared.config.max_bytes,
+        recycled_segments_total: shared.recycled.load(Ordering::Relaxed),
         checksum_errors_total: shared.checksum_errors.load(Ordering::Relaxed),
         rung,
         synced: shared.config.sync == Sync::Always,
@@ -62,6 +64,12 @@ pub(super) fn stats(shared: &Shared, rung: &'static str) -> Stats {
     };
     for lane in &shared.counters {
         stats.blocks_total += lane.blocks.load(Ordering::Relaxed);
+        stats.lz4_blocks_total += lane.lz4_blocks.load(Ordering::Relaxed);
+        match lane.codec() {
+            Some(Codec::Lz4) => stats.lanes_lz4 += 1,
+            Some(Codec::Raw) => stats.lanes_raw += 1,
+            None => {}
+        }
         stats.raw_bytes_total += lane.raw_bytes.load(Ordering::Relaxed);
         stats.stored_bytes_total += lane.stored_bytes.load(Ordering::Relaxed);
         stats.entries_total += lane.entries.load(Ordering::Relaxed);

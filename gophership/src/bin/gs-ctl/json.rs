@@ -131,6 +131,12 @@ fn vault(vault: &pb::Vault) -> Value {
         "quarantined_records": vault.quarantined_records,
         "dead_letters": vault.dead_letters,
         "rung": vault.rung,
+        "sync": vault.sync,
+        "compression": vault.compression,
+        "retained_segments": vault.retained_segments,
+        "dropped_segments": vault.dropped_segments,
+        "dropped_records": vault.dropped_records,
+        "fault": (!vault.fault.is_empty()).then_some(&vault.fault),
     })
 }
 

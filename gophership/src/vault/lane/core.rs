@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     block::{BLOCK_ENTRIES_MAX, Compressor, OpenBlock, Packed, Pending, Span},
+    codec::Chooser,
     geometry::{Geometry, TAIL_BYTES},
     ops::Op,
     pace::Pace,
@@ -20,7 +21,7 @@ use crate::{
         EntryMeta, Error,
         entry::Part,
         error::AppendError,
-        format::{ENTRIES_MAX, PAGE},
+        format::{Codec, ENTRIES_MAX, PAGE},
         port::{Next, Port},
         shared::Shared,
     },
@@ -87,6 +88,7 @@ pub(super) struct Core {
     /// Counts given-up segments.
     pub(super) epoch: u64,
     compressor: Option<Compressor>,
+    pub(super) chooser: Chooser,
     linger_armed: bool,
     mark_armed: bool,
     /// When the last data block that no later block covers was acknowledged.
@@ -130,6 +132,7 @@ impl Core {
             moved: false,
             epoch: 0,
             compressor: Compressor::new(shared.config.compression, geometry.block_bytes),
+            chooser: Chooser::new(shared.config.compression, Instant::now()),
             linger_armed: false,
             mark_armed: false,
             uncovered_since: None,
@@ -247,7 +250,7 @@ impl Core {
                 ticket,
             });
         }
-        let packed = block.pack(self.compressor.as_mut());
+        let packed = self.pack(block);
         self.write_data(packed, true);
         Ok(Placed::Here(ticket))
     }
@@ -348,9 +351,24 @@ impl Core {
     /// Writes the open block if there is one.
     pub(super) fn write_open(&mut self) {
         if let Some(open) = self.open.take() {
-            let packed = open.pack(self.compressor.as_mut());
+            let packed = self.pack(open);
             self.write_data(packed, false);
         }
+    }
+
+    fn pack(&mut self, block: OpenBlock) -> Packed {
+        let began = Instant::now();
+        let codec = self
+            .chooser
+            .next(began, self.ring.writes(), self.geometry.blocks);
+        self.shared.counters[usize::from(self.lane)].set_codec(codec);
+        let packed = match codec {
+            Codec::Lz4 => block.pack(self.compressor.as_mut()),
+            Codec::Raw => block.pack(None),
+        };
+        self.chooser
+            .packed(codec, u64::from(packed.raw_len), began.elapsed());
+        packed
     }
 
     /// Takes in what the ring reports, and does what follows from it.

@@ -6,6 +6,7 @@
 
 mod acknowledge;
 mod block;
+mod codec;
 mod core;
 mod geometry;
 mod ops;
@@ -226,6 +227,11 @@ impl Lane {
     /// Sets the zone and cause, as their numbers in the verdict word, that go into block headers.
     pub fn note_verdict(&self, zone: u8, cause: u8) {
         self.inner.core.borrow_mut().verdict = (zone, cause);
+    }
+
+    /// Sets how much of the time the workers wait for a CPU, permille, for `compression: auto`.
+    pub fn note_cpu_wait(&self, permille: u64) {
+        self.inner.core.borrow_mut().chooser.note_cpu_wait(permille);
     }
 
     /// How long a durable write takes now, in the eyes of those who wait for it; `None` if there was

@@ -53,6 +53,9 @@ impl Keeper<'_> {
         shared
             .committed_bytes
             .fetch_add(bytes - written, Ordering::Relaxed);
+        if spare.is_some() {
+            shared.recycled.fetch_add(1, Ordering::Relaxed);
+        }
         let ledger = Ledger::preallocated(shared.destinations.len());
         let segment = Segment::new(number, lane, tag, path, bytes, ledger);
         Ok(Some(Ready {
