@@ -143,6 +143,10 @@ fn every_key_can_be_written_and_takes_effect() {
     assert_eq!(config.pressure.ingress_horizon, None);
     assert_eq!(config.vault.segment_bytes, 8 << 20);
     assert_eq!(config.vault.sync, Sync::Never);
+    assert_eq!(config.vault.compression, Compression::None);
+    assert_eq!(config.vault.segment_max_age, Duration::from_secs(3600));
+    assert_eq!(config.vault.on_full, OnFull::DropOldest);
+    assert_eq!(config.vault.retain, Duration::from_secs(60));
     assert_eq!(config.control.mode, 0o660);
     assert_eq!(config.control.allow_uids, [0, 1000]);
     assert_eq!(config.control.allow_gids, [27]);
@@ -190,6 +194,9 @@ vault:
   dir: /srv/vault
   max_bytes: 48MiB
   segment_bytes: 8MiB
+  segment_max_age: 1h
+  on_full: drop_oldest
+  retain: 1m
   linger: 0
   compression: none
   sync: never

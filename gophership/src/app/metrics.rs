@@ -214,6 +214,16 @@ fn vault(daemon: &Daemon, families: &mut Families) {
     for (name, help, value) in counters {
         families.counter(name, help).add(&[], count(value));
     }
+    blocks_and_drops(&stats, families);
+    families
+        .counter(
+            "gophership_replay_records_total",
+            "Log records that replay delivered.",
+        )
+        .add(&[], count(daemon.replay.progress().records));
+}
+
+fn blocks_and_drops(stats: &Stats, families: &mut Families) {
     let mut blocks = families.counter("gophership_vault_blocks_total", "Blocks written.");
     let raw = stats.blocks_total.saturating_sub(stats.lz4_blocks_total);
     blocks.add(&[("codec", "lz4")], count(stats.lz4_blocks_total));
@@ -229,12 +239,6 @@ fn vault(daemon: &Daemon, families: &mut Families) {
         ];
         dropped.add(&labels, count(destination.dropped_records));
     }
-    families
-        .counter(
-            "gophership_replay_records_total",
-            "Log records that replay delivered.",
-        )
-        .add(&[], count(daemon.replay.progress().records));
 }
 
 fn interfaces(daemon: &Daemon, families: &mut Families) {

@@ -17,8 +17,8 @@ use tokio::{runtime, task::LocalSet};
 
 use super::Lane;
 use crate::vault::{
-    AppendError, Compression, Config, ContentEncoding, EntryId, EntryMeta, Error, Kind, OnFull, Sync,
-    Vault, ledger::Ledger, port::Ready, segment::Segment,
+    AppendError, Compression, Config, ContentEncoding, EntryId, EntryMeta, Error, Kind, OnFull,
+    Sync, Vault, ledger::Ledger, port::Ready, segment::Segment,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
