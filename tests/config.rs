@@ -10,7 +10,7 @@ use gophership::{
     pressure::{KernelMode, Levels, Prefix, XdpConfig, XdpMode},
     privileges::{LandlockMode, User},
     telemetry::LogFormat,
-    vault::{Compression, Sync, Vault, platform::Rung},
+    vault::{Compression, OnFull, Sync, Vault, platform::Rung},
 };
 
 /// What can't have a default.
@@ -92,7 +92,12 @@ fn defaults_of_vault_control_and_telemetry_are_those_of_the_contract() {
     assert_eq!(vault.max_bytes, 10 << 30);
     assert_eq!(vault.segment_bytes, 64 << 20);
     assert_eq!(vault.linger, Duration::from_micros(500));
-    assert_eq!(vault.compression, Compression::Lz4);
+    assert_eq!(vault.segment_max_age, Duration::from_secs(600));
+    assert_eq!(
+        (vault.on_full, vault.retain),
+        (OnFull::Refuse, Duration::ZERO)
+    );
+    assert_eq!(vault.compression, Compression::Auto);
     assert_eq!(vault.sync, Sync::Always);
     assert_eq!(vault.cursor_interval, Duration::from_secs(1));
     assert_eq!((vault.lanes, vault.max_entry_bytes), (2, 16 << 20));
@@ -139,6 +144,10 @@ fn every_key_can_be_written_and_takes_effect() {
     assert_eq!(config.vault.segment_bytes, 8 << 20);
     assert_eq!(config.vault.sync, Sync::Never);
     assert_eq!(config.vault.rung, Some(Rung::Pwrite));
+    assert_eq!(config.vault.compression, Compression::None);
+    assert_eq!(config.vault.segment_max_age, Duration::from_secs(3600));
+    assert_eq!(config.vault.on_full, OnFull::DropOldest);
+    assert_eq!(config.vault.retain, Duration::from_secs(60));
     assert_eq!(config.control.mode, 0o660);
     assert_eq!(config.control.allow_uids, [0, 1000]);
     assert_eq!(config.control.allow_gids, [27]);
@@ -186,6 +195,9 @@ vault:
   dir: /srv/vault
   max_bytes: 48MiB
   segment_bytes: 8MiB
+  segment_max_age: 1h
+  on_full: drop_oldest
+  retain: 1m
   linger: 0
   compression: none
   sync: never
@@ -282,7 +294,6 @@ fn a_key_in_the_wrong_section_is_found_where_it_belongs() {
 #[test]
 fn what_is_in_the_contract_but_not_built_is_unknown() {
     for key in [
-        "vault: { on_full: refuse }",
         "ingest: { http: { listen: \"0.0.0.0:4318\" } }",
         "archive: { url: null }",
         "enrich: { mark_replayed: false }",
@@ -291,9 +302,9 @@ fn what_is_in_the_contract_but_not_built_is_unknown() {
         let unknown = |p: &config::Problem| matches!(p.kind, Kind::UnknownKey { .. });
         assert!(errors.problems().iter().any(unknown), "{key}: {errors}");
     }
-    let message = problem(parse_more("vault: { compression: auto }\n"));
+    let message = problem(parse_more("vault: { compression: zstd }\n"));
     assert!(
-        message.ends_with("\"auto\": expected lz4 or none"),
+        message.ends_with("\"zstd\": expected auto, lz4 or none"),
         "{message}"
     );
 }
@@ -427,13 +438,20 @@ fn automatic_sizes_follow_the_machine() {
     let errors = config::parse_for(&text, "t", std::iter::empty(), many).unwrap_err();
     let message = errors.to_string();
     assert!(
-        message.contains("half of vault.segment_bytes = 16MiB"),
+        message.contains(
+            "vault.max_bytes = 256MiB is less than 2 segments for each worker (ingest.workers = 8, \
+             vault.segment_bytes = 32MiB, as ingest.max_request_bytes = 16MiB needs): at least 512MiB"
+        ),
         "{message}"
     );
     let small_requests = [("GOPHERSHIP_INGEST__MAX_REQUEST_BYTES", "15MiB")];
     let text = format!("{REQUIRED}vault: {{ max_bytes: 255MiB }}\n");
     let config = parse_with(&text, &small_requests).unwrap();
     assert_eq!(config.vault.segment_bytes, 32 << 20);
+    // Two of the largest request must fit one.
+    let text = REQUIRED.replacen("ingest:\n", "ingest:\n  max_request_bytes: 40MiB\n", 1);
+    let config = config::parse_for(&text, "t", std::iter::empty(), many).unwrap();
+    assert_eq!(config.vault.segment_bytes, 128 << 20);
 }
 
 #[test]

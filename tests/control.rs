@@ -216,6 +216,12 @@ fn status(held: Option<pb::Override>) -> pb::StatusReply {
             entries_pending: 5,
             records_pending: 50,
             rung: "io_uring".to_owned(),
+            sync: "never".to_owned(),
+            compression: "lz4".to_owned(),
+            retained_segments: 1,
+            dropped_segments: 2,
+            dropped_records: 33,
+            fault: String::new(),
             ..Default::default()
         }),
         replay: Some(pb::ReplayProgress {
@@ -392,6 +398,10 @@ fn status_as_json_has_the_keys_of_the_contract() {
     assert_eq!(status["export"][0]["failed"], 4);
     assert_eq!(status["vault"]["records_pending"], 50);
     assert_eq!(status["vault"]["rung"], "io_uring");
+    assert_eq!(status["vault"]["sync"], "never");
+    assert_eq!(status["vault"]["compression"], "lz4");
+    assert_eq!(status["vault"]["dropped_records"], 33);
+    assert!(status["vault"]["fault"].is_null());
     assert_eq!(status["replay"]["state"], "waiting");
     assert_eq!(status["xdp"][0]["interface"], "eth0");
     assert_eq!(status["xdp"][0]["mode"], Value::Null);
@@ -422,6 +432,8 @@ fn status_as_yaml_and_as_table_say_the_same() {
     for part in [
         "RED for ",
         "cause: receive_queue; the vault's disk is slow",
+        "sync is never",
+        "dropped 2 segments with 33 records still owed",
         "stochastic (not the kernel: not built in)",
         "1 234 567 records, 1.5 KiB; 2 refused",
         "3.0 MiB of 1.0 GiB",

@@ -77,3 +77,41 @@ fn producers_that_go_away_leave_no_residue() {
     daemon.await_empty_vault();
     assert_explained(&daemon);
 }
+
+#[test]
+fn what_a_full_vault_drops_is_counted_and_the_rest_is_delivered() {
+    let home = Home::new();
+    let mut sink = Sink::down();
+    let settings = Settings {
+        workers: 1,
+        vault_max_bytes: "8MiB",
+        segment_bytes: "2MiB",
+        max_request_bytes: "1MiB",
+        on_full: "drop_oldest",
+        ..Settings::to(sink.destination("main", "10s"))
+    };
+    let daemon = Daemon::start(&home, &settings);
+    let large = Shape {
+        records: 10,
+        body_bytes: 20_000,
+    };
+    let mut messages = Messages::new(62, large);
+    let dropped = || daemon.figure("/ledger/destinations/main/dropped");
+    let mut sent = 0;
+    while dropped() == 0 {
+        assert!(sent < 20_000, "nothing is dropped");
+        daemon.producer().export_all(&messages.take(50));
+        sent += 500;
+        assert_explained(&daemon);
+    }
+    assert_eq!(daemon.figure("/ledger/destinations/main/accepted"), sent);
+    let labels = [("reason", "vault_full"), ("destination", "main")];
+    assert!(daemon.metric("gophership_dropped_records_total", &labels) > 0.0);
+    assert_eq!(daemon.figure("/vault/dropped_records"), dropped());
+
+    sink.come_up();
+    daemon.await_empty_vault();
+    assert_explained(&daemon);
+    let delivered = daemon.figure("/ledger/destinations/main/delivered");
+    assert_eq!(delivered + dropped(), sent);
+}

@@ -387,7 +387,6 @@ fn cursors_survive_and_spent_segments_are_deleted() {
     });
     let segments = vault.stats().segments;
     assert!(segments >= 3, "{segments}");
-    let bytes = vault.stats().bytes;
     for id in &ids[..50] {
         vault.settle(*id, 0b01);
     }
@@ -397,7 +396,6 @@ fn cursors_survive_and_spent_segments_are_deleted() {
     wait_until("a spent segment is deleted", || {
         vault.stats().segments < segments
     });
-    wait_until("its bytes are given back", || vault.stats().bytes < bytes);
     vault.close().unwrap();
     assert!(segment_files(dir.path()).len() < usize::try_from(segments).unwrap());
     let reopened = Vault::open(&config, &["main".into(), "backup".into()]).unwrap();

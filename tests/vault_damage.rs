@@ -463,6 +463,7 @@ fn an_acknowledged_block_of_the_next_segment_vouches_for_this_one() {
         let header = SegmentHeader::decode(&page).unwrap();
         SegmentHeader {
             previous_durable: known,
+            previous_given_up: false,
             ..header
         }
         .encode(&mut page);

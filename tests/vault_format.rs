@@ -54,6 +54,7 @@ fn headers_decode_to_what_was_encoded() {
             tag: random.next(),
             previous: random.next(),
             previous_durable: some_u32(&mut random),
+            previous_given_up: some_u32(&mut random).is_multiple_of(2),
             created_unix_ns: random.next(),
             bytes: random.next(),
             host: [7; 16],

@@ -23,6 +23,8 @@ pub(crate) struct Settings {
     pub(crate) vault_max_bytes: &'static str,
     /// `vault.segment_bytes`.
     pub(crate) segment_bytes: &'static str,
+    /// `vault.on_full`.
+    pub(crate) on_full: &'static str,
     /// `replay.auto`.
     pub(crate) replay_auto: bool,
     /// `export.ack_within`.
@@ -57,6 +59,7 @@ impl Settings {
             memory_export: "30%",
             vault_max_bytes: "256MiB",
             segment_bytes: "8MiB",
+            on_full: "refuse",
             replay_auto: true,
             ack_within: "20ms",
             batch_max_bytes: "1MiB",
@@ -94,6 +97,7 @@ vault:
   dir: "{vault}"
   max_bytes: {vault_max_bytes}
   segment_bytes: {segment_bytes}
+  on_full: {on_full}
 replay: {{ auto: {replay_auto}, after: 100ms, max_bytes_per_second: 256MiB }}
 export:
   ack_within: {ack_within}
@@ -121,6 +125,7 @@ service: {{ user: "{service_user}" }}
             vault = home.vault().display(),
             vault_max_bytes = self.vault_max_bytes,
             segment_bytes = self.segment_bytes,
+            on_full = self.on_full,
             replay_auto = self.replay_auto,
             ack_within = self.ack_within,
             batch_max_bytes = self.batch_max_bytes,

@@ -442,17 +442,17 @@ impl State {
         self.name(path, NameChange::Unlink)
     }
 
+    /// Into another directory it takes two changes, of which a crash may leave any.
     pub(super) fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
-        assert_eq!(
-            from.parent(),
-            to.parent(),
-            "renames stay in their directory"
-        );
-        if self.find(from).is_none() {
+        let Some(node) = self.find(from) else {
             return Err(io::ErrorKind::NotFound.into());
+        };
+        if from.parent() == to.parent() {
+            let to = to.file_name().unwrap().to_owned();
+            return self.name(from, |from| NameChange::Rename(from, to));
         }
-        let to = to.file_name().unwrap().to_owned();
-        self.name(from, |from| NameChange::Rename(from, to))
+        self.name(to, |name| NameChange::Link(name, node))?;
+        self.name(from, NameChange::Unlink)
     }
 
     fn name(&mut self, path: &Path, change: impl FnOnce(OsString) -> NameChange) -> io::Result<()> {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use gophership::vault::{
-    Background, Compression, Config, ContentEncoding, EntryMeta, Kind, Lane, Sync, Vault,
+    Background, Compression, Config, ContentEncoding, EntryMeta, Kind, Lane, OnFull, Sync, Vault,
 };
 use tokio::{
     runtime,
@@ -84,11 +84,11 @@ impl Story {
             max_bytes: segment_bytes * segments as u64,
             segment_bytes,
             linger: Duration::from_micros(500),
-            compression: if self.random.below(2) == 0 {
-                Compression::None
-            } else {
-                Compression::Lz4
-            },
+            compression: [Compression::None, Compression::Lz4, Compression::Auto]
+                [self.random.below(3)],
+            segment_max_age: Duration::from_millis(1 << self.random.below(14)),
+            on_full: OnFull::Refuse,
+            retain: Duration::from_millis(self.random.next() % 2 * 500),
             sync: self.profile.sync,
             cursor_interval: Duration::from_secs(1),
             lanes,

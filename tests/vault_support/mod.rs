@@ -7,7 +7,7 @@ use std::{
 
 use gophership::vault::{
     AppendError, Compression, Config, ContentEncoding, DestMask, Entry, EntryId, EntryMeta, Kind,
-    Lane, Sync, Vault,
+    Lane, OnFull, Sync, Vault,
 };
 use tokio::{runtime, task::LocalSet};
 
@@ -25,6 +25,9 @@ pub(crate) fn small(dir: &Path) -> Config {
         dir: dir.to_path_buf(),
         max_bytes: 64 << 20,
         segment_bytes: 2 << 20,
+        segment_max_age: Duration::from_secs(600),
+        on_full: OnFull::Refuse,
+        retain: Duration::ZERO,
         linger: Duration::from_micros(500),
         compression: Compression::Lz4,
         sync: Sync::Always,

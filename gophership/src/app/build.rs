@@ -266,6 +266,7 @@ fn workers(
         tls,
         mode,
         verdict: daemon.pressure.verdict(),
+        cpu_wait: daemon.pressure.cpu_wait(),
         vault: daemon.vault.clone(),
         destinations: destinations.clone(),
         circuits: daemon.circuits.clone(),

@@ -180,6 +180,11 @@ fn vault(daemon: &Daemon, families: &mut Families) {
             stats.records_pending,
         ),
         (
+            "gophership_vault_retained_segments",
+            "Segments all of which is delivered, and which are kept.",
+            stats.retained_segments,
+        ),
+        (
             "gophership_vault_quarantined_segments",
             "Segments with damage.",
             stats.quarantined_segments,
@@ -190,11 +195,6 @@ fn vault(daemon: &Daemon, families: &mut Families) {
     }
     sync_times(&stats, families);
     let counters = [
-        (
-            "gophership_vault_blocks_total",
-            "Blocks written.",
-            stats.blocks_total,
-        ),
         (
             "gophership_vault_bytes_raw_total",
             "Bytes of blocks before compression.",
@@ -219,12 +219,31 @@ fn vault(daemon: &Daemon, families: &mut Families) {
     for (name, help, value) in counters {
         families.counter(name, help).add(&[], count(value));
     }
+    blocks_and_drops(&stats, families);
     families
         .counter(
             "gophership_replay_records_total",
             "Log records that replay delivered.",
         )
         .add(&[], count(daemon.replay.progress().records));
+}
+
+fn blocks_and_drops(stats: &Stats, families: &mut Families) {
+    let mut blocks = families.counter("gophership_vault_blocks_total", "Blocks written.");
+    let raw = stats.blocks_total.saturating_sub(stats.lz4_blocks_total);
+    blocks.add(&[("codec", "lz4")], count(stats.lz4_blocks_total));
+    blocks.add(&[("codec", "none")], count(raw));
+    let mut dropped = families.counter(
+        "gophership_dropped_records_total",
+        "Log records given up though a destination was owed them, once for each such destination.",
+    );
+    for destination in &stats.by_destination {
+        let labels = [
+            ("reason", "vault_full"),
+            ("destination", destination.name.as_str()),
+        ];
+        dropped.add(&labels, count(destination.dropped_records));
+    }
 }
 
 fn interfaces(daemon: &Daemon, families: &mut Families) {

@@ -110,6 +110,18 @@ impl Daemon {
             dead_letters: self.replay.progress().dead_letters,
             rung: stats.rung.to_owned(),
             scrubbed_bytes: stats.scrubbed_bytes_total,
+            sync: if stats.synced { "always" } else { "never" }.to_owned(),
+            compression: match (stats.lanes_lz4, stats.lanes_raw) {
+                (0, 0) => "",
+                (_, 0) => "lz4",
+                (0, _) => "none",
+                (_, _) => "mixed",
+            }
+            .to_owned(),
+            retained_segments: stats.retained_segments,
+            dropped_segments: stats.dropped_segments_total,
+            dropped_records: stats.dropped_records_total,
+            fault: stats.fault.unwrap_or_default(),
         }
     }
 
@@ -159,7 +171,8 @@ fn ledger(circuit: &Circuit, vault: &DestinationStats, direct: u64) -> pb::Ledge
     let rejected = counters.rejected.load(Relaxed);
     let dead_lettered = counters.dead_lettered.load(Relaxed);
     let delivered = counters.delivered.load(Relaxed);
-    let settled = vault.stored_records - vault.owed_records - vault.lost_records;
+    let settled =
+        vault.stored_records - vault.owed_records - vault.lost_records - vault.dropped_records;
     let delivered = delivered.min(settled.saturating_sub(rejected + dead_lettered));
     let explained = delivered + rejected + dead_lettered;
     pb::Ledger {
@@ -171,7 +184,7 @@ fn ledger(circuit: &Circuit, vault: &DestinationStats, direct: u64) -> pb::Ledge
         quarantined: vault.lost_records,
         dead_lettered,
         rejected,
-        dropped: 0,
+        dropped: vault.dropped_records,
         residue: settled.cast_signed() - explained.cast_signed(),
     }
 }

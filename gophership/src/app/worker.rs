@@ -25,7 +25,7 @@ use crate::{
         inflate::Inflater,
     },
     pipeline::{self, Member, Pipeline, circuit::Circuit},
-    pressure::{Budget, EngineLine, Verdict},
+    pressure::{Budget, CpuWait, EngineLine, Verdict},
     somatic::{self, Held, Hurry, Reflex},
     telemetry::counters::WorkerCounters,
     vault::{self, Lane, Vault},
@@ -40,6 +40,7 @@ pub(super) struct Shared {
     pub(super) tls: TlsAcceptor,
     pub(super) mode: watch::Receiver<Mode>,
     pub(super) verdict: Verdict,
+    pub(super) cpu_wait: CpuWait,
     pub(super) vault: Vault,
     pub(super) destinations: Destinations,
     pub(super) circuits: Vec<Arc<Circuit>>,
@@ -253,6 +254,7 @@ impl Worker {
         );
         let (first, status) = (self.own.index == 0, Arc::clone(&self.own.status));
         let vault_limit = self.shared.vault_budget_bytes as u64;
+        let cpu_wait = self.shared.cpu_wait;
         async move {
             let mut interval = tokio::time::interval(HEARTBEAT);
             interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -264,6 +266,7 @@ impl Worker {
                 status.export_bytes.store(used as u64, Relaxed);
                 status.requests.store(pipeline.requests() as u64, Relaxed);
                 engine.set_vault_write(lane.write_latency());
+                lane.note_cpu_wait(cpu_wait.permille().unwrap_or(0));
                 let used = lane.bytes_in_use() as u64;
                 engine.set_used(Budget::Vault, used, vault_limit);
                 status.vault_bytes.store(used, Relaxed);

@@ -19,8 +19,8 @@ use crate::{
 const MIB: u64 = 1 << 20;
 /// `memory.total: auto` is this at most.
 const MEMORY_AUTO_BYTES_MAX: u64 = 1 << 30;
-/// `vault.segment_bytes: auto` is this at most.
-const SEGMENT_AUTO_BYTES_MAX: u64 = 64 * MIB;
+/// `vault.segment_bytes: auto`, unless `max_bytes` or a request demand otherwise.
+const SEGMENT_AUTO_BYTES: u64 = 64 * MIB;
 /// Segments are never smaller.
 const SEGMENT_BYTES_MIN: u64 = MIB;
 /// Segments are whole pages.
@@ -194,17 +194,23 @@ fn vault(
     max_entry_bytes: Option<u64>,
 ) -> Option<vault::Config> {
     let dir = s.get(&schema::VAULT_DIR);
+    let segment_max_age = s.get(&schema::VAULT_SEGMENT_MAX_AGE);
+    let on_full = s.get(&schema::VAULT_ON_FULL);
+    let retain = s.get(&schema::VAULT_RETAIN);
     let linger = s.get(&schema::VAULT_LINGER);
     let compression = s.get(&schema::VAULT_COMPRESSION);
     let sync = s.get(&schema::VAULT_SYNC);
     let rung = s.get(&schema::VAULT_RUNG);
     let max_bytes = s.get(&schema::VAULT_MAX_BYTES);
     let segment_bytes = s.get(&schema::VAULT_SEGMENT_BYTES);
-    let segment_bytes = segments(s, max_bytes?, segment_bytes?, lanes?);
+    let segment_bytes = segments(s, max_bytes?, segment_bytes?, lanes?, max_entry_bytes?);
     Some(vault::Config {
         dir: dir?,
         max_bytes: max_bytes?,
         segment_bytes,
+        segment_max_age: segment_max_age?,
+        on_full: on_full?,
+        retain: retain?,
         linger: linger?,
         compression: compression?,
         sync: sync?,
@@ -216,13 +222,20 @@ fn vault(
     })
 }
 
-/// Chooses or checks the size of segments: two a lane must fit the vault.
-fn segments(s: &mut Settings, max_bytes: u64, configured: Option<u64>, lanes: usize) -> u64 {
+/// Chooses or checks the size of segments: two a lane must fit the vault, and a request half of one.
+fn segments(
+    s: &mut Settings,
+    max_bytes: u64,
+    configured: Option<u64>,
+    lanes: usize,
+    request: u64,
+) -> u64 {
     let lanes = lanes as u64;
     let needed = |segment: u64| segment.saturating_mul(lanes * SEGMENTS_PER_LANE_MIN);
     let segment = configured.unwrap_or_else(|| {
-        let mut segment = SEGMENT_AUTO_BYTES_MAX;
-        while segment > SEGMENT_BYTES_MIN && needed(segment) > max_bytes {
+        let mut segment = SEGMENT_AUTO_BYTES.max(request.saturating_mul(2).next_power_of_two());
+        let least = SEGMENT_BYTES_MIN.max(request.saturating_mul(2));
+        while segment / 2 >= least && needed(segment) > max_bytes {
             segment /= 2;
         }
         segment
@@ -234,15 +247,27 @@ fn segments(s: &mut Settings, max_bytes: u64, configured: Option<u64>, lanes: us
         );
         s.conflict(&["vault.segment_bytes"], message);
     } else if needed(segment) > max_bytes {
+        let why = match configured {
+            Some(_) => String::new(),
+            None => format!(
+                ", as ingest.max_request_bytes = {} needs",
+                exact_bytes(request)
+            ),
+        };
         let message = format!(
             "vault.max_bytes = {} is less than {SEGMENTS_PER_LANE_MIN} segments for each worker \
-             (ingest.workers = {lanes}, vault.segment_bytes = {}): at least {}",
+             (ingest.workers = {lanes}, vault.segment_bytes = {}{why}): at least {}",
             exact_bytes(max_bytes),
             exact_bytes(segment),
             exact_bytes(needed(segment))
         );
         s.conflict(
-            &["vault.max_bytes", "vault.segment_bytes", "ingest.workers"],
+            &[
+                "vault.max_bytes",
+                "vault.segment_bytes",
+                "ingest.workers",
+                "ingest.max_request_bytes",
+            ],
             message,
         );
     }

@@ -243,8 +243,11 @@ choices! {
         "generic" => crate::pressure::XdpMode::Generic
     };
     /// Codec of the vault.
-    Compression: crate::vault::Compression, "lz4 or none",
-        { "lz4" => crate::vault::Compression::Lz4, "none" => crate::vault::Compression::None };
+    Compression: crate::vault::Compression, "auto, lz4 or none",
+        { "auto" => crate::vault::Compression::Auto, "lz4" => crate::vault::Compression::Lz4, "none" => crate::vault::Compression::None };
+    /// What a full vault does.
+    OnFull: crate::vault::OnFull, "refuse or drop_oldest",
+        { "refuse" => crate::vault::OnFull::Refuse, "drop_oldest" => crate::vault::OnFull::DropOldest };
     /// How blocks get to the disk.
     Rung: Option<crate::vault::platform::Rung>, "auto, io_uring, pwrite or buffered", {
         "auto" => None,

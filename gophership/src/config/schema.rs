@@ -7,8 +7,8 @@ use std::marker::PhantomData;
 
 use super::formats::{
     Address, Auto, Bool, ClientAuth, Compression, Count, Endpoint, Format, Headers, Ids,
-    Interfaces, KernelMode, LandlockMode, Level, Limit, LogFormat, LogLevel, Mode, Name, Path,
-    Period, Rung, ServiceUser, Shape, Share, Size, Span, SynRate, Sync, Texts, XdpMode,
+    Interfaces, KernelMode, LandlockMode, Level, Limit, LogFormat, LogLevel, Mode, Name, OnFull,
+    Path, Period, Rung, ServiceUser, Shape, Share, Size, Span, SynRate, Sync, Texts, XdpMode,
 };
 
 /// What a key is worth where nobody sets it.
@@ -152,12 +152,19 @@ keys! {
     VAULT_DIR: Path = "vault.dir", Default("/var/lib/gophership/vault");
     /// Most bytes of segments.
     VAULT_MAX_BYTES: Size = "vault.max_bytes", Default("10GiB");
-    /// Bytes of one segment; auto: 64MiB, less where two for each worker wouldn't fit max_bytes.
+    /// Bytes of one segment; auto: 64MiB, less where two for each worker wouldn't fit max_bytes,
+    /// but enough for max_request_bytes.
     VAULT_SEGMENT_BYTES: Auto<Size> = "vault.segment_bytes", Default("auto");
+    /// A segment with entries is sealed when it is this old, full or not.
+    VAULT_SEGMENT_MAX_AGE: Period = "vault.segment_max_age", Default("10m");
+    /// When max_bytes are used up: refuse requests, or drop_oldest (what it still owed is lost, and counted).
+    VAULT_ON_FULL: OnFull = "vault.on_full", Default("refuse");
+    /// Keep segments this long after all in them was delivered; they go first when room is needed.
+    VAULT_RETAIN: Span = "vault.retain", Default("0s");
     /// Longest an entry waits for others while a write is in flight.
     VAULT_LINGER: Span = "vault.linger", Default("500us");
-    /// Codec of the blocks: lz4 or none.
-    VAULT_COMPRESSION: Compression = "vault.compression", Default("lz4");
+    /// Codec of the blocks: lz4, none, or auto: lz4 unless the CPU is scarcer than the disk.
+    VAULT_COMPRESSION: Compression = "vault.compression", Default("auto");
     /// Acknowledge after stable storage (always), or after the write (never; for benchmarks).
     VAULT_SYNC: Sync = "vault.sync", Default("always");
     /// How blocks get to the disk: the best that works (auto), or io_uring, pwrite or buffered.

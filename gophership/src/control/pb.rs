@@ -237,6 +237,25 @@ pub struct Vault {
     /// Bytes of sealed segments read again to find damage, since the start of the daemon.
     #[prost(uint64, tag = "16")]
     pub scrubbed_bytes: u64,
+    /// Whether an acknowledgement waits for stable storage: `always`, or `never`, which is for benchmarks.
+    #[prost(string, tag = "10")]
+    pub sync: ::prost::alloc::string::String,
+    /// Codec of the blocks written now: `lz4`, `none`, `mixed` if the lanes differ, empty if nothing was
+    /// written yet.
+    #[prost(string, tag = "11")]
+    pub compression: ::prost::alloc::string::String,
+    /// Segments that owe nothing any more and are kept.
+    #[prost(uint64, tag = "12")]
+    pub retained_segments: u64,
+    /// Segments dropped since the start of the daemon, because the vault was full.
+    #[prost(uint64, tag = "13")]
+    pub dropped_segments: u64,
+    /// Records in those that some destination was still owed.
+    #[prost(uint64, tag = "14")]
+    pub dropped_records: u64,
+    /// Why the vault can make no more segments until a restart; empty in health.
+    #[prost(string, tag = "15")]
+    pub fault: ::prost::alloc::string::String,
 }
 /// The replay at one moment; counts since the start of the daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -12,6 +12,7 @@ use gophership_common::{Signal, Word, WorkerLine};
 use super::{
     clock::monotonic_ns,
     kernel::{Enlist, Wake},
+    pages::Pages,
     unavailable::Unavailable,
     waits::Waits,
 };
@@ -34,6 +35,30 @@ impl Verdict {
     #[inline]
     pub fn load(self) -> Word {
         Word(self.word.load(Ordering::Acquire))
+    }
+}
+
+/// Reads how much of the time the workers wait for a CPU, as the judge last saw it.
+#[derive(Clone, Copy)]
+pub struct CpuWait {
+    pages: Pages,
+}
+
+impl CpuWait {
+    pub(super) const fn of(pages: Pages) -> Self {
+        Self { pages }
+    }
+
+    /// In permille; `None` if nobody can tell.
+    #[must_use]
+    pub fn permille(self) -> Option<u64> {
+        self.pages.last_signals().get(Signal::CpuWait)
+    }
+}
+
+impl std::fmt::Debug for CpuWait {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CpuWait").finish_non_exhaustive()
     }
 }
 

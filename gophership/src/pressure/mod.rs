@@ -60,7 +60,7 @@ use gophership_common::{
 use nix::net::if_::if_nametoindex;
 
 pub use clock::monotonic_ns;
-pub use engine::{Budget, EngineLine, Verdict};
+pub use engine::{Budget, CpuWait, EngineLine, Verdict};
 pub use explain::Explained;
 pub use gophership_common::{Cause, Levels, Rule, SIGNALS, Signal, Signals, Unit, Word, Zone};
 pub use kernel::{
@@ -344,6 +344,12 @@ impl Pressure {
             self.waits,
             self.unavailable,
         )
+    }
+
+    /// Reads how much of the time the workers wait for a CPU.
+    #[must_use]
+    pub fn cpu_wait(&self) -> CpuWait {
+        CpuWait::of(self.pages)
     }
 
     /// Whether `CAP_BPF` must outlive the drop of privileges: before 5.19 an unprivileged `bpf(2)` is

@@ -10,7 +10,7 @@ use super::{
     cursors::{CursorWriter, Cursors},
     directory::Found,
     error::Error,
-    port::SegmentMaker,
+    life::{self, Keeper},
     recovery,
     scrub::{self, Scrubber},
     shared::Shared,
@@ -22,7 +22,7 @@ use super::{
 #[derive(Debug)]
 pub struct Background {
     shared: Arc<Shared>,
-    segments: SegmentMaker,
+    segments: Keeper,
     cursors: CursorWriter,
     scrubber: Scrubber,
     /// What an earlier run has left; `None` once it was read.
@@ -32,7 +32,7 @@ pub struct Background {
 impl Background {
     pub(super) fn new(shared: Arc<Shared>, cursors: Cursors, found: Vec<Found>) -> Self {
         Self {
-            segments: SegmentMaker::default(),
+            segments: Keeper::new(Arc::clone(&shared)),
             cursors: CursorWriter::new(shared.dir(), &cursors),
             scrubber: Scrubber::new(shared.platform.now()),
             left: Some((cursors, found)),
@@ -40,9 +40,9 @@ impl Background {
         }
     }
 
-    /// Makes the segments that lanes want, and cuts sealed ones.
+    /// Makes the segments that lanes want, cuts sealed ones, and takes away what nobody needs any more.
     pub fn make_segments(&mut self) {
-        self.segments.pass(&self.shared);
+        self.segments.step();
     }
 
     /// Reads the segments of earlier runs, once.
@@ -52,7 +52,7 @@ impl Background {
         }
     }
 
-    /// Writes the cursors if something changed, and removes segments that nobody needs any more.
+    /// Writes the cursors if something changed.
     ///
     /// # Errors
     /// The cursors can't be written; the next step tries again.
@@ -78,7 +78,7 @@ impl Background {
             ..
         } = self;
         vault.inner.start("vault-segments", |shared| {
-            segments.run(shared);
+            life::keep_segments(shared, segments);
             Ok(())
         })?;
         vault

@@ -8,7 +8,7 @@
 //!  0  u64  magic "GSVSEGMT"                    0  u32  magic "GSVB"
 //!  8  u16  version (1)                         4  u16  version (1)
 //! 10  u16  lane                                6  u8   kind: 1 data, 2 mark, 3 seal
-//! 12  u32  zero                                7  u8   codec: 0 raw, 1 LZ4 block format
+//! 12  u32  flags: 1 previous given up          7  u8   codec: 0 raw, 1 LZ4 block format
 //! 16  u64  segment number                      8  u64  segment number
 //! 24  u64  tag, random                        16  u64  tag of the segment
 //! 32  u64  lane's previous segment, 0 none    24  u32  index of the block, from 0
@@ -51,6 +51,8 @@ pub const ENTRIES_MAX: u32 = 1 << 16;
 const SEGMENT_MAGIC: u64 = u64::from_le_bytes(*b"GSVSEGMT");
 const BLOCK_MAGIC: u32 = u32::from_le_bytes(*b"GSVB");
 const CRC_AT: usize = 124;
+/// Flag of a segment header.
+const GIVEN_UP: u32 = 1;
 
 /// What a block holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +87,9 @@ pub struct SegmentHeader {
     pub previous: u64,
     /// Blocks of the previous segment that were known durable when this one began.
     pub previous_durable: u32,
+    /// The lane gave the previous segment up after an error: nothing beyond those blocks was ever
+    /// acknowledged, sealed or not.
+    pub previous_given_up: bool,
     /// When it began, Unix nanoseconds.
     pub created_unix_ns: u64,
     /// Bytes of the file.
@@ -168,6 +173,7 @@ impl SegmentHeader {
         put(page, 24, &self.tag.to_le_bytes());
         put(page, 32, &self.previous.to_le_bytes());
         put(page, 40, &self.previous_durable.to_le_bytes());
+        put(page, 12, &u32::from(self.previous_given_up).to_le_bytes());
         put(page, 48, &self.created_unix_ns.to_le_bytes());
         put(page, 56, &self.bytes.to_le_bytes());
         put(page, 64, &self.host);
@@ -196,6 +202,7 @@ impl SegmentHeader {
             tag: u64_at(header, 24),
             previous: u64_at(header, 32),
             previous_durable: u32_at(header, 40),
+            previous_given_up: u32_at(header, 12) & GIVEN_UP != 0,
             created_unix_ns: u64_at(header, 48),
             bytes: u64_at(header, 56),
             host,

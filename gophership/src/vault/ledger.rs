@@ -22,6 +22,7 @@ pub(super) struct Ledger {
     stored_records: Vec<u64>,
     owed_records: Vec<u64>,
     lost_owed_records: Vec<u64>,
+    dropped_records: Vec<u64>,
     pending_entries: u64,
     pending_records: u64,
     lost_entries: u64,
@@ -46,6 +47,7 @@ impl Ledger {
             stored_records: vec![0; destinations],
             owed_records: vec![0; destinations],
             lost_owed_records: vec![0; destinations],
+            dropped_records: vec![0; destinations],
             ..Self::default()
         }
     }
@@ -167,6 +169,29 @@ impl Ledger {
         self.lost_entries += lost.entries;
         self.lost_records += lost.records;
         lost
+    }
+
+    /// Gives up all that is owed, because the segment is dropped; returns how much that was. What is
+    /// settled afterwards changes nothing.
+    pub(super) fn drop_owed(&mut self) -> Pending {
+        for (dropped, owed) in self.dropped_records.iter_mut().zip(&mut self.owed_records) {
+            *dropped += std::mem::take(owed);
+        }
+        for bits in &mut self.owed {
+            for (word, owed) in bits.0.iter_mut().enumerate() {
+                *owed &= self.unread.word(word);
+            }
+        }
+        Pending {
+            entries: std::mem::take(&mut self.pending_entries),
+            records: std::mem::take(&mut self.pending_records),
+        }
+    }
+
+    /// Records owed to one destination that were given up.
+    #[must_use]
+    pub(super) fn dropped_records(&self, bit: usize) -> u64 {
+        self.dropped_records.get(bit).copied().unwrap_or(0)
     }
 
     /// Destinations an entry is still owed to, 0 for one that isn't known or can't be read.

@@ -23,6 +23,7 @@ pub mod format;
 pub mod inspect;
 mod lane;
 mod ledger;
+mod life;
 mod limiter;
 pub mod platform;
 mod port;
@@ -40,7 +41,7 @@ pub mod walk;
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -54,7 +55,7 @@ use self::{
     platform::{Os, Platform, Rung},
     port::Port,
     segment::Catalog,
-    shared::{Shared, Signal},
+    shared::{Retired, RetiredRecords, Shared, Signal},
     stats::LaneCounters,
 };
 
@@ -73,6 +74,8 @@ pub use self::{
 /// Codec of the blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
+    /// LZ4 or raw, block by block, from what is scarce: the CPU or the disk.
+    Auto,
     /// LZ4 block format; a block that doesn't shrink is stored raw.
     Lz4,
     /// Raw.
@@ -88,6 +91,16 @@ pub enum Sync {
     Never,
 }
 
+/// What happens when `max_bytes` leave no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFull {
+    /// Appends are refused until something is delivered.
+    Refuse,
+    /// The oldest closed segment is removed, and what it owed is counted as dropped. A damaged segment
+    /// is never dropped: somebody has to look at it.
+    DropOldest,
+}
+
 /// The vault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -97,6 +110,13 @@ pub struct Config {
     pub max_bytes: u64,
     /// Bytes of one segment file; a multiple of 4 KiB.
     pub segment_bytes: u64,
+    /// A segment with entries is sealed when its first block is this old.
+    pub segment_max_age: Duration,
+    /// What happens when `max_bytes` leave no room.
+    pub on_full: OnFull,
+    /// How long a segment is kept after all in it was delivered. Kept ones go first when room is needed;
+    /// a restart counts from its start.
+    pub retain: Duration,
     /// Longest an entry waits for others while a write is in flight.
     pub linger: Duration,
     /// Codec of the blocks.
@@ -189,7 +209,15 @@ impl Vault {
         tracing::info!(dir = %dir.display(), rung = on.rung(), "vault");
         let destinations = Destinations::open(on, dir, destinations, !found.is_empty())?;
         let shared = Arc::new(Shared {
-            retired_records: Mutex::new(vec![0; destinations.len()]),
+            retired: Mutex::new(Retired {
+                by_destination: vec![RetiredRecords::default(); destinations.len()],
+                ..Retired::default()
+            }),
+            numbers_used: AtomicU64::new(cursors.next_segment),
+            recycled: AtomicU64::new(0),
+            fault: OnceLock::new(),
+            #[cfg(test)]
+            fail_keeper: AtomicBool::new(false),
             destinations,
             config: config.clone(),
             catalog: Catalog::default(),

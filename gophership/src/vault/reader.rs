@@ -206,6 +206,8 @@ impl OpenSegment {
                         self.note_settled(&header);
                     }
                 }
+                // Spent or dropped meanwhile: these are another segment's bytes.
+                _ if self.segment.is_retired() => return Stop::SegmentEnd,
                 bad => {
                     self.all_settled = false;
                     self.crc = None;
@@ -266,6 +268,9 @@ impl OpenSegment {
         let position = self.position;
         let payload = self.source.payload(position.offset, header, decoded);
         let Some(payload) = payload.filter(|payload| is_consistent(header, payload)) else {
+            if self.segment.is_retired() {
+                return Some(Stop::SegmentEnd);
+            }
             chain.break_off();
             *large = None;
             lose(

@@ -5,12 +5,16 @@ use std::{
     ops::Bound,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use super::{format::PAGE, ledger::Ledger, walk::Position};
+
+/// A file is cut when that frees more than this part of a segment.
+const TRIM_PART: u64 = 8;
 
 /// One segment file.
 #[derive(Debug)]
@@ -25,6 +29,12 @@ pub(super) struct Segment {
     pub(super) path: PathBuf,
     /// A lane writes it, or wrote it.
     begun: AtomicBool,
+    /// When its first block was written.
+    data_since: OnceLock<Instant>,
+    /// When it was first seen to be spent.
+    spent_since: OnceLock<Instant>,
+    /// Its file is being removed or written over.
+    retired: AtomicBool,
     file_bytes: AtomicU64,
     readable_bytes: AtomicU64,
     durable_blocks: AtomicU32,
@@ -60,6 +70,9 @@ impl Segment {
             tag,
             path,
             begun: AtomicBool::new(false),
+            data_since: OnceLock::new(),
+            spent_since: OnceLock::new(),
+            retired: AtomicBool::new(false),
             file_bytes: AtomicU64::new(file_bytes),
             readable_bytes: AtomicU64::new(PAGE as u64),
             durable_blocks: AtomicU32::new(0),
@@ -83,6 +96,37 @@ impl Segment {
     #[must_use]
     pub(super) fn is_begun(&self) -> bool {
         self.begun.load(Ordering::Acquire)
+    }
+
+    /// Notes that a block is being written to it.
+    pub(super) fn note_data(&self, now: Instant) {
+        self.data_since.get_or_init(|| now);
+    }
+
+    /// How long ago the first block was written to it in this run; zero if none was.
+    #[must_use]
+    pub(super) fn data_age(&self, now: Instant) -> Duration {
+        self.data_since.get().map_or(Duration::ZERO, |since| {
+            now.saturating_duration_since(*since)
+        })
+    }
+
+    /// How long it has been known to be spent; the first call begins to count.
+    #[must_use]
+    pub(super) fn spent_for(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(*self.spent_since.get_or_init(|| now))
+    }
+
+    /// Notes that nobody may rely on its file any more.
+    pub(super) fn set_retired(&self) {
+        self.retired.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether its file may be gone or hold another segment. What was read before this was false is
+    /// the segment's.
+    #[must_use]
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::SeqCst)
     }
 
     /// Sets how far the acknowledged blocks reach.
@@ -143,11 +187,13 @@ impl Segment {
         self.trim_to.load(Ordering::Acquire) != 0
     }
 
-    /// Length the file should be cut to, once.
+    /// Length the file should be cut to, once. What fills nearly all of `segment_bytes` stays as it is:
+    /// little room would be gained, and filled again when the file is recycled.
     #[must_use]
-    pub(super) fn take_trim(&self) -> Option<u64> {
+    pub(super) fn take_trim(&self, segment_bytes: u64) -> Option<u64> {
+        let least = segment_bytes / TRIM_PART;
         Some(self.trim_to.swap(0, Ordering::AcqRel))
-            .filter(|&bytes| bytes != 0 && bytes < self.file_bytes())
+            .filter(|&bytes| bytes != 0 && bytes + least < self.file_bytes())
     }
 
     /// Whether nothing will be added.

@@ -3,7 +3,7 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -40,10 +40,19 @@ pub(super) struct Shared {
     pub(super) next_segment: AtomicU64,
     /// Bytes of all segment files.
     pub(super) committed_bytes: AtomicU64,
-    /// Records by destination that removed segments had stored.
-    pub(super) retired_records: Mutex<Vec<u64>>,
+    /// What removed segments had stored and what was dropped with them.
+    pub(super) retired: Mutex<Retired>,
+    /// No segment with a lower number will ever be made, whatever crashes: the cursors say so.
+    pub(super) numbers_used: AtomicU64,
+    /// Segments made of a spent one's file.
+    pub(super) recycled: AtomicU64,
+    /// Why no more segments can be made in this run.
+    pub(super) fault: OnceLock<String>,
     /// Blocks whose checksum didn't match.
     pub(super) checksum_errors: AtomicU64,
+    /// Makes the thread that keeps the segments panic.
+    #[cfg(test)]
+    pub(super) fail_keeper: AtomicBool,
     /// Segments found at open are still being read.
     pub(super) recovering: AtomicBool,
     /// Least number of the segments that this run makes.
@@ -144,20 +153,19 @@ impl Shared {
 
     /// Takes a segment out of the catalog; what it had stored stays in the sums.
     pub(super) fn retire(&self, segment: &Segment) {
-        let mut retired = self.retired_records();
+        let mut retired = self.retired();
         let ledger = segment.ledger();
-        for (bit, sum) in retired.iter_mut().enumerate() {
-            *sum += ledger.stored_records(bit);
+        for (bit, sums) in retired.by_destination.iter_mut().enumerate() {
+            sums.stored += ledger.stored_records(bit);
+            sums.dropped += ledger.dropped_records(bit);
         }
         drop(ledger);
         self.catalog.remove(segment.number);
     }
 
-    /// Records by destination of removed segments; while it is held, no segment is removed.
-    pub(super) fn retired_records(&self) -> MutexGuard<'_, Vec<u64>> {
-        self.retired_records
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    /// Sums over removed segments; while it is held, no segment is removed.
+    pub(super) fn retired(&self) -> MutexGuard<'_, Retired> {
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives up the right to the directory.
@@ -176,6 +184,27 @@ pub(super) const WEIGHT_FULL: u32 = 1000;
 /// Nothing in it is unreadable, so nothing counts as lost.
 pub(super) const SEAL_MISMATCH: &str =
     "the seal's checksum of the whole segment doesn't match its blocks";
+/// Sums over the segments that were removed in this run.
+#[derive(Debug, Default)]
+pub(super) struct Retired {
+    /// Records, by destination.
+    pub(super) by_destination: Vec<RetiredRecords>,
+    /// Segments dropped though entries in them were owed.
+    pub(super) dropped_segments: u64,
+    /// Entries dropped that some destination was owed.
+    pub(super) dropped_entries: u64,
+    /// Records of those.
+    pub(super) dropped_records: u64,
+}
+
+/// Records of one destination in removed segments.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct RetiredRecords {
+    /// Stored for it.
+    pub(super) stored: u64,
+    /// Of those, dropped.
+    pub(super) dropped: u64,
+}
 
 /// A block that can't be read, and what was in it as far as the blocks around it tell.
 #[derive(Debug, Clone, Copy)]

@@ -1,9 +1,11 @@
 //! Counters of the lanes, each on its own cache lines, and what they sum up to.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU8, AtomicU64, Ordering},
     time::Duration,
 };
+
+use super::format::Codec;
 
 /// Upper bounds of the sync latency buckets, in microseconds; one more bucket has the rest.
 pub const SYNC_BOUNDS_US: [u64; 14] = [
@@ -18,6 +20,10 @@ const BUCKETS: usize = SYNC_BOUNDS_US.len() + 1;
 pub(super) struct LaneCounters {
     /// Data blocks acknowledged.
     pub blocks: AtomicU64,
+    /// Of those, blocks stored compressed.
+    pub lz4_blocks: AtomicU64,
+    /// The lane compresses now: 0 nothing written yet, 1 raw, 2 LZ4.
+    codec: AtomicU8,
     /// Bytes of their payloads before compression.
     pub raw_bytes: AtomicU64,
     /// Bytes of the blocks on disk.
@@ -39,6 +45,25 @@ impl LaneCounters {
             counter.load(Ordering::Relaxed).wrapping_add(value),
             Ordering::Relaxed,
         );
+    }
+
+    /// Sets the codec chosen for the lane's next block.
+    pub(super) fn set_codec(&self, codec: Codec) {
+        let code = match codec {
+            Codec::Raw => 1,
+            Codec::Lz4 => 2,
+        };
+        self.codec.store(code, Ordering::Relaxed);
+    }
+
+    /// The codec chosen for the lane's last block; `None` before the first.
+    #[must_use]
+    pub(super) fn codec(&self) -> Option<Codec> {
+        match self.codec.load(Ordering::Relaxed) {
+            1 => Some(Codec::Raw),
+            2 => Some(Codec::Lz4),
+            _ => None,
+        }
     }
 
     /// Counts one durable write that took `took`.
@@ -82,6 +107,8 @@ pub struct DestinationStats {
     pub owed_records: u64,
     /// Of those, records that damage made unreadable before they were delivered, or that an operator withholds.
     pub lost_records: u64,
+    /// Of those, records dropped with their segment because the vault was full.
+    pub dropped_records: u64,
 }
 
 /// A reading of the vault.
@@ -97,6 +124,10 @@ pub struct Stats {
     pub entries_pending: u64,
     /// Records of those.
     pub records_pending: u64,
+    /// Segments that owe nothing any more: kept for `retain`, or about to be used again.
+    pub retained_segments: u64,
+    /// Segments since start whose file was a spent segment's before.
+    pub recycled_segments_total: u64,
     /// Segments that are kept on disk: damaged, or taken out of replay by an operator.
     pub quarantined_segments: u64,
     /// Entries that damage made unreadable, or that an operator withholds.
@@ -105,6 +136,12 @@ pub struct Stats {
     pub quarantined_records: u64,
     /// Data blocks acknowledged since start.
     pub blocks_total: u64,
+    /// Of those, blocks stored compressed.
+    pub lz4_blocks_total: u64,
+    /// Lanes that compress their blocks now. A lane that wrote nothing yet isn't counted.
+    pub lanes_lz4: u64,
+    /// Lanes that store their blocks raw now.
+    pub lanes_raw: u64,
     /// Bytes of their payloads before compression.
     pub raw_bytes_total: u64,
     /// Bytes they have on disk.
@@ -124,6 +161,16 @@ pub struct Stats {
     /// When all sealed segments there were had last been read again, Unix nanoseconds; `None`: not
     /// since start.
     pub last_scrub_unix_ns: Option<u64>,
+    /// Segments dropped since start, because the vault was full and `on_full` is `drop_oldest`.
+    pub dropped_segments_total: u64,
+    /// Entries in those that some destination was owed.
+    pub dropped_entries_total: u64,
+    /// Records of those entries.
+    pub dropped_records_total: u64,
+    /// Whether appends wait for stable storage (`sync: always`).
+    pub synced: bool,
+    /// Why no more segments can be made until a restart; `None` in health.
+    pub fault: Option<String>,
     /// How blocks get to the disk.
     pub rung: &'static str,
     /// Of every destination ever known.

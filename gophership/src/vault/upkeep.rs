@@ -1,18 +1,19 @@
-//! Cursors and deletion in the background, and the figures.
+//! Cursors in the background, and the figures.
 
 use std::sync::{Arc, atomic::Ordering};
 
 use super::{
+    Sync,
     cursors::CursorWriter,
     error::Error,
-    port::discard,
+    format::Codec,
     segment::Segment,
     shared::Shared,
     stats::{DestinationStats, Stats},
 };
 
-/// Writes cursors every `cursor_interval` if something changed, removes segments nobody needs any
-/// more, and does both once more at the end; runs on its own thread.
+/// Writes cursors every `cursor_interval` if something changed, and once more at the end; runs on its
+/// own thread.
 pub(super) fn keep_up(shared: &Shared, mut writer: CursorWriter) -> Result<(), Error> {
     loop {
         shared.cursors_wanted.wait(shared.config.cursor_interval);
@@ -32,13 +33,14 @@ pub(super) fn keep_up(shared: &Shared, mut writer: CursorWriter) -> Result<(), E
     }
 }
 
-/// Writes the cursors if something changed, and removes segments nobody needs any more.
+/// Writes the cursors if something changed.
 ///
 /// # Errors
 /// The cursors can't be written; the next pass tries again.
 pub(super) fn pass(shared: &Shared, writer: &mut CursorWriter) -> Result<(), Error> {
     let written = write_cursors(shared, writer);
-    remove_spent(shared);
+    // What is spent can go now, and its file be used again: its number is known to be used.
+    shared.segments_wanted.raise();
     written
 }
 
@@ -53,18 +55,11 @@ fn write_cursors(shared: &Shared, writer: &mut CursorWriter) -> Result<(), Error
         next_segment,
         begun.iter().map(Arc::as_ref),
     );
-    if written.is_err() {
-        shared.cursors_dirty.store(true, Ordering::Release);
+    match written {
+        Ok(()) => shared.numbers_used.store(next_segment, Ordering::Release),
+        Err(_) => shared.cursors_dirty.store(true, Ordering::Release),
     }
     written
-}
-
-fn remove_spent(shared: &Shared) {
-    let spent = shared.catalog.select(Segment::is_spent);
-    discard(shared, &spent);
-    if !spent.is_empty() {
-        shared.segments_wanted.raise();
-    }
 }
 
 /// Sums of all counters and ledgers.
@@ -72,17 +67,26 @@ pub(super) fn stats(shared: &Shared) -> Stats {
     let mut stats = Stats {
         bytes: shared.committed_bytes.load(Ordering::Relaxed),
         max_bytes: shared.config.max_bytes,
+        recycled_segments_total: shared.recycled.load(Ordering::Relaxed),
         checksum_errors_total: shared.checksum_errors.load(Ordering::Relaxed),
         scrubbed_bytes_total: shared.scrubbed.bytes.load(Ordering::Relaxed),
         scrubbed_segments_total: shared.scrubbed.segments.load(Ordering::Relaxed),
         last_scrub_unix_ns: Some(shared.scrubbed.last_pass_unix_ns.load(Ordering::Relaxed))
             .filter(|&at| at != 0),
         rung: shared.platform.rung(),
+        synced: shared.config.sync == Sync::Always,
+        fault: shared.fault.get().cloned(),
         recovering: shared.recovering.load(Ordering::Acquire),
         ..Stats::default()
     };
     for lane in &shared.counters {
         stats.blocks_total += lane.blocks.load(Ordering::Relaxed);
+        stats.lz4_blocks_total += lane.lz4_blocks.load(Ordering::Relaxed);
+        match lane.codec() {
+            Some(Codec::Lz4) => stats.lanes_lz4 += 1,
+            Some(Codec::Raw) => stats.lanes_raw += 1,
+            None => {}
+        }
         stats.raw_bytes_total += lane.raw_bytes.load(Ordering::Relaxed);
         stats.stored_bytes_total += lane.stored_bytes.load(Ordering::Relaxed);
         stats.entries_total += lane.entries.load(Ordering::Relaxed);
@@ -90,14 +94,18 @@ pub(super) fn stats(shared: &Shared) -> Stats {
         stats.write_errors_total += lane.write_errors.load(Ordering::Relaxed);
         stats.sync.add(lane);
     }
-    let retired = shared.retired_records();
+    let retired = shared.retired();
+    stats.dropped_segments_total = retired.dropped_segments;
+    stats.dropped_entries_total = retired.dropped_entries;
+    stats.dropped_records_total = retired.dropped_records;
     let mut by_destination: Vec<_> = shared
         .destinations
         .names()
-        .zip(&*retired)
-        .map(|(name, &stored_records)| DestinationStats {
+        .zip(&retired.by_destination)
+        .map(|(name, retired)| DestinationStats {
             name: name.to_owned(),
-            stored_records,
+            stored_records: retired.stored,
+            dropped_records: retired.dropped,
             ..DestinationStats::default()
         })
         .collect();
@@ -105,6 +113,7 @@ pub(super) fn stats(shared: &Shared) -> Stats {
         if !segment.is_begun() {
             return;
         }
+        stats.retained_segments += u64::from(segment.is_spent());
         let ledger = segment.ledger();
         let (pending, lost) = (ledger.pending(), ledger.lost());
         stats.segments += 1;
@@ -128,6 +137,7 @@ pub(super) fn stats(shared: &Shared) -> Stats {
             } else {
                 sums.owed_records += ledger.owed_records(bit);
             }
+            sums.dropped_records += ledger.dropped_records(bit);
         }
     });
     drop(retired);

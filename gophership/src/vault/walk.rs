@@ -3,6 +3,7 @@
 use std::{io, ops::ControlFlow, path::Path, sync::Arc};
 
 use super::{
+    bytes::u64_at,
     entry::{Part, PieceHeader, Pieces},
     format::{BLOCK_BYTES_MAX, BLOCK_HEADER, BlockHeader, BlockKind, Codec, FormatError, PAGE},
     platform::{Access, DiskFile, Platform},
@@ -186,13 +187,18 @@ impl BlockSource {
         if offset + PAGE as u64 > limit {
             return Look::End;
         }
-        let decoded = match self.bytes(offset, PAGE, limit) {
+        let page = match self.bytes(offset, PAGE, limit) {
             Ok([]) => return Look::End,
-            Ok(page) => BlockHeader::decode(page),
+            Ok(page) => page,
             Err(_) => return Look::Unreadable,
         };
-        let header = match decoded {
+        let header = match BlockHeader::decode(page) {
             Ok(header) => header,
+            // What a producer once planted in a payload, in the old bytes of a recycled file: it can't
+            // know the tag. All blocks of a segment are of one version, and so is this place in them.
+            Err(FormatError::Version(_) | FormatError::Field) if !is_tagged(identity, page) => {
+                return Look::Foreign;
+            }
             Err(error) => return Look::NoBlock(error),
         };
         if !belongs(identity, &header)
@@ -330,6 +336,12 @@ pub fn is_consistent(header: &BlockHeader, payload: &[u8]) -> bool {
 
 fn belongs(identity: Identity, header: &BlockHeader) -> bool {
     header.segment == identity.segment && identity.tag.is_none_or(|tag| header.tag == tag)
+}
+
+/// Whether bytes that look like a block's header name the segment.
+fn is_tagged(identity: Identity, header: &[u8]) -> bool {
+    u64_at(header, 8) == identity.segment
+        && identity.tag.is_none_or(|tag| u64_at(header, 16) == tag)
 }
 
 /// How a piece goes with the pieces before it.

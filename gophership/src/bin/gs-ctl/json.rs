@@ -132,6 +132,12 @@ fn vault(vault: &pb::Vault) -> Value {
         "dead_letters": vault.dead_letters,
         "rung": vault.rung,
         "scrubbed_bytes": vault.scrubbed_bytes,
+        "sync": vault.sync,
+        "compression": vault.compression,
+        "retained_segments": vault.retained_segments,
+        "dropped_segments": vault.dropped_segments,
+        "dropped_records": vault.dropped_records,
+        "fault": (!vault.fault.is_empty()).then_some(&vault.fault),
     })
 }
 

@@ -22,6 +22,9 @@ pub(crate) fn status(status: &pb::StatusReply, colour: bool) -> String {
     }
     if let Some(vault) = &status.vault {
         fact("vault", vault_line(vault));
+        for warning in vault_warnings(vault) {
+            fact("warning", paint(&warning, "31", colour));
+        }
         if vault.quarantined_segments + vault.quarantined_records + vault.dead_letters > 0 {
             fact("damage", damage_line(vault, colour));
         }
@@ -142,15 +145,38 @@ fn ingest_line(ingest: &pb::Ingest) -> String {
 
 fn vault_line(vault: &pb::Vault) -> String {
     format!(
-        "{} of {} in {} segments; {} records pending ({} entries); {} scrubbed; {}",
+        "{} of {} in {} segments; {} records pending ({} entries); {} scrubbed; {}{}",
         bytes(vault.bytes),
         bytes(vault.max_bytes),
         count(vault.segments),
         count(vault.records_pending),
         count(vault.entries_pending),
         bytes(vault.scrubbed_bytes),
-        vault.rung
+        vault.rung,
+        match vault.compression.as_str() {
+            "" => String::new(),
+            codec => format!(", compression {codec}"),
+        }
     )
+}
+
+/// What an operator must not overlook.
+fn vault_warnings(vault: &pb::Vault) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if vault.sync == "never" {
+        warnings.push("sync is never: acknowledged before it is on stable storage".to_owned());
+    }
+    if vault.dropped_segments > 0 {
+        warnings.push(format!(
+            "full: dropped {} segments with {} records still owed",
+            count(vault.dropped_segments),
+            count(vault.dropped_records)
+        ));
+    }
+    if !vault.fault.is_empty() {
+        warnings.push(vault.fault.clone());
+    }
+    warnings
 }
 
 fn damage_line(vault: &pb::Vault, colour: bool) -> String {

@@ -279,7 +279,8 @@ impl Walk<'_> {
             return ahead;
         };
         let known = ahead.max(header.previous_durable);
-        let Some(seal) = seal.filter(|&seal| seal > known) else {
+        let is_left_whole = !header.previous_given_up;
+        let Some(seal) = seal.filter(|&seal| seal > known && is_left_whole) else {
             return known;
         };
         // Blocks are acknowledged in order over segments too.

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     uring::Completion,
-    vault::{EntryId, segment::Segment, stats::LaneCounters},
+    vault::{EntryId, format::Codec, segment::Segment, stats::LaneCounters},
 };
 
 impl Core {
@@ -84,6 +84,7 @@ impl Core {
     fn acknowledge_block(&mut self, segment: &Segment, packed: Packed, first_entry: u32) {
         let counters = &self.shared.counters[usize::from(self.lane)];
         LaneCounters::add(&counters.blocks, 1);
+        LaneCounters::add(&counters.lz4_blocks, u64::from(packed.codec == Codec::Lz4));
         LaneCounters::add(&counters.raw_bytes, u64::from(packed.raw_len));
         LaneCounters::add(&counters.stored_bytes, packed.padded_len() as u64);
         LaneCounters::add(&counters.entries, packed.entries.len() as u64);

@@ -139,7 +139,7 @@ impl Compressor {
     pub(super) fn new(compression: Compression, block_bytes: usize) -> Option<Self> {
         match compression {
             Compression::None => None,
-            Compression::Lz4 => Some(Self {
+            Compression::Auto | Compression::Lz4 => Some(Self {
                 table: CompressTable::large(),
                 output: vec![0; get_maximum_output_size(block_bytes)],
             }),

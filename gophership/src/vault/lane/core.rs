@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     block::{BLOCK_ENTRIES_MAX, Compressor, OpenBlock, Packed, Pending, Span},
+    codec::Chooser,
     geometry::{Geometry, TAIL_BYTES},
     ops::Op,
     pace::Pace,
@@ -20,7 +21,7 @@ use crate::{
         EntryMeta, Error,
         entry::Part,
         error::AppendError,
-        format::{ENTRIES_MAX, PAGE},
+        format::{Codec, ENTRIES_MAX, PAGE},
         port::{Next, Port},
         shared::Shared,
     },
@@ -74,6 +75,8 @@ pub(super) struct Core {
     pub(super) open: Option<OpenBlock>,
     pub(super) current: Option<Current>,
     pub(super) previous: (u64, u32),
+    /// That one was given up.
+    pub(super) previous_given_up: bool,
     /// Writes in the order in which they are acknowledged.
     pub(super) ops: VecDeque<Op>,
     /// Token of the first of `ops`.
@@ -87,6 +90,7 @@ pub(super) struct Core {
     /// Counts given-up segments.
     pub(super) epoch: u64,
     compressor: Option<Compressor>,
+    pub(super) chooser: Chooser,
     linger_armed: bool,
     mark_armed: bool,
     /// When the last data block that no later block covers was acknowledged.
@@ -119,6 +123,7 @@ impl Core {
             open: None,
             current: None,
             previous: (0, 0),
+            previous_given_up: false,
             ops: VecDeque::with_capacity(geometry.blocks + CONTROL_PAGES),
             first_token: 0,
             again: VecDeque::with_capacity(geometry.blocks),
@@ -127,6 +132,7 @@ impl Core {
             moved: false,
             epoch: 0,
             compressor: Compressor::new(shared.config.compression, geometry.block_bytes),
+            chooser: Chooser::new(shared.config.compression, now),
             linger_armed: false,
             mark_armed: false,
             uncovered_since: None,
@@ -252,7 +258,7 @@ impl Core {
                 ticket,
             });
         }
-        let packed = block.pack(self.compressor.as_mut());
+        let packed = self.pack(block);
         self.write_data(packed, true);
         Ok(Placed::Here(ticket))
     }
@@ -310,8 +316,13 @@ impl Core {
                 self.begin_segment(ready);
                 self.is_writable()
             }
-            Next::Full => {
+            Next::Full { asked } => {
                 self.seal_if_used_up();
+                if self.port().ask(&self.shared, asked) {
+                    let now = self.now();
+                    self.starved_since.get_or_insert(now);
+                    return Ok(false);
+                }
                 Err(AppendError::Full {
                     retry_after: REFUSE_FOR,
                 })
@@ -353,9 +364,24 @@ impl Core {
     /// Writes the open block if there is one.
     pub(super) fn write_open(&mut self) {
         if let Some(open) = self.open.take() {
-            let packed = open.pack(self.compressor.as_mut());
+            let packed = self.pack(open);
             self.write_data(packed, false);
         }
+    }
+
+    fn pack(&mut self, block: OpenBlock) -> Packed {
+        let began = self.now();
+        let codec = self
+            .chooser
+            .next(began, self.writer.writes(), self.geometry.blocks);
+        self.shared.counters[usize::from(self.lane)].set_codec(codec);
+        let packed = match codec {
+            Codec::Lz4 => block.pack(self.compressor.as_mut()),
+            Codec::Raw => block.pack(None),
+        };
+        let took = self.age_of(began);
+        self.chooser.packed(codec, u64::from(packed.raw_len), took);
+        packed
     }
 
     /// Takes in what the ring reports, and does what follows from it.
@@ -378,12 +404,32 @@ impl Core {
         if self.health != Health::Good {
             return;
         }
+        self.seal_if_old();
         let linger = self.shared.config.linger;
         let waited = self.open.as_ref().map(|open| self.age_of(open.opened));
         match waited {
             Some(waited) if self.writer.writes() == 0 || waited >= linger => self.write_open(),
             Some(waited) => self.arm_linger(linger - waited),
             None => self.mark_if_idle(),
+        }
+    }
+
+    /// Seals the segment when its first block is `segment_max_age` old; the next append begins another
+    /// one, so an idle lane has none. Whoever keeps the files wakes an idle lane for it.
+    fn seal_if_old(&mut self) {
+        let max_age = self.shared.config.segment_max_age;
+        let now = self.now();
+        let is_old = self
+            .current
+            .as_ref()
+            .is_some_and(|current| current.data_age(now) >= max_age);
+        if is_old && self.pages.available() > 0 {
+            self.write_open();
+            if self.health == Health::Good {
+                // An entry of which only the first pieces are written begins again in the next one.
+                self.epoch += 1;
+                self.write_seal();
+            }
         }
     }
 

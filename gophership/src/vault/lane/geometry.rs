@@ -48,18 +48,23 @@ impl Geometry {
             block_bytes,
             blocks,
         };
-        let largest = geometry.bytes_for(config.max_entry_bytes);
-        if u64::from(u32::MAX) < config.max_entry_bytes as u64 || largest > config.segment_bytes / 2
-        {
-            let pieces = config.segment_bytes / 2 / block_bytes as u64;
-            let max = pieces * geometry.piece_max() as u64;
+        let max = geometry.entry_bytes_max(config.segment_bytes);
+        let value = config.max_entry_bytes as u64;
+        if value > max {
             return Err(Error::TooBig {
                 key: "max_entry_bytes",
-                value: config.max_entry_bytes as u64,
+                value,
                 max,
             });
         }
         Ok(geometry)
+    }
+
+    /// Largest entry for segments of `segment_bytes`: half of one, and what its blocks need for their
+    /// headers.
+    fn entry_bytes_max(&self, segment_bytes: u64) -> u64 {
+        let pieces = segment_bytes / 2 / self.block_bytes as u64 + 1;
+        (pieces * self.piece_max() as u64).min(u64::from(u32::MAX))
     }
 
     /// Bytes of an entry that fit into one block.

@@ -6,6 +6,7 @@
 
 mod acknowledge;
 mod block;
+mod codec;
 mod core;
 mod geometry;
 mod ops;
@@ -122,12 +123,11 @@ impl Lane {
         }
         let piece_max = self.inner.core.borrow().geometry.piece_max();
         loop {
-            let placed = if len <= piece_max {
-                Some(self.place_whole(&meta, parts, len).await?)
+            let ticket = if len <= piece_max {
+                self.place_whole(&meta, parts, len).await?
             } else {
                 self.place_large(&meta, parts, len, piece_max).await?
             };
-            let Some(ticket) = placed else { continue };
             let stored = Stored {
                 inner: &self.inner,
                 ticket: Some(ticket),
@@ -158,23 +158,46 @@ impl Lane {
         }
     }
 
-    /// `None` when the segment was given up meanwhile and all must be written again.
     async fn place_large<P: AsRef<[u8]>>(
         &self,
         meta: &EntryMeta,
         parts: &[P],
         len: usize,
         piece_max: usize,
-    ) -> Result<Option<Ticket>, AppendError> {
-        // Kept over all pieces, so that they lie in consecutive blocks.
+    ) -> Result<Ticket, AppendError> {
+        // Kept over all pieces, so that they lie in consecutive blocks, and over a new beginning in
+        // another segment, so that nobody overtakes.
         let _turn = self.inner.turn.lock().await;
-        let epoch = loop {
+        loop {
+            let epoch = self.begin_large(len).await?;
+            let placed = self
+                .place_pieces(epoch, meta, parts, len, piece_max)
+                .await?;
+            if let Some(ticket) = placed {
+                return Ok(ticket);
+            }
+        }
+    }
+
+    async fn begin_large(&self, len: usize) -> Result<u64, AppendError> {
+        loop {
             let placed = self.inner.core.borrow_mut().begin_large(len)?;
             if let Placed::Here(epoch) = placed {
-                break epoch;
+                return Ok(epoch);
             }
             self.inner.port().room.notified().await;
-        };
+        }
+    }
+
+    /// `None` when the segment was left meanwhile and all must be written again.
+    async fn place_pieces<P: AsRef<[u8]>>(
+        &self,
+        epoch: u64,
+        meta: &EntryMeta,
+        parts: &[P],
+        len: usize,
+        piece_max: usize,
+    ) -> Result<Option<Ticket>, AppendError> {
         let size =
             |bytes: usize| u32::try_from(bytes).expect("entries are below 4 GiB, checked at open");
         let mut offset = 0;
@@ -261,6 +284,11 @@ impl Lane {
     /// Sets the zone and cause, as their numbers in the verdict word, that go into block headers.
     pub fn note_verdict(&self, zone: u8, cause: u8) {
         self.inner.core.borrow_mut().verdict = (zone, cause);
+    }
+
+    /// Sets how much of the time the workers wait for a CPU, permille, for `compression: auto`.
+    pub fn note_cpu_wait(&self, permille: u64) {
+        self.inner.core.borrow_mut().chooser.note_cpu_wait(permille);
     }
 
     /// How long a durable write takes now, in the eyes of those who wait for it; `None` if there was

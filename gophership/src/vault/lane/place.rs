@@ -1,6 +1,9 @@
 //! Where blocks go in a segment, and giving a segment up after an error.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     block::Packed,
@@ -39,6 +42,11 @@ impl Current {
     pub(super) fn owes_nothing(&self) -> bool {
         self.segment.ledger().pending().entries == 0
     }
+
+    /// How long ago its first block was written; zero if none was.
+    pub(super) fn data_age(&self, now: Instant) -> Duration {
+        self.segment.data_age(now)
+    }
 }
 
 impl Core {
@@ -51,6 +59,7 @@ impl Core {
             tag: segment.tag,
             previous: self.previous.0,
             previous_durable: self.previous.1,
+            previous_given_up: self.previous_given_up,
             created_unix_ns: self.shared.platform.unix_nanos(),
             bytes: self.shared.config.segment_bytes,
             host: self.shared.host,
@@ -78,6 +87,7 @@ impl Core {
         else {
             unreachable!("a block is packed with its buffer, into a segment reserved for it");
         };
+        current.segment.note_data(self.shared.platform.now());
         let mut header = self.header_at(current, BlockKind::Data);
         header.codec = packed.codec;
         header.entries = u32::try_from(packed.entries.len()).unwrap_or(u32::MAX);
@@ -135,6 +145,7 @@ impl Core {
     fn leave_segment(&mut self) {
         if let Some(current) = self.current.take() {
             self.previous = (current.segment.number, current.segment.durable_blocks());
+            self.previous_given_up = false;
         }
     }
 
@@ -251,6 +262,7 @@ impl Core {
             current.segment.close();
         }
         self.leave_segment();
+        self.previous_given_up = true;
         if refused_before {
             self.refuse(reason);
         } else {
@@ -262,7 +274,8 @@ impl Core {
     fn move_blocks(&mut self, reason: &str) {
         match self.port().take(&self.shared) {
             Next::Wanted => {}
-            Next::Full => self.refuse(format!("{reason}; no room for another segment")),
+            Next::Full { asked } if self.port().ask(&self.shared, asked) => {}
+            Next::Full { .. } => self.refuse(format!("{reason}; no room for another segment")),
             Next::Failed(second) => self.refuse(format!("{reason}; then {second}")),
             Next::Ready(ready) => {
                 self.health = Health::Good;

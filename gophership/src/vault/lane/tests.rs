@@ -1,7 +1,12 @@
 //! What a lane does when the disk refuses. The refusing disk is a memory file that can't grow.
 
 use std::{
-    collections::HashSet, fs::File, os::fd::AsRawFd, path::PathBuf, sync::Arc, time::Duration,
+    collections::HashSet,
+    fs::File,
+    os::fd::AsRawFd,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use nix::{
@@ -12,8 +17,8 @@ use tokio::{runtime, task::LocalSet};
 
 use super::Lane;
 use crate::vault::{
-    AppendError, Compression, Config, ContentEncoding, EntryId, EntryMeta, Kind, Sync, Vault,
-    ledger::Ledger, port::Ready, segment::Segment,
+    AppendError, Compression, Config, ContentEncoding, EntryId, EntryMeta, Error, Kind, OnFull,
+    Sync, Vault, ledger::Ledger, port::Ready, segment::Segment,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -23,6 +28,9 @@ fn config(dir: PathBuf) -> Config {
         dir,
         max_bytes: 64 << 20,
         segment_bytes: 2 << 20,
+        segment_max_age: Duration::from_secs(600),
+        on_full: OnFull::Refuse,
+        retain: Duration::ZERO,
         linger: Duration::from_micros(500),
         compression: Compression::None,
         sync: Sync::Always,
@@ -214,4 +222,29 @@ fn when_the_new_segment_fails_too_appends_are_refused_for_a_while() {
         read.sort_unstable();
         assert_eq!(read, stored);
     });
+}
+
+#[test]
+fn when_nobody_makes_segments_any_more_appends_are_refused_with_the_reason() {
+    let (_dir, vault) = open();
+    let shared = &vault.inner.shared;
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        append(&lane, 1).await.unwrap();
+        assert_eq!(vault.stats().fault, None);
+        shared.fail_keeper.store(true, Ordering::Release);
+        shared.segments_wanted.raise();
+        let refused = loop {
+            match append(&lane, 7).await {
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        let AppendError::Failed { reason } = &refused else {
+            panic!("{refused}")
+        };
+        assert!(reason.contains("panicked"), "{reason}");
+        assert_eq!(vault.stats().fault.as_ref(), Some(reason));
+    });
+    assert!(matches!(vault.close(), Err(Error::Panicked)));
 }

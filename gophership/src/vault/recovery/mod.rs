@@ -1,5 +1,6 @@
 //! Reading the segments of earlier runs at start: torn tails are cut off, damage is kept and counted.
 
+mod header;
 mod read;
 mod verdict;
 
@@ -8,7 +9,10 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use self::read::{Ended, Successors, Walk};
+use self::{
+    header::Begin,
+    read::{Ended, Successors, Walk},
+};
 pub(super) use self::{
     read::reason,
     verdict::{Verdict, judge},
@@ -17,12 +21,14 @@ use super::{
     cursors::Cursors,
     directory::Found,
     error::{Error, io_error},
-    format::{BlockHeader, PAGE, SegmentHeader},
+    format::{PAGE, SegmentHeader},
     ledger::{Ledger, Pending},
+    platform::Access,
     segment::Segment,
     shared::Shared,
     walk::{BlockSource, Chain, Identity, Position},
 };
+use crate::uring::AlignedBytes;
 
 /// Reads `found` in order and adds what is there to the catalog, until the vault stops.
 pub(super) fn recover(shared: &Shared, cursors: &Cursors, found: Vec<Found>) {
@@ -60,7 +66,10 @@ fn read_headers(shared: &Shared, found: &[Found]) -> Successors {
     for file in found {
         let header = BlockSource::open(shared.platform.as_ref(), &file.path)
             .and_then(|mut source| source.bytes(0, PAGE, u64::MAX).map(SegmentHeader::decode));
-        if let Ok(Ok(header)) = header {
+        // The header of another segment is left in a recycled file.
+        if let Ok(Ok(header)) = header
+            && header.segment == file.number
+        {
             successors.insert(header.previous, (header, file.clone()));
         }
     }
@@ -75,29 +84,21 @@ fn recover_segment(
 ) -> Result<(), Error> {
     let mut source = BlockSource::open(shared.platform.as_ref(), &file.path)
         .map_err(io_error("opening", &file.path))?;
-    let page = source
-        .bytes(0, PAGE, file.bytes)
+    let begin = header::look(shared, file, &mut source, successors)
         .map_err(io_error("reading", &file.path))?;
-    let header = SegmentHeader::decode(page);
-    let ours = header
-        .ok()
-        .filter(|header| header.segment == file.number && header.lane == file.lane);
-    let mut identity = Identity {
-        segment: file.number,
-        tag: ours.map(|header| header.tag),
-    };
-    if ours.is_none() {
-        let before_first = Position {
-            offset: 0,
-            ..Position::START
-        };
-        let first = first_block(&mut source, identity, before_first, file.bytes);
-        match first {
-            Some(block) => identity.tag = Some(block.tag),
-            None if source.is_blank(file.bytes) => return remove_unused(shared, file),
-            None => {}
+    let tag = match begin {
+        Begin::Unused => return remove_unused(shared, file),
+        Begin::Whole { tag } => Some(tag),
+        Begin::Torn { tag } => {
+            write_header(shared, file, tag)?;
+            Some(tag)
         }
-    }
+        Begin::Damaged { tag } => tag,
+    };
+    let identity = Identity {
+        segment: file.number,
+        tag,
+    };
     let ledger = Ledger::new(shared.destinations.len());
     let segment = new_segment(file, identity.tag.unwrap_or(0), ledger);
     segment.begin();
@@ -123,7 +124,7 @@ fn recover_segment(
     {
         walk.segment.withhold();
     }
-    if ours.is_none() {
+    if matches!(begin, Begin::Damaged { .. }) {
         walk.report("segment header damaged", Pending::default());
     }
     let ended = if identity.tag.is_some() {
@@ -135,23 +136,30 @@ fn recover_segment(
     Ok(())
 }
 
-fn first_block(
-    source: &mut BlockSource,
-    identity: Identity,
-    from: Position,
-    limit: u64,
-) -> Option<BlockHeader> {
-    let start = source
-        .bytes(PAGE as u64, PAGE, limit)
-        .ok()
-        .map(BlockHeader::decode);
-    match start {
-        Some(Ok(header)) if header.segment == identity.segment => Some(header),
-        _ => source
-            .look_ahead(identity, from, limit)
-            .next
-            .map(|(_, header)| header),
-    }
+/// Writes a header anew that a crash has torn: the next start must not take its blocks, which are sealed
+/// now, for what a damaged header has left.
+fn write_header(shared: &Shared, file: &Found, tag: u64) -> Result<(), Error> {
+    let header = SegmentHeader {
+        lane: file.lane,
+        segment: file.number,
+        tag,
+        previous: 0,
+        previous_durable: 0,
+        previous_given_up: false,
+        created_unix_ns: shared.platform.unix_nanos(),
+        bytes: file.bytes,
+        host: shared.host,
+    };
+    let mut page = AlignedBytes::zeroed(PAGE);
+    header.encode(&mut page);
+    shared
+        .platform
+        .open(&file.path, Access::Write)
+        .and_then(|opened| {
+            opened.write_all_at(&page, 0)?;
+            opened.sync_data()
+        })
+        .map_err(io_error("writing the header of", &file.path))
 }
 
 /// Seals what ends at a torn tail and adds the segment to the catalog, with what is settled.
@@ -208,7 +216,8 @@ fn new_segment(file: &Found, tag: u64, ledger: Ledger) -> Segment {
     )
 }
 
-/// Removes a segment that was made ahead and never begun: it is all zeros.
+/// Removes a segment that was made ahead and never begun: it is all zeros, or was recycled and still has
+/// the header of the segment it was.
 fn remove_unused(shared: &Shared, file: &Found) -> Result<(), Error> {
     shared
         .platform

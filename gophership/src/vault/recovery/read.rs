@@ -156,7 +156,13 @@ impl Walk<'_> {
         // Blocks are acknowledged in order over segments too: once one of the next segment was, all
         // of this one were.
         match ahead.seal {
-            Some(seal) if seal > known && has_durable_block(self.shared, file, next) => seal,
+            Some(seal)
+                if seal > known
+                    && !next.previous_given_up
+                    && has_durable_block(self.shared, file, next) =>
+            {
+                seal
+            }
             Some(_) | None => known,
         }
     }
@@ -262,7 +268,7 @@ fn lost_with(cursors: &Cursors, segment: &Segment, entries: Range<u64>, records:
     }
 }
 
-fn has_durable_block(shared: &Shared, file: &Found, header: &SegmentHeader) -> bool {
+pub(super) fn has_durable_block(shared: &Shared, file: &Found, header: &SegmentHeader) -> bool {
     let identity = Identity {
         segment: header.segment,
         tag: Some(header.tag),

@@ -1,0 +1,149 @@
+//! What a segment's first page amounts to, from all that was found: the table, and the looking.
+
+use super::read::{Successors, has_durable_block};
+use crate::vault::{
+    directory::Found,
+    format::{BlockHeader, FormatError, PAGE, SegmentHeader},
+    shared::Shared,
+    walk::{BlockSource, Identity, Position},
+};
+
+/// What is known of a segment before its blocks are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Begin {
+    /// Its header is there.
+    Whole { tag: u64 },
+    /// The lane never had anything acknowledged in it: there are no blocks. The file can go.
+    Unused,
+    /// The crash tore the header, and with it blocks that nobody was promised. They are read all the
+    /// same, once the header is written again.
+    Torn { tag: u64 },
+    /// Something acknowledged may have been in it.
+    Damaged { tag: Option<u64> },
+}
+
+/// What is in place of the header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum First {
+    Ours(u64),
+    /// A crash while it was written leaves this, and so does a file that was made ahead, from zeros or
+    /// from another segment's.
+    Tearable,
+    /// It was whole once, and of another version, or of another place.
+    Foreign,
+}
+
+/// What is known of the blocks: the tag of the first, and how many were known to be durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Blocks {
+    tag: Option<u64>,
+    durable: u32,
+    /// The disk couldn't read all of it.
+    unsure: bool,
+}
+
+const fn judge(first: First, blocks: Blocks) -> Begin {
+    let Blocks {
+        tag,
+        durable,
+        unsure,
+    } = blocks;
+    match (first, tag) {
+        (First::Ours(tag), _) => Begin::Whole { tag },
+        (First::Tearable, None) if durable == 0 && !unsure => Begin::Unused,
+        (First::Tearable, Some(tag)) if durable == 0 && !unsure => Begin::Torn { tag },
+        (First::Tearable | First::Foreign, tag) => Begin::Damaged { tag },
+    }
+}
+
+/// Reads the first page of `file`, and what vouches for its blocks if that isn't its header.
+pub(super) fn look(
+    shared: &Shared,
+    file: &Found,
+    source: &mut BlockSource,
+    successors: &Successors,
+) -> std::io::Result<Begin> {
+    let first = match SegmentHeader::decode(source.bytes(0, PAGE, file.bytes)?) {
+        Ok(header) if header.segment != file.number => First::Tearable,
+        Ok(header) if header.lane != file.lane => First::Foreign,
+        Ok(header) => First::Ours(header.tag),
+        Err(FormatError::Version(_) | FormatError::Field) => First::Foreign,
+        Err(
+            FormatError::Short | FormatError::Blank | FormatError::Magic | FormatError::Checksum,
+        ) => First::Tearable,
+    };
+    if let First::Ours(tag) = first {
+        return Ok(Begin::Whole { tag });
+    }
+    Ok(judge(first, blocks(shared, file, source, successors)))
+}
+
+fn blocks(
+    shared: &Shared,
+    file: &Found,
+    source: &mut BlockSource,
+    successors: &Successors,
+) -> Blocks {
+    let identity = Identity {
+        segment: file.number,
+        tag: None,
+    };
+    let before_first = Position {
+        offset: 0,
+        ..Position::START
+    };
+    let start = source
+        .bytes(PAGE as u64, PAGE, file.bytes)
+        .ok()
+        .and_then(|page| BlockHeader::decode(page).ok())
+        .filter(|header| header.segment == file.number);
+    let ahead = source.look_ahead(identity, before_first, file.bytes);
+    let mut durable = ahead.durable_through;
+    if let Some((next, next_file)) = successors.get(&file.number) {
+        durable = durable.max(next.previous_durable);
+        // As in `Walk::known_durable`.
+        if ahead.seal.is_some()
+            && !next.previous_given_up
+            && has_durable_block(shared, next_file, next)
+        {
+            durable = durable.max(1);
+        }
+    }
+    Blocks {
+        tag: start
+            .or(ahead.next.map(|(_, header)| header))
+            .map(|header| header.tag),
+        durable,
+        unsure: ahead.unreadable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_crash_leaves_and_nobody_vouches_for_is_no_damage() {
+        use First::{Foreign, Ours, Tearable};
+        let blocks = |tag, durable, unsure| Blocks {
+            tag,
+            durable,
+            unsure,
+        };
+        let damaged = |tag| Begin::Damaged { tag };
+        let table = [
+            (Ours(7), blocks(None, 3, true), Begin::Whole { tag: 7 }),
+            (Tearable, blocks(None, 0, false), Begin::Unused),
+            (Tearable, blocks(None, 0, true), damaged(None)),
+            (Tearable, blocks(None, 1, false), damaged(None)),
+            (Tearable, blocks(Some(5), 0, false), Begin::Torn { tag: 5 }),
+            (Tearable, blocks(Some(5), 0, true), damaged(Some(5))),
+            (Tearable, blocks(Some(5), 1, false), damaged(Some(5))),
+            (Foreign, blocks(None, 0, false), damaged(None)),
+            (Foreign, blocks(Some(5), 0, false), damaged(Some(5))),
+        ];
+        for (first, blocks, begin) in table {
+            assert_eq!(judge(first, blocks), begin, "{first:?} {blocks:?}");
+        }
+    }
+}

@@ -1,0 +1,553 @@
+//! A segment's life: recycling, keeping, sealing by age, dropping, and the lanes' fair share.
+
+mod vault_support;
+
+use std::{
+    fs,
+    io::ErrorKind,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::Path,
+    time::Duration,
+};
+
+use gophership::vault::{
+    AppendError, Compression, Config, EntryId, Lane, OnFull, Vault,
+    format::{BLOCK_HEADER, PAGE},
+};
+use vault_support::{
+    Random, append_all, meta, on_worker, open, read_all, real_disk, segment_files, small,
+    wait_until,
+};
+
+const SEGMENT: u64 = 512 << 10;
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Small segments, so that a few entries fill one.
+fn tiny(dir: &Path) -> Config {
+    Config {
+        max_bytes: 8 * SEGMENT,
+        segment_bytes: SEGMENT,
+        max_entry_bytes: 200_000,
+        compression: Compression::None,
+        ..small(dir)
+    }
+}
+
+/// Waits for a condition without holding up the lane.
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let waited = tokio::time::timeout(vault_support::PATIENCE, async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "not in time: {what}");
+}
+
+/// Appends `content` until a segment later than the first is begun; the ids.
+async fn fill_one(lane: &Lane, content: &[u8]) -> Vec<EntryId> {
+    let mut ids: Vec<EntryId> = Vec::new();
+    loop {
+        let id = lane.append(meta(1, 0), &[content]).await.unwrap();
+        ids.push(id);
+        if ids[0].segment != id.segment {
+            return ids;
+        }
+    }
+}
+
+/// The files as a crash now would leave them.
+fn crash_copy(dir: &Path) -> tempfile::TempDir {
+    let copy = real_disk();
+    let mut dirs = vec![dir.to_path_buf()];
+    while let Some(from) = dirs.pop() {
+        let to = copy.path().join(from.strip_prefix(dir).unwrap());
+        fs::create_dir_all(&to).unwrap();
+        for entry in fs::read_dir(&from).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else {
+                match fs::copy(&path, to.join(path.file_name().unwrap())) {
+                    Ok(_) => {}
+                    // A spare that got its name meanwhile.
+                    Err(gone) => assert_eq!(gone.kind(), ErrorKind::NotFound),
+                }
+            }
+        }
+    }
+    copy
+}
+
+/// What a producer would send who wants its bytes to pass for blocks of an unknown version, once they
+/// lie in a recycled file: a header with a matching checksum at the start of each page.
+fn planted(len: usize) -> Vec<u8> {
+    let mut header = [0; BLOCK_HEADER];
+    header[..4].copy_from_slice(b"GSVB");
+    header[4] = 99;
+    let crc = crc32fast::hash(&header[..124]);
+    header[124..].copy_from_slice(&crc.to_le_bytes());
+    let mut content = vec![b'p'; len];
+    let mut at = PAGE - BLOCK_HEADER - 32;
+    while at + header.len() <= len {
+        content[at..at + header.len()].copy_from_slice(&header);
+        at += PAGE;
+    }
+    content
+}
+
+#[test]
+fn a_spent_segments_file_is_used_again_and_its_old_blocks_are_nobodys() {
+    let dir = real_disk();
+    let config = tiny(dir.path());
+    let vault = open(&config);
+    let mut random = Random(1);
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        let mut owed = Vec::new();
+        for round in 0..12 {
+            lane.seal().await;
+            // Each in a block of its own, the same pages in each file.
+            let ids = fill_one(&lane, &planted(32_000)).await;
+            for id in &ids {
+                vault.settle(*id, 1);
+            }
+            let first = ids[0].segment;
+            let gone = format!("{first:016x}.gsv");
+            until("the spent segment is gone", || {
+                !segment_files(dir.path())
+                    .iter()
+                    .any(|file| file.ends_with(&gone))
+            })
+            .await;
+            // One that stays owed, alone in its block, with the old blocks behind it.
+            let len = 1 + random.below(9_000);
+            let content = random.content(len);
+            lane.append(meta(1, round), &[&content]).await.unwrap();
+            owed.push(content);
+            let copy = crash_copy(dir.path());
+            let crashed = open(&tiny(copy.path()));
+            let entries = read_all(&crashed, usize::MAX);
+            let stats = crashed.stats();
+            assert_eq!(
+                (stats.quarantined_segments, stats.checksum_errors_total),
+                (0, 0),
+                "round {round}"
+            );
+            let read: Vec<_> = entries.iter().map(|entry| &entry.bytes).collect();
+            for content in &owed {
+                assert!(read.contains(&content), "round {round}");
+            }
+            if round % 4 == 3 {
+                for entry in read_all(&vault, usize::MAX) {
+                    vault.settle(entry.id, 1);
+                }
+                owed.clear();
+            }
+        }
+        let recycled = vault.stats().recycled_segments_total;
+        assert!(recycled > 4, "{recycled} files were used again");
+        assert!(vault.stats().bytes <= config.max_bytes);
+    });
+}
+
+#[test]
+fn a_recycled_file_that_was_cut_is_whole_again_before_it_is_used() {
+    let dir = real_disk();
+    let config = tiny(dir.path());
+    let vault = open(&config);
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        for round in 0..4 {
+            let id = lane
+                .append(meta(1, round), &[[b'x'; 60_000]])
+                .await
+                .unwrap();
+            let file = segment_files(dir.path())
+                .into_iter()
+                .find(|file| file.ends_with(format!("{:016x}.gsv", id.segment)))
+                .unwrap();
+            let metadata = fs::metadata(&file).unwrap();
+            assert_eq!(metadata.len(), SEGMENT);
+            assert!(metadata.blocks() * 512 >= SEGMENT, "no holes: {metadata:?}");
+            lane.seal().await;
+            until("it is cut", || {
+                fs::metadata(&file).unwrap().len() < SEGMENT / 2
+            })
+            .await;
+            vault.settle(id, 1);
+            until("it is retired", || vault.stats().segments == 0).await;
+            assert!(!file.exists());
+        }
+    });
+}
+
+#[test]
+fn after_close_only_what_is_owed_is_left() {
+    let dir = real_disk();
+    let vault = open(&tiny(dir.path()));
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        let mut ids = Vec::new();
+        for _ in 0..5 {
+            ids.extend(fill_one(&lane, &[7; 50_000]).await);
+        }
+        assert!(vault.stats().bytes > 5 * SEGMENT);
+        for id in ids {
+            vault.settle(id, 1);
+        }
+        until("the room is given back", || {
+            // The one being written, the ready one and a spare.
+            vault.stats().bytes <= 3 * SEGMENT
+        })
+        .await;
+        lane.shutdown().await.unwrap();
+    });
+    vault.close().unwrap();
+    let lane = dir.path().join("lane-00");
+    let left: Vec<_> = fs::read_dir(lane).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn delivered_segments_are_kept_until_room_is_needed_and_not_replayed() {
+    let dir = real_disk();
+    let config = Config {
+        retain: HOUR,
+        ..tiny(dir.path())
+    };
+    let vault = open(&config);
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        for id in fill_one(&lane, &[7; 50_000]).await {
+            vault.settle(id, 1);
+        }
+        lane.seal().await;
+        until("both are kept", || vault.stats().retained_segments == 2).await;
+        lane.shutdown().await.unwrap();
+    });
+    vault.close().unwrap();
+    let kept = segment_files(dir.path());
+    assert_eq!(kept.len(), 2);
+    let vault = open(&config);
+    assert!(read_all(&vault, usize::MAX).is_empty(), "delivered once");
+    assert_eq!(vault.stats().retained_segments, 2);
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        let mut stored = 0_u64;
+        let full = loop {
+            match lane.append(meta(1, 0), &[[7; 50_000]]).await {
+                Ok(_) => stored += 1,
+                Err(error) => break error,
+            }
+            assert!(vault.stats().bytes <= config.max_bytes);
+        };
+        assert!(matches!(full, AppendError::Full { .. }), "{full}");
+        assert!(
+            stored * 50_000 > config.max_bytes * 3 / 4,
+            "only {stored} entries"
+        );
+    });
+    assert_eq!(vault.stats().retained_segments, 0);
+    assert!(kept.iter().all(|file| !file.exists()));
+}
+
+#[test]
+fn what_is_kept_goes_when_its_time_is_over() {
+    let dir = real_disk();
+    let vault = open(&Config {
+        retain: Duration::from_millis(20),
+        ..tiny(dir.path())
+    });
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        let id = lane.append(meta(1, 0), &[b"little"]).await.unwrap();
+        lane.seal().await;
+        vault.settle(id, 1);
+        until("it is gone", || vault.stats().segments == 0).await;
+    });
+}
+
+#[test]
+fn an_idle_lanes_segment_is_sealed_by_age_and_an_empty_one_is_not_begun() {
+    let dir = real_disk();
+    let vault = open(&Config {
+        segment_max_age: Duration::from_millis(20),
+        ..tiny(dir.path())
+    });
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        let mut last = None;
+        for round in 0..3 {
+            let id = lane.append(meta(1, round), &[b"little"]).await.unwrap();
+            assert_ne!(last, Some(id.segment), "the one before was sealed");
+            vault.settle(id, 1);
+            // Only a sealed segment is retired.
+            until("it is sealed and retired", || vault.stats().segments == 0).await;
+            last = Some(id.segment);
+        }
+        let ready = || segment_files(dir.path());
+        until("the next one is ready", || ready().len() == 1).await;
+        let before = ready();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(ready(), before, "nothing is sealed for nothing");
+    });
+}
+
+#[test]
+fn entries_of_several_blocks_survive_a_seal_by_age_in_between() {
+    let dir = real_disk();
+    let vault = open(&Config {
+        segment_max_age: Duration::from_millis(3),
+        max_bytes: 64 << 20,
+        segment_bytes: 2 << 20,
+        ..tiny(dir.path())
+    });
+    let mut random = Random(4);
+    let contents: Vec<_> = (0..60)
+        .map(|number| random.content(if number % 2 == 0 { 200_000 } else { 900 }))
+        .collect();
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        for round in contents.chunks(6) {
+            for result in append_all(&lane, 1, round).await {
+                result.unwrap();
+            }
+        }
+        lane.shutdown().await.unwrap();
+    });
+    assert!(vault.stats().segments > 2, "sealed in between");
+    // One that began again may have been overtaken.
+    let mut read: Vec<_> = read_all(&vault, usize::MAX)
+        .into_iter()
+        .map(|entry| entry.bytes)
+        .collect();
+    let mut contents = contents;
+    read.sort_unstable();
+    contents.sort_unstable();
+    assert!(read == contents);
+}
+
+/// Stored, owed, dropped and lost records of the only destination.
+fn books(vault: &Vault) -> (u64, u64, u64, u64) {
+    let destinations = vault.stats().by_destination;
+    let main = &destinations[0];
+    (
+        main.stored_records,
+        main.owed_records,
+        main.dropped_records,
+        main.lost_records,
+    )
+}
+
+#[test]
+fn a_full_vault_may_drop_its_oldest_and_counts_each_record() {
+    let dir = real_disk();
+    let config = Config {
+        on_full: OnFull::DropOldest,
+        ..tiny(dir.path())
+    };
+    let vault = open(&config);
+    let count = 400_u64;
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        for number in 0..count {
+            lane.append(meta(1, number), &[[7; 40_000]]).await.unwrap();
+            assert!(vault.stats().bytes <= config.max_bytes);
+        }
+        lane.shutdown().await.unwrap();
+    });
+    let (stored, owed, dropped, lost) = books(&vault);
+    assert_eq!((stored, lost), (count, 0));
+    assert_eq!(owed + dropped, count);
+    let stats = vault.stats();
+    assert_eq!(stats.dropped_records_total, dropped);
+    assert!(stats.dropped_segments_total > 0);
+    let numbers: Vec<_> = read_all(&vault, usize::MAX)
+        .iter()
+        .map(|entry| entry.arrival_unix_ns)
+        .collect();
+    assert!(
+        numbers.iter().copied().eq(dropped..count),
+        "the newest are left: {numbers:?}"
+    );
+    assert!(
+        owed * 40_000 > config.max_bytes / 2,
+        "no more is dropped than has to be: {owed} left"
+    );
+}
+
+#[test]
+fn what_is_kept_is_used_up_before_anything_is_dropped() {
+    let dir = real_disk();
+    let config = Config {
+        on_full: OnFull::DropOldest,
+        retain: HOUR,
+        ..tiny(dir.path())
+    };
+    let vault = open(&config);
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        let oldest = lane.append(meta(1, 0), &[b"owed"]).await.unwrap();
+        lane.seal().await;
+        for number in 0..400_u64 {
+            let id = lane.append(meta(1, number), &[[7; 40_000]]).await.unwrap();
+            vault.settle(id, 1);
+        }
+        assert_eq!(books(&vault), (401, 1, 0, 0));
+        assert_eq!(read_all(&vault, usize::MAX)[0].id, oldest);
+    });
+}
+
+#[test]
+fn a_damaged_segment_is_never_dropped() {
+    let dir = real_disk();
+    let config = Config {
+        on_full: OnFull::DropOldest,
+        ..tiny(dir.path())
+    };
+    let vault = open(&config);
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        let ids = fill_one(&lane, &[7; 30_000]).await;
+        let file = segment_files(dir.path())
+            .into_iter()
+            .find(|file| file.ends_with(format!("{:016x}.gsv", ids[0].segment)))
+            .unwrap();
+        let raw = fs::OpenOptions::new().write(true).open(&file).unwrap();
+        raw.write_all_at(&[1, 2, 3], 5_000).unwrap();
+        raw.sync_all().unwrap();
+        assert_eq!(read_all(&vault, usize::MAX).len(), ids.len() - 1);
+        for number in 0..300 {
+            lane.append(meta(1, number), &[[7; 30_000]]).await.unwrap();
+        }
+        assert!(file.exists());
+        let (stored, owed, dropped, lost) = books(&vault);
+        assert_eq!((stored, lost), (300 + ids.len() as u64, 1));
+        assert_eq!(stored, owed + dropped + lost);
+        assert!(dropped > 0);
+    });
+}
+
+#[test]
+fn a_greedy_lane_leaves_the_others_their_room() {
+    for on_full in [OnFull::Refuse, OnFull::DropOldest] {
+        let dir = real_disk();
+        let config = Config {
+            lanes: 3,
+            on_full,
+            budget_bytes: 3 << 20,
+            ..tiny(dir.path())
+        };
+        let vault = open(&config);
+        let contents = vec![vec![7; 40_000]; 200];
+        on_worker(async {
+            let greedy = vault.lane(0).unwrap();
+            let mut stored = 0;
+            for result in append_all(&greedy, 1, &contents).await {
+                stored += u64::from(result.is_ok());
+            }
+            match on_full {
+                OnFull::Refuse => assert!(stored < 100, "{stored} in 4 MiB"),
+                OnFull::DropOldest => assert_eq!(stored, 200),
+            }
+            assert!(vault.stats().bytes <= config.max_bytes);
+            // More than one segment: what lies in the first doesn't keep them from the next.
+            for index in [1, 2] {
+                let lane = vault.lane(index).unwrap();
+                for number in 0..20 {
+                    lane.append(meta(1, number), &[[8; 40_000]]).await.unwrap();
+                }
+            }
+            let mine = read_all(&vault, usize::MAX);
+            for lane in [1, 2] {
+                let entries = mine.iter().filter(|entry| entry.id.lane == lane);
+                assert_eq!(entries.count(), 20, "lane {lane}");
+            }
+            assert!(vault.stats().bytes <= config.max_bytes);
+        });
+    }
+}
+
+#[test]
+fn a_directory_opens_with_fewer_and_with_more_lanes() {
+    let dir = real_disk();
+    let of = |lanes| Config {
+        lanes,
+        max_bytes: 64 << 20,
+        ..tiny(dir.path())
+    };
+    let write = |lanes: usize, first: u64| {
+        let vault = open(&of(lanes));
+        on_worker(async {
+            for index in 0..lanes {
+                let lane = vault.lane(index).unwrap();
+                let number = first + index as u64;
+                lane.append(meta(1, number), &[[7; 4_000]]).await.unwrap();
+                // Some lanes are left as by a crash.
+                if index % 2 == 0 {
+                    lane.shutdown().await.unwrap();
+                }
+            }
+        });
+        vault.close().unwrap();
+    };
+    write(4, 0);
+    write(1, 100);
+    write(6, 200);
+    let vault = open(&of(2));
+    let mut numbers: Vec<_> = read_all(&vault, usize::MAX)
+        .iter()
+        .map(|entry| entry.arrival_unix_ns)
+        .collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, [0, 1, 2, 3, 100, 200, 201, 202, 203, 204, 205]);
+    for entry in read_all(&vault, usize::MAX) {
+        vault.settle(entry.id, 1);
+    }
+    wait_until("the old lanes' files are gone", || {
+        (2..6).all(|lane| {
+            let dir = dir.path().join(format!("lane-{lane:02}"));
+            segment_files_in(&dir) == 0
+        })
+    });
+    wait_until("nothing is left but what is ready", || {
+        vault.stats().segments == 0
+    });
+}
+
+fn segment_files_in(lane: &Path) -> usize {
+    fs::read_dir(lane)
+        .unwrap()
+        .filter(|entry| {
+            let path = entry.as_ref().unwrap().path();
+            path.extension().is_some_and(|extension| extension == "gsv")
+        })
+        .count()
+}
+
+#[test]
+fn automatic_compression_follows_the_cpu_and_everything_comes_back() {
+    let dir = real_disk();
+    let vault = open(&Config {
+        compression: Compression::Auto,
+        max_bytes: 64 << 20,
+        ..tiny(dir.path())
+    });
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        let mut appended = 0;
+        for (permille, raw) in [(900, 1), (0, 0), (900, 1)] {
+            lane.note_cpu_wait(permille);
+            while vault.stats().lanes_raw != raw {
+                lane.append(meta(1, 0), &[[7; 9_000]]).await.unwrap();
+                appended += 1;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        let stats = vault.stats();
+        assert!(stats.lz4_blocks_total > 0 && stats.lz4_blocks_total < stats.blocks_total);
+        let entries = read_all(&vault, usize::MAX);
+        assert_eq!(entries.len(), appended);
+        assert!(entries.iter().all(|entry| entry.bytes == [7; 9_000]));
+    });
+}
