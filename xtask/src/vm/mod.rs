@@ -184,7 +184,8 @@ fn boot(
     let steps = plan.iter().map(|step| step.name.clone()).collect();
     let mut outcome = Outcome::new(steps, expected(kernel));
     let mut console = String::new();
-    let ended = machine::run(&fetched.image, initramfs, disk, MACHINE_MAX, |line| {
+    let (image, threads) = (&fetched.image, kernel.threads);
+    let ended = machine::run(image, initramfs, disk, threads, MACHINE_MAX, |line| {
         console += line;
         console.push('\n');
         // For people who look on; what counts is read from `console`.
