@@ -34,11 +34,15 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How long the disk, and the end of a daemon, may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The control group of this process and all that it starts.
+const OWN_GROUP: &str = "/sys/fs/cgroup/vm";
+
 /// Kernel file systems of the root: type, mount point.
 const FILE_SYSTEMS: &[(&str, &str)] = &[
     ("proc", "/proc"),
     ("sysfs", "/sys"),
     ("devtmpfs", "/dev"),
+    ("devpts", "/dev/pts"),
     ("securityfs", "/sys/kernel/security"),
     ("bpf", "/sys/fs/bpf"),
     ("cgroup2", "/sys/fs/cgroup"),
@@ -105,11 +109,14 @@ fn enter_root() -> Result<()> {
         "/sys/fs/cgroup/cgroup.subtree_control",
         "+cpu +memory +io +pids",
     );
+    // And a group for what runs here: in the root, every group would be a part of its own.
+    fs::create_dir(OWN_GROUP).and_then(|()| fs::write(format!("{OWN_GROUP}/cgroup.procs"), "0"))?;
     process::succeed(in_root("ip").args(["link", "set", "lo", "up"]))
 }
 
 fn mount_kernel_file_system(kind: &str, point: &str) -> Result<()> {
     let nothing = None::<&str>;
+    fs::create_dir_all(point).with_context(|| format!("cannot make {point}"))?;
     mount(Some(kind), point, Some(kind), MsFlags::empty(), nothing)
         .with_context(|| format!("cannot mount {kind} on {point}"))
 }

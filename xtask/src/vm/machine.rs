@@ -12,6 +12,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use super::kernels::Threads;
+
 /// Processors and memory of the machine.
 const PROCESSORS: &str = "2";
 const MEMORY: &str = "1536M";
@@ -24,10 +26,11 @@ pub(super) fn run(
     image: &Path,
     initramfs: &Path,
     disk: &Path,
+    threads: Threads,
     limit: Duration,
     mut line: impl FnMut(&str),
 ) -> Result<()> {
-    let mut machine = Machine::start(image, initramfs, disk)?;
+    let mut machine = Machine::start(image, initramfs, disk, threads)?;
     let console = machine.0.stdout.take().context("no console")?;
     let (sender, lines) = mpsc::channel();
     // Ends with the machine, which ends with this function.
@@ -56,7 +59,7 @@ pub(super) fn run(
 struct Machine(Child);
 
 impl Machine {
-    fn start(image: &Path, initramfs: &Path, disk: &Path) -> Result<Self> {
+    fn start(image: &Path, initramfs: &Path, disk: &Path, threads: Threads) -> Result<Self> {
         let drive = format!(
             "file={},format=raw,if=virtio,cache=unsafe",
             disk.display().to_string().replace(',', ",,")
@@ -64,7 +67,7 @@ impl Machine {
         // `setpriv` becomes QEMU, which the kernel then kills should this process be killed.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"])
-            .args(["-accel", accelerator(), "-cpu", "max"])
+            .args(["-accel", accelerator(threads), "-cpu", "max"])
             .args(["-smp", PROCESSORS, "-m", MEMORY])
             .args(["-nodefaults", "-no-user-config", "-no-reboot"])
             .args(["-display", "none", "-serial", "stdio"])
@@ -104,13 +107,15 @@ impl Drop for Machine {
 
 /// Hardware virtualisation where there is some; `/dev/kvm` alone says little, as a kernel may offer
 /// it to special guests only. Elsewhere QEMU translates the machine's code.
-fn accelerator() -> &'static str {
+fn accelerator(threads: Threads) -> &'static str {
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let usable = File::options().read(true).write(true).open("/dev/kvm");
     if has_virtualisation(&processor) && usable.is_ok() {
-        "kvm"
-    } else {
-        "tcg,thread=multi"
+        return "kvm";
+    }
+    match threads {
+        Threads::Multi => "tcg,thread=multi",
+        Threads::Single => "tcg,thread=single",
     }
 }
 
