@@ -79,21 +79,7 @@ pub(super) fn stats(shared: &Shared) -> Stats {
         recovering: shared.recovering.load(Ordering::Acquire),
         ..Stats::default()
     };
-    for lane in &shared.counters {
-        stats.blocks_total += lane.blocks.load(Ordering::Relaxed);
-        stats.lz4_blocks_total += lane.lz4_blocks.load(Ordering::Relaxed);
-        match lane.codec() {
-            Some(Codec::Lz4) => stats.lanes_lz4 += 1,
-            Some(Codec::Raw) => stats.lanes_raw += 1,
-            None => {}
-        }
-        stats.raw_bytes_total += lane.raw_bytes.load(Ordering::Relaxed);
-        stats.stored_bytes_total += lane.stored_bytes.load(Ordering::Relaxed);
-        stats.entries_total += lane.entries.load(Ordering::Relaxed);
-        stats.records_total += lane.records.load(Ordering::Relaxed);
-        stats.write_errors_total += lane.write_errors.load(Ordering::Relaxed);
-        stats.sync.add(lane);
-    }
+    add_lanes(shared, &mut stats);
     let retired = shared.retired();
     stats.dropped_segments_total = retired.dropped_segments;
     stats.dropped_entries_total = retired.dropped_entries;
@@ -143,4 +129,22 @@ pub(super) fn stats(shared: &Shared) -> Stats {
     drop(retired);
     stats.by_destination = by_destination;
     stats
+}
+
+fn add_lanes(shared: &Shared, stats: &mut Stats) {
+    for lane in &shared.counters {
+        stats.blocks_total += lane.blocks.load(Ordering::Relaxed);
+        stats.lz4_blocks_total += lane.lz4_blocks.load(Ordering::Relaxed);
+        match lane.codec() {
+            Some(Codec::Lz4) => stats.lanes_lz4 += 1,
+            Some(Codec::Raw) => stats.lanes_raw += 1,
+            None => {}
+        }
+        stats.raw_bytes_total += lane.raw_bytes.load(Ordering::Relaxed);
+        stats.stored_bytes_total += lane.stored_bytes.load(Ordering::Relaxed);
+        stats.entries_total += lane.entries.load(Ordering::Relaxed);
+        stats.records_total += lane.records.load(Ordering::Relaxed);
+        stats.write_errors_total += lane.write_errors.load(Ordering::Relaxed);
+        stats.sync.add(lane);
+    }
 }

@@ -246,7 +246,7 @@ pub fn set_quarantine(
         (Some(_), Some(_)) => return Err(QuarantineError::Already(number)),
         (None, None) => return Err(QuarantineError::NotQuarantined(number)),
         (Some(quarantine), None) => {
-            quarantine::write(&FILES, dir, segment.lane, number, quarantine)?
+            quarantine::write(&FILES, dir, segment.lane, number, quarantine)?;
         }
         (None, Some(_)) => quarantine::remove(&FILES, dir, segment.lane, number)?,
     }

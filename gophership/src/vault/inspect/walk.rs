@@ -94,6 +94,12 @@ impl Walk<'_> {
         let limit = segment.bytes;
         let first = self.headers.bytes(PAGE as u64, PAGE, limit);
         let first = first.map(BlockHeader::decode);
+        // A recycled file has the header of the segment it was, until it is used again.
+        let is_recycled = matches!(&segment.header, Header::Foreign(other) if other.segment != segment.number)
+            && !matches!(&first, Ok(Ok(header)) if header.segment == segment.number);
+        if is_recycled {
+            return ControlFlow::Break(Ending::Unused);
+        }
         let is_blank = segment.header == Header::Damaged(FormatError::Blank)
             && matches!(first, Ok(Err(FormatError::Blank | FormatError::Short)));
         if is_blank && (self.is_quick() || self.blocks.is_blank(limit)) {
