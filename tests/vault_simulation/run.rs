@@ -157,15 +157,8 @@ impl Story {
             88..89 => drop(running.background.scrub()),
             89..92 => drop(running.background.keep_up()),
             92..93 => running.background.recover(),
-            93..97 => {
-                let settled = self
-                    .model
-                    .borrow_mut()
-                    .settle_one(running.life, &mut self.random);
-                if let Some(id) = settled {
-                    running.vault.settle(id, 1);
-                }
-            }
+            // Now and then all there is, so that segments are spent and their files used again.
+            93..97 => self.settle(running),
             97..98 => {
                 let lane = running.lanes[self.random.below(running.lanes.len())].clone();
                 let seal = spawn_local(async move { lane.seal().await });
@@ -190,6 +183,18 @@ impl Story {
             }
         });
         running.appends.push((number, task));
+    }
+
+    fn settle(&mut self, running: &Running) {
+        let mut left = if self.random.below(4) == 0 { usize::MAX } else { 1 };
+        while left > 0 {
+            let mut model = self.model.borrow_mut();
+            let Some(id) = model.settle_one(running.life, &mut self.random) else {
+                return;
+            };
+            running.vault.settle(id, 1);
+            left -= 1;
+        }
     }
 
     /// The producer of one append goes away.
