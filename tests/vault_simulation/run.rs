@@ -186,7 +186,11 @@ impl Story {
     }
 
     fn settle(&mut self, running: &Running) {
-        let mut left = if self.random.below(4) == 0 { usize::MAX } else { 1 };
+        let mut left = if self.random.below(4) == 0 {
+            usize::MAX
+        } else {
+            1
+        };
         while left > 0 {
             let mut model = self.model.borrow_mut();
             let Some(id) = model.settle_one(running.life, &mut self.random) else {

@@ -290,7 +290,7 @@ fn check_request(s: &mut Settings, request: u64, budgets: Budgets, vault: Option
         );
     }
     match vault.map(vault::Config::check) {
-        // A block holds less than its bytes of an entry, so that it isn't quite half of a segment.
+        // Half of a segment, and what its blocks need for their headers.
         Some(Err(vault::Error::TooBig {
             key: "max_entry_bytes",
             value,
@@ -298,8 +298,7 @@ fn check_request(s: &mut Settings, request: u64, budgets: Budgets, vault: Option
         })) => {
             let segment_bytes = vault.map_or(0, |vault| vault.segment_bytes);
             let message = format!(
-                "ingest.max_request_bytes = {} and what the vault adds to it don't fit half of \
-                 vault.segment_bytes = {}: at most {}",
+                "ingest.max_request_bytes = {} doesn't fit half of vault.segment_bytes = {}: at most {}",
                 exact_bytes(value),
                 exact_bytes(segment_bytes),
                 exact_bytes(max)
