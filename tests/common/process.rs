@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    io::Read,
+    io::{ErrorKind, Read},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
@@ -62,15 +62,30 @@ pub(crate) fn run(command: &mut Command, within: Duration) -> Finished {
     }
 }
 
+/// Starts a program that may just have been copied: a child that another test forked meanwhile has the
+/// copy open for writing until it executes something itself.
+fn spawn(command: &mut Command) -> std::io::Result<Child> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match command.spawn() {
+            Err(busy)
+                if busy.kind() == ErrorKind::ExecutableFileBusy && Instant::now() < deadline =>
+            {
+                thread::yield_now();
+            }
+            started => return started,
+        }
+    }
+}
+
 /// Like [`run`], for places that must not panic.
 pub(crate) fn try_run(command: &mut Command, within: Duration) -> Result<Finished, String> {
     without_own_variables(command);
-    let mut child = command
+    command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|e| format!("{command:?} doesn't start: {e}"))?;
+        .stderr(Stdio::piped());
+    let mut child = spawn(command).map_err(|e| format!("{command:?} doesn't start: {e}"))?;
     let stdout = read_all(child.stdout.take());
     let stderr = read_all(child.stderr.take());
     let status = wait(&mut child, within);
