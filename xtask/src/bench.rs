@@ -13,7 +13,11 @@ use crate::{
 
 /// Takes a measurement; `args` are `xtask-bench`'s.
 pub(crate) fn run(workspace: &Workspace, args: &[String]) -> Result<()> {
+    let kind = args.first().map_or("", String::as_str);
     let kernel_half = setup::for_building(workspace)?;
+    if kind == "vault" {
+        setup::for_measuring_disks()?;
+    }
     let object = build::kernel_object(workspace, &kernel_half)?;
     let mut cargo = build::daemon_cargo(workspace, object.as_deref());
     cargo.args(["build", "--release"]);
@@ -25,13 +29,15 @@ pub(crate) fn run(workspace: &Workspace, args: &[String]) -> Result<()> {
     let programs = workspace.target.join("release");
     let mut bench = Command::new(programs.join("xtask-bench"));
     bench.args(args);
-    if args.first().is_some_and(|kind| kind == "kernel") {
+    if matches!(kind, "kernel" | "vault") {
+        bench.arg("--scratch").arg(workspace.target.join("bench"));
+    }
+    if kind == "kernel" {
         let KernelHalf::Buildable = kernel_half else {
             bail!("there is no kernel half to measure: it can't be built here");
         };
         bench.arg("--programs").arg(&programs);
         bench.arg("--object").arg(workspace.ebpf_object());
-        bench.arg("--scratch").arg(workspace.target.join("bench"));
     }
     process::succeed(&mut bench)
 }

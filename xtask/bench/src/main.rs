@@ -14,6 +14,7 @@ mod kernel;
 mod load;
 mod report;
 mod sink;
+mod vault;
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -40,6 +41,8 @@ struct Arguments {
 enum Kind {
     /// What the kernel half shows in time and what it costs; needs root
     Kernel(KernelArguments),
+    /// How close the vault comes to the disk and to LZ4, and how fast it recovers
+    Vault(VaultArguments),
     /// Send a load to a daemon that runs
     Load(LoadArguments),
 }
@@ -64,6 +67,22 @@ struct KernelArguments {
     /// Measure only this; may be given more than once
     #[arg(long, value_enum)]
     only: Vec<Part>,
+}
+
+#[derive(Args)]
+struct VaultArguments {
+    /// Directory on the disk to measure
+    #[arg(long)]
+    scratch: PathBuf,
+    /// Take less than a minute; the figures are rough
+    #[arg(long)]
+    quick: bool,
+    /// Fail if a promise isn't kept
+    #[arg(long)]
+    check: bool,
+    /// Measure only this; may be given more than once
+    #[arg(long, value_enum)]
+    only: Vec<vault::Part>,
 }
 
 #[derive(Args)]
@@ -100,6 +119,7 @@ struct LoadArguments {
 fn main() -> ExitCode {
     let result = match Arguments::parse().bench {
         Kind::Kernel(arguments) => kernel(arguments),
+        Kind::Vault(arguments) => vault(&arguments),
         Kind::Load(arguments) => load(&arguments),
     };
     match result {
@@ -124,13 +144,30 @@ fn kernel(arguments: KernelArguments) -> Result<ExitCode> {
         empty_ns: None,
     };
     kernel::run(&mut bench, &arguments.only)?;
-    if !arguments.check || report.missed().is_empty() {
-        return Ok(ExitCode::SUCCESS);
+    Ok(verdict(&report, arguments.check))
+}
+
+fn vault(arguments: &VaultArguments) -> Result<ExitCode> {
+    std::fs::create_dir_all(&arguments.scratch)?;
+    let mut report = Report::new();
+    let mut bench = vault::Bench {
+        scratch: &arguments.scratch,
+        quick: arguments.quick,
+        report: &mut report,
+    };
+    vault::run(&mut bench, &arguments.only)?;
+    Ok(verdict(&report, arguments.check))
+}
+
+/// Whether a missed promise counts.
+fn verdict(report: &Report, check: bool) -> ExitCode {
+    if !check || report.missed().is_empty() {
+        return ExitCode::SUCCESS;
     }
     for missed in report.missed() {
         eprintln!("missed: {missed}");
     }
-    Ok(ExitCode::FAILURE)
+    ExitCode::FAILURE
 }
 
 fn load(arguments: &LoadArguments) -> Result<ExitCode> {

@@ -39,6 +39,11 @@ pub(crate) fn for_testing(workspace: &Workspace) -> Result<KernelHalf> {
     Ok(kernel_half::prepare(workspace))
 }
 
+/// Installs what measures disks for comparison.
+pub(crate) fn for_measuring_disks() -> Result<()> {
+    packages::ensure_present(Purpose::DiskBench)
+}
+
 /// Installs what building, and booting other kernels, need.
 pub(crate) fn for_virtual_machines(workspace: &Workspace) -> Result<()> {
     packages::ensure_present(Purpose::VirtualMachine)?;

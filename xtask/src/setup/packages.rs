@@ -14,6 +14,8 @@ pub(super) enum Purpose {
     Test,
     /// Building, and testing on other kernels.
     VirtualMachine,
+    /// Building, and measuring the vault.
+    DiskBench,
 }
 
 /// Something the operating system has to provide.
@@ -84,6 +86,12 @@ const REQUIREMENTS: &[Requirement] = &[
         present: || {
             process::succeeds(Command::new("python3").args(["-c", "import ensurepip, venv"]))
         },
+    },
+    Requirement {
+        package: "fio",
+        why: "measures what the disk can do without the vault",
+        purpose: Purpose::DiskBench,
+        present: || process::on_path("fio"),
     },
     Requirement {
         package: "qemu-system-x86",

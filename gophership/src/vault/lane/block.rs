@@ -1,8 +1,12 @@
-//! The open block: entries are copied into its buffer once, then it is compressed and checksummed.
+//! The open block: entries are copied together once, then they are compressed and checksummed.
+//!
+//! A raw block is gathered in the buffer that is written. One to be compressed is gathered in memory of the
+//! lane's own, always the same, which therefore stays in the CPU's cache, and is compressed from there into the
+//! buffer.
 
 use std::time::Instant;
 
-use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
+use lz4_flex::block::{CompressTable, compress_into_with_table};
 
 use super::waiters::Ticket;
 use crate::{
@@ -30,6 +34,11 @@ pub(super) struct Pending {
 #[derive(Debug)]
 pub(super) struct OpenBlock {
     buffer: Buffer,
+    /// Raw: its payload is in `buffer`; LZ4: in the lane's [`Compressor`].
+    pub(super) codec: Codec,
+    /// Most bytes of its payload.
+    room: usize,
+    /// Bytes of its payload so far.
     used: usize,
     pub(super) entries: Vec<Pending>,
     pub(super) opened: Instant,
@@ -49,11 +58,20 @@ pub(super) struct Packed {
 }
 
 impl OpenBlock {
-    pub(super) fn new(buffer: Buffer, entries: Vec<Pending>, opened: Instant) -> Self {
+    /// A block of at most `block_bytes` with its header.
+    pub(super) fn new(
+        buffer: Buffer,
+        block_bytes: usize,
+        codec: Codec,
+        entries: Vec<Pending>,
+        opened: Instant,
+    ) -> Self {
         debug_assert!(entries.is_empty(), "an entry list is given back empty");
         Self {
             buffer,
-            used: BLOCK_HEADER,
+            codec,
+            room: block_bytes - BLOCK_HEADER,
+            used: 0,
             entries,
             opened,
         }
@@ -61,21 +79,24 @@ impl OpenBlock {
 
     /// Whether a piece of `len` bytes fits.
     pub(super) fn fits(&self, len: usize) -> bool {
-        self.entries.len() < BLOCK_ENTRIES_MAX
-            && len + ENTRY_HEADER <= self.buffer.len() - self.used
+        self.entries.len() < BLOCK_ENTRIES_MAX && len + ENTRY_HEADER <= self.room - self.used
     }
 
     /// Copies bytes `offset..offset + len` of the entry; the caller has checked that they fit.
     pub(super) fn push<P: AsRef<[u8]>>(
         &mut self,
+        compressor: Option<&mut Compressor>,
         meta: &EntryMeta,
         part: Part,
         span: Span,
         parts: &[P],
     ) {
         let header = PieceHeader::new(meta, part, span.len, span.offset, span.total);
-        let (_, free) = self.buffer.split_at_mut(self.used);
-        let (head, mut body) = free.split_at_mut(ENTRY_HEADER);
+        let payload = match compressor {
+            Some(compressor) if self.codec == Codec::Lz4 => &mut compressor.gathered[..],
+            Some(_) | None => &mut self.buffer[BLOCK_HEADER..],
+        };
+        let (head, mut body) = payload[self.used..].split_at_mut(ENTRY_HEADER);
         head.copy_from_slice(&header.encode());
         let (mut skip, mut left) = (span.offset as usize, span.len as usize);
         for part in parts.iter().map(AsRef::as_ref) {
@@ -96,13 +117,13 @@ impl OpenBlock {
 
     /// Compresses, pads and checksums the payload.
     pub(super) fn pack(mut self, compressor: Option<&mut Compressor>) -> Packed {
-        let raw_len = self.used - BLOCK_HEADER;
-        let (mut stored_len, mut codec) = (raw_len, Codec::Raw);
-        if let Some(len) =
-            compressor.and_then(|compressor| compressor.shrink(&mut self.buffer, raw_len))
-        {
-            (stored_len, codec) = (len, Codec::Lz4);
-        }
+        let raw_len = self.used;
+        let (stored_len, codec) = match compressor {
+            Some(compressor) if self.codec == Codec::Lz4 => {
+                compressor.pack_into(&mut self.buffer[BLOCK_HEADER..], raw_len)
+            }
+            Some(_) | None => (raw_len, Codec::Raw),
+        };
         let end = BLOCK_HEADER + stored_len;
         self.buffer[end..padded_len(stored_len)].fill(0);
         let records = self
@@ -129,10 +150,10 @@ pub(super) struct Span {
     pub(super) total: u32,
 }
 
-/// LZ4 with its table and output made once.
+/// LZ4 with its table, and the payload that is gathered for it.
 pub(super) struct Compressor {
     table: CompressTable,
-    output: Vec<u8>,
+    gathered: Vec<u8>,
 }
 
 impl Compressor {
@@ -141,23 +162,23 @@ impl Compressor {
             Compression::None => None,
             Compression::Auto | Compression::Lz4 => Some(Self {
                 table: CompressTable::large(),
-                output: vec![0; get_maximum_output_size(block_bytes)],
+                gathered: vec![0; block_bytes - BLOCK_HEADER],
             }),
         }
     }
 
-    /// Compresses the payload in place if that saves a page; returns its new length.
-    fn shrink(&mut self, block: &mut [u8], raw_len: usize) -> Option<usize> {
-        if padded_len(raw_len) == PAGE {
-            return None;
+    /// Brings what was gathered to `payload`: compressed if that saves a page. `payload` has room for what LZ4
+    /// makes of bytes that don't shrink.
+    fn pack_into(&mut self, payload: &mut [u8], raw_len: usize) -> (usize, Codec) {
+        let gathered = &self.gathered[..raw_len];
+        if padded_len(raw_len) > PAGE
+            && let Ok(len) = compress_into_with_table(gathered, payload, &mut self.table)
+            && padded_len(len) < padded_len(raw_len)
+        {
+            return (len, Codec::Lz4);
         }
-        let payload = &mut block[BLOCK_HEADER..BLOCK_HEADER + raw_len];
-        let len = compress_into_with_table(payload, &mut self.output, &mut self.table).ok()?;
-        if padded_len(len) >= padded_len(raw_len) {
-            return None;
-        }
-        payload[..len].copy_from_slice(&self.output[..len]);
-        Some(len)
+        payload[..raw_len].copy_from_slice(gathered);
+        (raw_len, Codec::Raw)
     }
 }
 

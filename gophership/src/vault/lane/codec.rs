@@ -106,7 +106,7 @@ impl Chooser {
         }
     }
 
-    /// Codec of the next block, packed at `now` with so many of `buffers` in flight.
+    /// Codec of the next block, begun at `now` with so many of `buffers` in flight.
     pub(super) fn next(&mut self, now: Instant, in_flight: usize, buffers: usize) -> Codec {
         if self.is_auto {
             let age = now.saturating_duration_since(self.began);

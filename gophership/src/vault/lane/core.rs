@@ -21,7 +21,7 @@ use crate::{
         EntryMeta, Error,
         entry::Part,
         error::AppendError,
-        format::{Codec, ENTRIES_MAX, PAGE},
+        format::{ENTRIES_MAX, PAGE},
         port::{Next, Port},
         shared::Shared,
     },
@@ -107,7 +107,7 @@ pub(super) struct Core {
 impl Core {
     pub(super) fn new(shared: Arc<Shared>, lane: u16) -> Result<(Self, Notifier), Error> {
         let geometry = Geometry::new(&shared.config)?;
-        let blocks = BufferPool::new(geometry.blocks, geometry.block_bytes);
+        let blocks = BufferPool::new(geometry.blocks, geometry.buffer_bytes);
         let pages = BufferPool::new(CONTROL_PAGES, PAGE);
         let writer = shared
             .platform
@@ -193,6 +193,7 @@ impl Core {
         let open = self.open.as_mut().expect("opened above");
         let total = u32::try_from(len).expect("checked against the largest piece");
         open.push(
+            self.compressor.as_mut(),
             meta,
             Part::Whole,
             Span {
@@ -248,7 +249,7 @@ impl Core {
             (_, false) => Part::Middle,
             (_, true) => Part::Last,
         };
-        block.push(meta, part, span, parts);
+        block.push(self.compressor.as_mut(), meta, part, span, parts);
         let ticket = is_last.then(|| self.waiters.take());
         if let Some(ticket) = ticket {
             block.entries.push(Pending {
@@ -353,7 +354,13 @@ impl Core {
         let buffer = self.blocks.acquire()?;
         // As many lists as buffers, so there is one.
         let entries = self.entry_lists.pop().unwrap_or_default();
-        Some(OpenBlock::new(buffer, entries, self.now()))
+        let now = self.now();
+        let codec = self
+            .chooser
+            .next(now, self.writer.writes(), self.geometry.blocks);
+        self.shared.counters[usize::from(self.lane)].set_codec(codec);
+        let block_bytes = self.geometry.block_bytes;
+        Some(OpenBlock::new(buffer, block_bytes, codec, entries, now))
     }
 
     pub(super) fn recycle(&mut self, mut entries: Vec<Pending>) {
@@ -370,15 +377,8 @@ impl Core {
     }
 
     fn pack(&mut self, block: OpenBlock) -> Packed {
-        let began = self.now();
-        let codec = self
-            .chooser
-            .next(began, self.writer.writes(), self.geometry.blocks);
-        self.shared.counters[usize::from(self.lane)].set_codec(codec);
-        let packed = match codec {
-            Codec::Lz4 => block.pack(self.compressor.as_mut()),
-            Codec::Raw => block.pack(None),
-        };
+        let (began, codec) = (self.now(), block.codec);
+        let packed = block.pack(self.compressor.as_mut());
         let took = self.age_of(began);
         self.chooser.packed(codec, u64::from(packed.raw_len), took);
         packed

@@ -1,14 +1,16 @@
 //! How big blocks are, how many a lane has, and what an entry needs of them.
 
+use lz4_flex::block::get_maximum_output_size;
+
 use crate::vault::{
-    Config, Error,
+    Compression, Config, Error,
     entry::ENTRY_HEADER,
     format::{BLOCK_HEADER, PAGE},
 };
 
-/// Smallest block buffer, bytes.
+/// Smallest block, bytes.
 const BLOCK_MIN: usize = 16 << 10;
-/// Largest block buffer, bytes: above it neither the disk nor LZ4 gains.
+/// Largest block, bytes: above it neither the disk nor LZ4 gains.
 const BLOCK_MAX: usize = 256 << 10;
 /// Most block buffers of a lane.
 const BLOCKS_MAX: usize = 64;
@@ -21,8 +23,10 @@ pub(super) const TAIL_BYTES: u64 = 2 * PAGE as u64;
 /// Sizes of a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::vault) struct Geometry {
-    /// Bytes of a block buffer.
+    /// Most bytes of a block.
     pub(in crate::vault) block_bytes: usize,
+    /// Bytes of a block buffer: a block, and what LZ4 may need before it turns out that nothing shrinks.
+    pub(in crate::vault) buffer_bytes: usize,
     /// Block buffers of a lane.
     pub(in crate::vault) blocks: usize,
 }
@@ -39,13 +43,21 @@ impl Geometry {
         {
             block_bytes /= 2;
         }
-        // One block's worth of the budget is LZ4's output.
-        let affordable = (budget / block_bytes).saturating_sub(1);
+        let buffer_bytes = match config.compression {
+            Compression::None => block_bytes,
+            Compression::Auto | Compression::Lz4 => {
+                let payload = block_bytes - BLOCK_HEADER;
+                (BLOCK_HEADER + get_maximum_output_size(payload)).next_multiple_of(PAGE)
+            }
+        };
+        // One block's worth of the budget is where entries are gathered for LZ4.
+        let affordable = (budget / buffer_bytes).saturating_sub(1);
         let blocks = affordable
             .min(segment / 2 / block_bytes - 1)
             .clamp(2, BLOCKS_MAX);
         let geometry = Self {
             block_bytes,
+            buffer_bytes,
             blocks,
         };
         let max = geometry.entry_bytes_max(config.segment_bytes);

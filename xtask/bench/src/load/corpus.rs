@@ -28,6 +28,11 @@ impl Corpus {
         Self { messages }
     }
 
+    /// The messages.
+    pub(crate) fn messages(&self) -> &[Bytes] {
+        &self.messages
+    }
+
     /// The messages as the bodies of gRPC requests: compressed flag, length, message.
     pub(crate) fn framed_for_grpc(&self) -> Vec<Bytes> {
         let frame = |message: &Bytes| {

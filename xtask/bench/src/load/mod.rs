@@ -26,11 +26,11 @@ use bytes::Bytes;
 use tokio::runtime;
 
 pub(crate) use connection::Transport;
-pub(crate) use corpus::RECORD_BYTES;
+pub(crate) use corpus::{Corpus, RECORD_BYTES};
+pub(crate) use histogram::Histogram;
 pub(crate) use meter::{Reading, Window};
 
 use connection::{Outcome, Sender};
-use corpus::Corpus;
 use meter::Meter;
 
 /// Longest wait for a connection.
