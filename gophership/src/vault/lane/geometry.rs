@@ -5,15 +5,16 @@ use lz4_flex::block::get_maximum_output_size;
 use crate::vault::{
     Compression, Config, Error,
     entry::ENTRY_HEADER,
-    format::{BLOCK_HEADER, PAGE},
+    format::{BLOCK_BYTES_MAX, BLOCK_HEADER, PAGE},
 };
 
 /// Smallest block, bytes.
 const BLOCK_MIN: usize = 16 << 10;
-/// Largest block, bytes: above it neither the disk nor LZ4 gains.
-const BLOCK_MAX: usize = 256 << 10;
-/// Most block buffers of a lane.
+/// Largest block, bytes. Each write costs the CPU the same, whatever its length: submission, interrupt, flush.
+const BLOCK_MAX: usize = BLOCK_BYTES_MAX;
+/// Most block buffers of a lane, and most bytes of all of them as blocks: more in flight doesn't make a disk faster.
 const BLOCKS_MAX: usize = 64;
+const LANE_BYTES_MAX: usize = 16 << 20;
 /// Blocks in a segment at least, so that all buffers together fill at most half of one: what must be
 /// written again after an error always fits into one fresh segment.
 const BLOCKS_PER_SEGMENT_MIN: usize = 16;
@@ -54,6 +55,7 @@ impl Geometry {
         let affordable = (budget / buffer_bytes).saturating_sub(1);
         let blocks = affordable
             .min(segment / 2 / block_bytes - 1)
+            .min(LANE_BYTES_MAX / block_bytes)
             .clamp(2, BLOCKS_MAX);
         let geometry = Self {
             block_bytes,

@@ -29,17 +29,17 @@ use crate::load::{Corpus, Histogram};
 
 /// The destination that everything is owed to.
 pub(super) const DESTINATION: &str = "main";
-/// Block buffers of a lane: as many blocks of 256 KiB as `memory.total: auto` gives one of two lanes.
-const BUDGET_BYTES: usize = 17 << 20;
+/// Enough that a lane has all the buffers it wants.
+const BUDGET_BYTES: usize = 32 << 20;
 const SEGMENT_BYTES: u64 = 64 << 20;
 /// Segments that take turns.
 const SEGMENTS: u64 = 12;
 /// Longest wait for a vault to get to where every segment was used before.
 const WARM_WITHIN: Duration = Duration::from_secs(60);
 
-/// Bytes of a block buffer and how many the lane has, as `vault/lane/geometry.rs` makes them of the above.
-pub(super) const BLOCK_BYTES: usize = 256 << 10;
-pub(super) const BLOCKS: usize = 64;
+/// Bytes of a block, and how many can be in flight, as `vault/lane/geometry.rs` makes them of the above.
+pub(super) const BLOCK_BYTES: usize = 1 << 20;
+pub(super) const BLOCKS: usize = 16;
 
 /// What is stored, and how.
 #[derive(Debug, Clone, Copy)]

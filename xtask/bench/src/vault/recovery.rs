@@ -123,7 +123,9 @@ fn fill(config: &gophership::vault::Config, bytes: u64) -> Result<u64> {
                             lane.append(meta, &four[2..3]),
                             lane.append(meta, &four[3..]),
                         );
-                        (stored.0?, stored.1?, stored.2?, stored.3?);
+                        for stored in [stored.0, stored.1, stored.2, stored.3] {
+                            stored?;
+                        }
                         entries += 4;
                     }
                 }

@@ -62,8 +62,8 @@ fn against_disk(bench: &mut Bench<'_>, name: &str, compression: Compression) -> 
 pub(super) fn saturating(compression: Compression, seconds: u64) -> Load {
     Load {
         compression,
-        // More than fill the blocks, four requests each.
-        in_flight: lane::BLOCKS * 5,
+        // More than fill the blocks, seventeen requests each.
+        in_flight: lane::BLOCKS * 20,
         records: 100,
         recycled: true,
         window: std::time::Duration::from_secs(seconds),
