@@ -154,10 +154,7 @@ impl Examination {
     /// Goes on at the next intact block, or at the end if there is none.
     fn search(&mut self, reason: &'static str) -> Found {
         let position = self.position;
-        let next = self
-            .source
-            .look_ahead(self.identity, position, self.limit)
-            .next;
+        let next = self.source.next_block(self.identity, position, self.limit);
         self.position = match &next {
             Some((offset, header)) => Position {
                 offset: *offset,

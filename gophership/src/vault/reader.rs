@@ -354,7 +354,7 @@ impl OpenSegment {
             self.pass(&header);
             return None;
         }
-        let next = self.source.look_ahead(identity, position, limit).next;
+        let next = self.source.next_block(identity, position, limit);
         if next.is_none() && !is_closed {
             // What is lost is known when a block follows; entries are being added meanwhile.
             self.report_gap(shared);

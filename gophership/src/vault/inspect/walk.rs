@@ -2,18 +2,20 @@
 //!
 //! The rules are those of recovery, which the verdict's table is shared with; but nothing is changed.
 
-use std::{io, ops::ControlFlow};
+use std::{io, ops::ControlFlow, path::Path};
 
 use super::{
-    Directory, FILES, Header, Owner, SegmentFile,
+    Directory, Header, Owner, SegmentFile,
     account::Account,
     seen::{Damage, Depth, Ending, Visitor, Walked},
 };
 use crate::vault::{
     error::{Error, io_error},
     format::{BlockHeader, BlockKind, FormatError, PAGE},
+    outlook::Outlook,
+    platform::Platform,
     recovery::{Verdict, judge, reason},
-    walk::{BlockSource, Identity, Look, Position, is_consistent},
+    walk::{BlockSource, Look, Position, is_consistent},
 };
 
 /// How far a quick walk looks for blocks behind a blank page: more than what a lane has in flight.
@@ -29,27 +31,22 @@ pub fn walk(
     depth: Depth,
     visitor: &mut dyn Visitor,
 ) -> Result<Walked, Error> {
-    let opened = BlockSource::open(&FILES, &segment.path).and_then(|blocks| {
-        Ok((
-            blocks,
-            BlockSource::open_for_headers(&FILES, &segment.path)?,
-        ))
-    });
-    let (blocks, headers) = match opened {
+    let (blocks, headers) = match open(directory.files(), &segment.path) {
         Ok(sources) => sources,
         Err(gone) if gone.kind() == io::ErrorKind::NotFound => {
             return Ok(walked(Ending::Gone, Position::START));
         }
         Err(error) => return Err(io_error("opening", &segment.path)(error)),
     };
+    let account = Account::new(directory, segment, visitor);
     let mut walk = Walk {
         depth,
+        outlook: outlook(&account, &blocks),
         blocks,
         headers,
         decoded: Vec::new(),
-        durable: 0,
         looked_again: None,
-        account: Account::new(directory, segment, visitor),
+        account,
     };
     let ending = match walk.begin() {
         ControlFlow::Continue(()) => walk.run(),
@@ -68,15 +65,26 @@ fn walked(ending: Ending, position: Position) -> Walked {
     }
 }
 
+/// One source for payloads, and one for headers alone.
+fn open(files: &dyn Platform, path: &Path) -> io::Result<(BlockSource, BlockSource)> {
+    let blocks = BlockSource::open(files, path)?;
+    Ok((blocks, BlockSource::open_for_headers(files, path)?))
+}
+
+fn outlook<'a>(account: &Account<'a>, source: &BlockSource) -> Outlook<'a> {
+    let directory = account.directory;
+    let next = directory.successor(account.segment.number);
+    Outlook::new(directory.files(), source, account.identity, next)
+}
+
 struct Walk<'a> {
     depth: Depth,
-    /// For payloads and for looking ahead: one large window.
+    /// For payloads and for what follows damage: one large window.
     blocks: BlockSource,
     /// For headers alone: a page.
     headers: BlockSource,
     decoded: Vec<u8>,
-    /// Most blocks that something said were durable, of what was looked at so far.
-    durable: u32,
+    outlook: Outlook<'a>,
     looked_again: Option<u64>,
     account: Account<'a>,
 }
@@ -117,6 +125,7 @@ impl Walk<'_> {
                 .next_block(identity, before_first, limit)
                 .map(|(_, header)| header.tag),
         };
+        self.outlook = outlook(&self.account, &self.blocks);
         let is_lost = self.account.identity.tag.is_none();
         let end = if is_lost { limit } else { PAGE as u64 };
         self.account.report(&Damage {
@@ -225,20 +234,12 @@ impl Walk<'_> {
             true => segment.bytes.min(from.offset.saturating_add(QUICK_AHEAD)),
             false => segment.bytes,
         };
-        // The whole rest is looked at only until something vouches for this block: not again and again where
-        // much is damaged.
-        let next = if self.durable > from.index {
-            self.blocks.next_block(identity, from, limit)
-        } else {
-            let ahead = self.blocks.look_ahead(identity, from, limit);
-            self.durable = self.known_durable(ahead.durable_through, ahead.seal);
-            ahead.next
-        };
-        if judge(look, from.index, self.durable) != Some(Verdict::Damaged) {
-            let is_clean = is_blank && next.is_none();
+        let durable = self.outlook.durable_from(from, limit);
+        if judge(look, from.index, durable) != Some(Verdict::Damaged) {
+            let is_clean = is_blank && self.blocks.next_block(identity, from, limit).is_none();
             return ControlFlow::Break(if is_clean { Ending::Open } else { Ending::Torn });
         }
-        if self.look_again() {
+        if self.look_again(look)? {
             return ControlFlow::Continue(());
         }
         if let Look::BadPayload(header) = look {
@@ -250,54 +251,39 @@ impl Walk<'_> {
             self.account.position = Position::after(from.offset, &header);
             return ControlFlow::Continue(());
         }
+        let next = self.blocks.next_block(identity, from, limit);
         match self.account.lose_gap(next, reason(look)) {
             true => ControlFlow::Continue(()),
             false => ControlFlow::Break(Ending::Lost),
         }
     }
 
-    /// Whether to look at this place once more, afresh: a daemon may have written it since.
-    fn look_again(&mut self) -> bool {
-        let offset = self.account.position.offset;
-        let is_again = self.looked_again == Some(offset);
-        if is_again || self.account.directory.owner == Owner::Nobody {
-            return false;
+    /// Looks at this place once more, afresh, because a daemon may have written it since, or have put
+    /// another segment into the file: whether something else is there now.
+    fn look_again(&mut self, look: Look) -> ControlFlow<Ending, bool> {
+        let Account {
+            directory,
+            segment,
+            identity,
+            position,
+            ..
+        } = self.account;
+        let is_again = self.looked_again == Some(position.offset);
+        if is_again || directory.owner == Owner::Nobody {
+            return ControlFlow::Continue(false);
         }
-        self.looked_again = Some(offset);
-        let path = &self.account.segment.path;
-        match (
-            BlockSource::open(&FILES, path),
-            BlockSource::open_for_headers(&FILES, path),
-        ) {
-            (Ok(blocks), Ok(headers)) => (self.blocks, self.headers) = (blocks, headers),
-            _ => return false,
+        self.looked_again = Some(position.offset);
+        let files = directory.files();
+        let again = BlockSource::open_for_headers(files, &segment.path)
+            .map(|mut source| source.look(identity, position, segment.bytes));
+        // It loses its name before anything is written over it.
+        if !files.exists(&segment.path) {
+            return ControlFlow::Break(Ending::Gone);
         }
-        true
-    }
-
-    /// Most blocks that are known to have been durable, from this segment and the lane's next.
-    fn known_durable(&self, ahead: u32, seal: Option<u32>) -> u32 {
-        let next = self
-            .account
-            .directory
-            .successor(self.account.segment.number);
-        let Some((file, header)) = next.and_then(|next| Some((next, next.header.whole()?))) else {
-            return ahead;
-        };
-        let known = ahead.max(header.previous_durable);
-        let is_left_whole = !header.previous_given_up;
-        let Some(seal) = seal.filter(|&seal| seal > known && is_left_whole) else {
-            return known;
-        };
-        // Blocks are acknowledged in order over segments too.
-        let identity = Identity {
-            segment: header.segment,
-            tag: Some(header.tag),
-        };
-        let is_durable = BlockSource::open(&FILES, &file.path).is_ok_and(|mut source| {
-            let ahead = source.look_ahead(identity, Position::START, file.bytes);
-            ahead.durable_through > 0
-        });
-        if is_durable { seal } else { known }
+        let is_other = again.is_ok_and(|again| again != look);
+        if is_other && let Ok(sources) = open(files, &segment.path) {
+            (self.blocks, self.headers) = sources;
+        }
+        ControlFlow::Continue(is_other)
     }
 }

@@ -1,9 +1,10 @@
 //! What a segment's first page amounts to, from all that was found: the table, and the looking.
 
-use super::read::{Successors, has_durable_block};
+use super::read::{Successors, successor};
 use crate::vault::{
     directory::Found,
     format::{BlockHeader, FormatError, PAGE, SegmentHeader},
+    outlook::Outlook,
     shared::Shared,
     walk::{BlockSource, Identity, Position},
 };
@@ -97,24 +98,21 @@ fn blocks(
         .ok()
         .and_then(|page| BlockHeader::decode(page).ok())
         .filter(|header| header.segment == file.number);
-    let ahead = source.look_ahead(identity, before_first, file.bytes);
-    let mut durable = ahead.durable_through;
-    if let Some((next, next_file)) = successors.get(&file.number) {
-        durable = durable.max(next.previous_durable);
-        // As in `Walk::known_durable`.
-        if ahead.seal.is_some()
-            && !next.previous_given_up
-            && has_durable_block(shared, next_file, next)
-        {
-            durable = durable.max(1);
-        }
+    let next = successor(successors, file.number);
+    let mut outlook = Outlook::new(shared.platform.as_ref(), source, identity, next);
+    let mut durable = outlook.durable_from(before_first, file.bytes);
+    if durable == 0 && outlook.is_seal_acknowledged() {
+        durable = 1;
     }
     Blocks {
         tag: start
-            .or(ahead.next.map(|(_, header)| header))
+            .or_else(|| {
+                let first = source.next_block(identity, before_first, file.bytes);
+                first.map(|(_, header)| header)
+            })
             .map(|header| header.tag),
         durable,
-        unsure: ahead.unreadable,
+        unsure: outlook.is_unreadable(),
     }
 }
 
