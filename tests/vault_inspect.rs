@@ -37,7 +37,9 @@ use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use prost::Message;
 use serde_json::Value;
 use vault_support::{
-    Random, meta, on_worker, open, read_all, real_disk, segment_files, small, wait_until,
+    Random, meta, on_worker, open, read_all, real_disk,
+    segment::{flip, rewrite},
+    segment_files, small, wait_until,
 };
 
 /// `count` requests of two records each.
@@ -111,18 +113,6 @@ fn seen(directory: &Directory, number: u64) -> (Ending, Seen) {
     let segment = directory.segment(number).unwrap();
     let walked = walk(directory, segment, Depth::Everything, &mut seen).unwrap();
     (walked.ending, seen)
-}
-
-fn flip(path: &Path, offset: u64) {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, offset).unwrap();
-    byte[0] ^= 0x40;
-    file.write_all_at(&byte, offset).unwrap();
 }
 
 fn gs_ctl(arguments: &[&str]) -> Finished {
@@ -374,12 +364,8 @@ fn a_seal_that_vouches_for_other_blocks_is_damage() {
     let path = path_of(&ids[0], dir.path());
     let directory = Directory::open(dir.path()).unwrap();
     let (_, before) = seen(&directory, ids[0].segment);
-    let (offset, mut seal) = *before.blocks.last().unwrap();
-    seal.segment_crc ^= 1;
-    let mut page = vec![0; PAGE];
-    seal.encode(&mut page);
-    let file = OpenOptions::new().write(true).open(&path).unwrap();
-    file.write_all_at(&page, offset).unwrap();
+    let (offset, _) = *before.blocks.last().unwrap();
+    rewrite(&path, offset, |seal| seal.segment_crc ^= 1);
     let (_, after) = seen(&directory, ids[0].segment);
     assert_eq!(after.entries.len(), 2);
     assert_eq!(after.damage.len(), 1);

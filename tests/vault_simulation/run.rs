@@ -7,9 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gophership::vault::{
-    Background, Compression, Config, ContentEncoding, EntryMeta, Kind, Lane, OnFull, Sync, Vault,
-};
+use gophership::vault::{Background, Compression, Config, Lane, OnFull, Sync, Vault};
 use tokio::{
     runtime,
     task::{JoinHandle, LocalSet, spawn_local, yield_now},
@@ -21,7 +19,7 @@ use super::{
     machine::Machine,
     model::{Model, content},
 };
-use crate::vault_support::Random;
+use crate::vault_support::{Random, meta};
 
 /// Rounds in which whatever was begun must come to its end once nothing fails any more.
 const ROUNDS_MAX: usize = 20_000;
@@ -178,7 +176,7 @@ impl Story {
         let task = spawn_local(async move {
             let bytes = content(number);
             let (front, back) = bytes.split_at(bytes.len() / 3);
-            if let Ok(id) = lane.append(meta(number), &[front, back]).await {
+            if let Ok(id) = lane.append(meta(1, number), &[front, back]).await {
                 model.borrow_mut().acknowledge(number, id);
             }
         });
@@ -287,16 +285,5 @@ impl Story {
 async fn settle_tasks() {
     for _ in 0..6 {
         yield_now().await;
-    }
-}
-
-fn meta(number: u64) -> EntryMeta {
-    EntryMeta {
-        kind: Kind::OtlpLogs,
-        encoding: ContentEncoding::Identity,
-        owed: 1,
-        arrival_unix_ns: number,
-        records: 1,
-        held: false,
     }
 }

@@ -1,5 +1,7 @@
 //! Common ground of the vault's tests: a real directory, a worker to append on, seeded content.
 
+pub(crate) mod segment;
+
 use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
