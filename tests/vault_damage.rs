@@ -312,6 +312,56 @@ fn a_lost_piece_loses_its_entry_only() {
 }
 
 #[test]
+fn a_lost_piece_is_counted_while_the_vault_runs() {
+    let mut random = Random(16);
+    let contents = vec![
+        random.content(100),
+        random.content(300_000),
+        random.content(100),
+    ];
+    // The first piece or one in the middle; its payload or its header; in a segment that is written or
+    // sealed.
+    for (piece, within) in [(0, 5_000), (0, 8), (1, 5_000), (1, 8)] {
+        for seal in [false, true] {
+            let case = format!("piece {piece}, byte {within}, sealed: {seal}");
+            let dir = real_disk();
+            let config = Config {
+                compression: Compression::None,
+                ..small(dir.path())
+            };
+            let vault = open(&config);
+            on_worker(async {
+                let lane = vault.lane(0).unwrap();
+                for content in &contents {
+                    lane.append(meta(1, 0), &[content]).await.unwrap();
+                }
+                if seal {
+                    lane.shutdown().await.unwrap();
+                }
+                let path = only_segment(dir.path());
+                let mut pieces = data_blocks(&path);
+                pieces.retain(|(_, header)| header.raw_len > 1000);
+                assert!(pieces.len() > 2);
+                flip(&path, pieces[piece].0 + within);
+                for _ in 0..2 {
+                    let expected = [contents[0].clone(), contents[2].clone()];
+                    same(&read_all(&vault, 10_000), &expected);
+                    let stats = vault.stats();
+                    let counted = (stats.quarantined_entries, stats.quarantined_records);
+                    assert_eq!(counted, (1, 1), "{case}");
+                    let left = (stats.entries_pending, stats.quarantined_segments);
+                    assert_eq!(left, (2, 1), "{case}");
+                }
+            });
+            vault.close().unwrap();
+            let (entries, stats) = reopen(&config);
+            assert_eq!(entries.len(), 2, "{case}");
+            assert_eq!(stats.quarantined_entries, 1, "{case}, after a restart");
+        }
+    }
+}
+
+#[test]
 fn a_lost_segment_header_loses_no_entry() {
     let dir = real_disk();
     let config = small(dir.path());

@@ -9,6 +9,7 @@ use super::{
 use crate::vault::{
     entry::{Part, Piece, Pieces},
     format::{BLOCK_HEADER, BlockHeader, BlockKind, PAGE},
+    shared::ORPHAN,
     walk::{Chain, Identity, Joined, Position},
 };
 
@@ -163,7 +164,7 @@ impl<'a> Account<'a> {
             entries: 1,
             records: u64::from(piece.header.records),
             unsettled: self.unsettled(index, index + 1),
-            ..self.damage(offset, end, "an entry's earlier pieces are lost")
+            ..self.damage(offset, end, ORPHAN)
         };
         self.visitor.damage(&lost);
     }

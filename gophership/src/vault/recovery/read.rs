@@ -15,7 +15,7 @@ use crate::{
         outlook::{Outlook, Successor},
         platform::Access,
         segment::Segment,
-        shared::{Damage, SEAL_MISMATCH, Shared},
+        shared::{Damage, ORPHAN, SEAL_MISMATCH, Shared},
         walk::{BlockSource, Chain, Identity, Joined, Look, Position, is_consistent},
     },
 };
@@ -104,7 +104,7 @@ impl Walk<'_> {
             }
         }
         for lost in orphans {
-            self.report("an entry's earlier pieces are lost", lost);
+            self.report(ORPHAN, lost);
         }
         self.position = Position::after(offset, header);
     }
