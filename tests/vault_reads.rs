@@ -5,14 +5,20 @@ mod counting;
 #[expect(dead_code, reason = "each test file uses its part")]
 mod vault_support;
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::Arc,
+};
 
 use counting::{Counting, Counts};
 use gophership::vault::{
     Background, Config, Stats, Vault,
     entry::{Part, PieceHeader},
     format::{BLOCK_HEADER, BlockHeader, BlockKind, Codec, PAGE, SegmentHeader},
-    inspect::{Depth, Directory, summarize},
+    inspect::{Depth, Directory, Ending, Owner, summarize},
+    platform::Platform,
 };
 use vault_support::{meta, real_disk, small};
 
@@ -254,4 +260,29 @@ fn rot_in_thousands_of_places_is_scrubbed_by_reading_a_few_times() {
     assert_eq!(vault.stats().quarantined_entries, u64::from(BLOCKS / 2));
     let (read, _) = counts.take();
     assert!(read <= TIMES_MAX * bytes, "{read} of {bytes} bytes");
+}
+
+#[test]
+fn a_segment_that_is_recycled_while_it_is_looked_at_is_gone_and_not_damaged() {
+    let dir = real_disk();
+    let config = empty_vault(dir.path());
+    craft(dir.path(), SEGMENT, 0, BLOCKS, nothing);
+    let path = dir.path().join(format!("lane-00/{SEGMENT:016x}.gsv"));
+    let next = path.with_file_name(format!("{:016x}.gsv", SEGMENT + 1));
+    let (machine, counts) = Counting::new();
+    let _lock = machine.lock(&config.dir.join("lock")).unwrap();
+    let directory = Directory::open_on(machine, &config.dir).unwrap();
+    assert!(matches!(directory.owner(), Owner::Daemon(_)));
+    counts.before_reading(5 << 20, move || {
+        fs::rename(&path, &next).unwrap();
+        let file = OpenOptions::new().write(true).open(&next).unwrap();
+        let other = vec![7; usize::try_from(BLOCKS).unwrap() * PAGE];
+        file.write_all_at(&other, 0).unwrap();
+    });
+    let segment = directory.segment(SEGMENT).unwrap();
+    let summary = summarize(&directory, segment, Depth::Everything, &mut |_| {}).unwrap();
+    assert_eq!(
+        (summary.walked.ending, summary.damage),
+        (Ending::Gone, vec![])
+    );
 }

@@ -12,12 +12,10 @@ use gophership::vault::{
     chain::{self, ChainReport, State},
 };
 use vault_support::{
-    Random, append_all, meta, on_worker, open, read_all, real_disk,
+    Random, append_all, meta, on_worker, open, read_all, real_disk, scrub,
     segment::{blocks, data_blocks, edit, flip, forge_block, reseal},
     segment_files, small, wait_until,
 };
-
-const FULL: u32 = 1000;
 
 /// One lane; blocks as they are, so that changing a byte changes a byte of an entry.
 fn raw(dir: &Path) -> Config {
@@ -53,14 +51,6 @@ fn write_chained(config: &Config, segments: u64) -> Vec<PathBuf> {
     let files = segment_files(&config.dir);
     assert_eq!(files.len() as u64, segments);
     files
-}
-
-/// Lets the vault scrub until it has nothing left to do.
-fn scrub(vault: &Vault) {
-    vault.set_background_weight(FULL);
-    wait_until("all is scrubbed", || {
-        vault.stats().last_scrub_unix_ns.is_some()
-    });
 }
 
 fn verify(config: &Config) -> ChainReport {

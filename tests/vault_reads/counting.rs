@@ -1,11 +1,13 @@
-//! The real machine, which counts what is read of segments and can't read every page of them.
+//! The real machine, which counts what is read of segments, can't read every page of them, and does
+//! something else between two reads.
 
 use std::{
+    fmt::{self, Debug, Formatter},
     io,
     os::fd::RawFd,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
@@ -25,13 +27,23 @@ pub(crate) struct Counting {
     counts: Arc<Counts>,
 }
 
+type Meanwhile = Box<dyn FnOnce() + Send>;
+
 /// What was asked for, whether or not it could be read.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Counts {
     bytes: AtomicU64,
     reads: AtomicU64,
     /// Every other page of what is opened can't be read, from the first block on.
     is_bad: AtomicBool,
+    /// Done before the first read at or behind an offset.
+    meanwhile: Mutex<Option<(u64, Meanwhile)>>,
+}
+
+impl Debug for Counts {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Counts").finish_non_exhaustive()
+    }
 }
 
 impl Counts {
@@ -39,6 +51,22 @@ impl Counts {
     pub(crate) fn take(&self) -> (u64, u64) {
         let take = |count: &AtomicU64| count.swap(0, Ordering::Relaxed);
         (take(&self.bytes), take(&self.reads))
+    }
+
+    /// Does something before the first read at or behind `offset`.
+    pub(crate) fn before_reading(&self, offset: u64, meanwhile: impl FnOnce() + Send + 'static) {
+        *self.meanwhile.lock().unwrap() = Some((offset, Box::new(meanwhile)));
+    }
+
+    fn about_to_read(&self, at: u64) {
+        let due = self
+            .meanwhile
+            .lock()
+            .unwrap()
+            .take_if(|(offset, _)| at >= *offset);
+        if let Some((_, meanwhile)) = due {
+            meanwhile();
+        }
     }
 
     pub(crate) fn set_bad(&self, is_bad: bool) {
@@ -71,6 +99,7 @@ impl Target for CountedFile {
 
 impl DiskFile for CountedFile {
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.counts.about_to_read(offset);
         self.counts
             .bytes
             .fetch_add(bytes.len() as u64, Ordering::Relaxed);

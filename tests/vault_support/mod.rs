@@ -106,6 +106,14 @@ pub(crate) fn read_all(vault: &Vault, max_bytes: usize) -> Vec<Entry> {
     }
 }
 
+/// Lets the vault scrub until it has nothing left to do.
+pub(crate) fn scrub(vault: &Vault) {
+    vault.set_background_weight(1000);
+    wait_until("all is scrubbed", || {
+        vault.stats().last_scrub_unix_ns.is_some()
+    });
+}
+
 /// Waits for a condition, with a limit.
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;

@@ -49,8 +49,8 @@ pub(super) struct Damaged {
 }
 
 /// What is in a segment, from its blocks alone, beside what its seal says.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Content {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Content {
     /// The seal.
     pub(super) seal: BlockHeader,
     /// Where it is.

@@ -41,6 +41,12 @@ impl Position {
         record: 0,
     };
 
+    /// The segment's header; what follows it is looked for, not expected.
+    pub const BEFORE_FIRST: Self = Self {
+        offset: 0,
+        ..Self::START
+    };
+
     /// Behind the block that begins at `offset`.
     #[must_use]
     pub fn after(offset: u64, header: &BlockHeader) -> Self {

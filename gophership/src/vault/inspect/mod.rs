@@ -59,6 +59,7 @@ pub struct Directory {
     destinations: Vec<String>,
     notes: Vec<String>,
     cursors: Cursors,
+    lanes: Vec<PathBuf>,
     segments: Vec<SegmentFile>,
     /// Segments by the lane's segment before them.
     successors: HashMap<u64, usize>,
@@ -147,7 +148,7 @@ impl Directory {
                 Cursors::default()
             }
         };
-        let segments = list(on, dir)?;
+        let (lanes, segments) = list(on, dir)?;
         let successors = (0..)
             .zip(&segments)
             .filter_map(|(at, segment)| Some((segment.header.whole()?.previous, at)))
@@ -159,6 +160,7 @@ impl Directory {
             destinations,
             notes,
             cursors,
+            lanes,
             segments,
             successors,
         })
@@ -195,6 +197,12 @@ impl Directory {
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// The lanes' directories, in their order.
+    #[must_use]
+    pub fn lanes(&self) -> &[PathBuf] {
+        &self.lanes
     }
 
     /// All segments, in the order of their numbers.
@@ -259,7 +267,8 @@ pub fn set_quarantine(
         return Err(QuarantineError::Unknown(number));
     }
     let _lock = directory::lock(&FILES, dir)?;
-    let mut segment = list(&FILES, dir)?
+    let (_, segments) = list(&FILES, dir)?;
+    let mut segment = segments
         .into_iter()
         .find(|segment| segment.number == number)
         .ok_or(QuarantineError::Unknown(number))?;
@@ -287,9 +296,9 @@ impl Quarantine {
     }
 }
 
-/// Finds all segments, in the order of their numbers, and reads their first pages.
-fn list(files: &dyn Platform, dir: &Path) -> Result<Vec<SegmentFile>, Error> {
-    let mut segments = Vec::new();
+/// Finds the lanes, and all segments, in the order of their numbers, of which it reads the first pages.
+fn list(files: &dyn Platform, dir: &Path) -> Result<(Vec<PathBuf>, Vec<SegmentFile>), Error> {
+    let (mut lanes, mut segments) = (Vec::new(), Vec::new());
     for listed in files.list(dir).map_err(io_error("listing", dir))? {
         let (Some(lane), true) = (lane_of(&listed.path), listed.is_dir) else {
             continue;
@@ -308,9 +317,11 @@ fn list(files: &dyn Platform, dir: &Path) -> Result<Vec<SegmentFile>, Error> {
                 bytes: file.bytes,
             });
         }
+        lanes.push(listed.path);
     }
+    lanes.sort_unstable_by_key(|lane| lane_of(lane));
     segments.sort_unstable_by_key(|segment| (segment.number, segment.lane));
-    Ok(segments)
+    Ok((lanes, segments))
 }
 
 fn read_header(files: &dyn Platform, path: &Path, lane: u16, number: u64) -> Header {

@@ -7,6 +7,7 @@ use std::{io, ops::ControlFlow, path::Path};
 use super::{
     Directory, Header, Owner, SegmentFile,
     account::Account,
+    read_header,
     seen::{Damage, Depth, Ending, Visitor, Walked},
 };
 use crate::vault::{
@@ -14,7 +15,7 @@ use crate::vault::{
     format::{BlockHeader, BlockKind, FormatError, PAGE},
     outlook::Outlook,
     platform::Platform,
-    recovery::{Verdict, judge, reason},
+    recovery::{self, Verdict, judge, reason},
     walk::{BlockSource, Look, Position, is_consistent},
 };
 
@@ -77,6 +78,30 @@ fn outlook<'a>(account: &Account<'a>, source: &BlockSource) -> Outlook<'a> {
     Outlook::new(directory.files(), source, account.identity, next)
 }
 
+/// Whether a segment without a header of its own was never used, as far as the first pages tell; `first`
+/// says whose the first block is.
+fn is_unused(segment: &SegmentFile, first: Option<&Result<(u64, u64), FormatError>>) -> bool {
+    match &segment.header {
+        // A recycled file has the header of the segment it was, until it is used again.
+        Header::Foreign(other) if other.segment != segment.number => {
+            !matches!(first, Some(Ok((number, _))) if *number == segment.number)
+        }
+        Header::Damaged(FormatError::Blank) => {
+            matches!(first, Some(Err(FormatError::Blank | FormatError::Short)))
+        }
+        Header::Foreign(_) | Header::Damaged(_) | Header::Unreadable(_) | Header::Whole(_) => false,
+    }
+}
+
+/// Whether a crash may have left what is in place of the header, as recovery sees it.
+fn is_tearable(segment: &SegmentFile) -> bool {
+    match &segment.header {
+        Header::Foreign(other) => other.segment != segment.number,
+        Header::Damaged(error) => recovery::is_tearable(*error),
+        Header::Unreadable(_) | Header::Whole(_) => false,
+    }
+}
+
 struct Walk<'a> {
     depth: Depth,
     /// For payloads and for what follows damage: one large window.
@@ -93,41 +118,65 @@ impl Walk<'_> {
     /// Finds out which blocks are the segment's if its own header doesn't say.
     fn begin(&mut self) -> ControlFlow<Ending> {
         let segment = self.account.segment;
-        let reason = match segment.header {
-            Header::Whole(_) => return ControlFlow::Continue(()),
-            Header::Foreign(_) => "the header is of another segment",
-            Header::Damaged(_) => "segment header damaged",
-            Header::Unreadable(_) => "the disk can't read the segment's header",
-        };
+        if segment.header.whole().is_some() {
+            return ControlFlow::Continue(());
+        }
         let limit = segment.bytes;
         let first = self.headers.bytes(PAGE as u64, PAGE, limit);
         let first = first.map(BlockHeader::decode);
-        // A recycled file has the header of the segment it was, until it is used again.
-        let is_recycled = matches!(&segment.header, Header::Foreign(other) if other.segment != segment.number)
-            && !matches!(&first, Ok(Ok(header)) if header.segment == segment.number);
-        if is_recycled {
+        let first = first.map(|first| first.map(|header| (header.segment, header.tag)));
+        if self.is_quick() && is_unused(segment, first.as_ref().ok()) {
             return ControlFlow::Break(Ending::Unused);
         }
-        let is_blank = segment.header == Header::Damaged(FormatError::Blank)
-            && matches!(first, Ok(Err(FormatError::Blank | FormatError::Short)));
-        if is_blank && (self.is_quick() || self.blocks.is_blank(limit)) {
-            return ControlFlow::Break(Ending::Unused);
-        }
-        let before_first = Position {
-            offset: 0,
-            ..Position::START
-        };
+        let is_damage = !is_tearable(segment) || self.is_vouched_for();
         let identity = self.account.identity;
         self.account.identity.tag = match first {
-            Ok(Ok(header)) if header.segment == segment.number => Some(header.tag),
+            Ok(Ok((number, tag))) if number == segment.number => Some(tag),
             Ok(_) | Err(_) => self
                 .blocks
-                .next_block(identity, before_first, limit)
+                .next_block(identity, Position::BEFORE_FIRST, limit)
                 .map(|(_, header)| header.tag),
         };
+        match self.account.identity.tag {
+            _ if is_damage => self.lose_header()?,
+            Some(_) => {}
+            None => return ControlFlow::Break(Ending::Unused),
+        }
         self.outlook = outlook(&self.account, &self.blocks);
+        ControlFlow::Continue(())
+    }
+
+    /// Whether something says that a block was durable, or may say so where the disk can't be read.
+    fn is_vouched_for(&mut self) -> bool {
+        let outlook = &mut self.outlook;
+        outlook.durable_from(Position::BEFORE_FIRST, self.account.segment.bytes) > 0
+            || outlook.is_seal_acknowledged()
+            || outlook.is_unreadable()
+    }
+
+    /// Tells of a damaged header, unless a daemon has written it since.
+    fn lose_header(&mut self) -> ControlFlow<Ending> {
+        let Account {
+            directory, segment, ..
+        } = self.account;
+        if directory.owner != Owner::Nobody {
+            let files = directory.files();
+            let header = read_header(files, &segment.path, segment.lane, segment.number);
+            if let Some(header) = header.whole() {
+                self.account.identity.tag = Some(header.tag);
+                return ControlFlow::Continue(());
+            }
+            if !files.exists(&segment.path) {
+                return ControlFlow::Break(Ending::Gone);
+            }
+        }
         let is_lost = self.account.identity.tag.is_none();
-        let end = if is_lost { limit } else { PAGE as u64 };
+        let end = if is_lost { segment.bytes } else { PAGE as u64 };
+        let reason = match segment.header {
+            Header::Foreign(_) => "the header is of another segment",
+            Header::Unreadable(_) => "the disk can't read the segment's header",
+            Header::Damaged(_) | Header::Whole(_) => "segment header damaged",
+        };
         self.account.report(&Damage {
             open_ended: is_lost,
             ..self.account.damage(0, end, reason)

@@ -14,6 +14,7 @@ use self::{
     read::{Ended, Successors, Walk, successor},
 };
 pub(super) use self::{
+    header::is_tearable,
     read::reason,
     verdict::{Verdict, judge},
 };
