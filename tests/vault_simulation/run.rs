@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    disk::{Disk, Faults},
+    disk::{Disk, Faults, Undone},
     image::Image,
     machine::Machine,
     model::{Model, content},
@@ -28,6 +28,7 @@ const ROUNDS_MAX: usize = 20_000;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Profile {
     pub(crate) faults: Faults,
+    pub(crate) undone: Undone,
     /// Whether acknowledgements wait for stable storage.
     pub(crate) sync: Sync,
     /// Starts of the machine before the last one, which only reads.
@@ -47,6 +48,7 @@ pub(crate) fn run(seed: u64, profile: Profile) -> usize {
         started: Instant::now(),
         profile,
     };
+    story.disk.leave_undone(profile.undone);
     for life in 0..profile.lives {
         story.live(life);
     }
