@@ -1,5 +1,6 @@
 //! A segment's life: recycling, keeping, sealing by age, dropping, and the lanes' fair share.
 
+#[expect(dead_code, reason = "each test file uses its part")]
 mod vault_support;
 
 use std::{

@@ -25,6 +25,7 @@ mod lane;
 mod ledger;
 mod life;
 mod limiter;
+mod outlook;
 pub mod platform;
 mod port;
 mod quarantine;

@@ -184,6 +184,10 @@ pub(super) const WEIGHT_FULL: u32 = 1000;
 /// Nothing in it is unreadable, so nothing counts as lost.
 pub(super) const SEAL_MISMATCH: &str =
     "the seal's checksum of the whole segment doesn't match its blocks";
+
+/// Why an entry is lost whose last piece is whole.
+pub(super) const ORPHAN: &str = "an entry's earlier pieces are lost";
+
 /// Sums over the segments that were removed in this run.
 #[derive(Debug, Default)]
 pub(super) struct Retired {

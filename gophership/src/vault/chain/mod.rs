@@ -28,15 +28,15 @@ use self::manifest::{BYTES_MAX, Image, NAME, RECORD, Record};
 use super::{
     directory,
     error::{Error, io_error},
-    examine::Content,
     platform::Platform,
     segment::Segment,
 };
 
 pub use self::{
     manifest::ManifestError,
-    verify::{ChainReport, SegmentReport, State, verify},
+    verify::{ChainReport, Known, SegmentReport, State, verify, verify_known},
 };
+pub use super::examine::Content;
 
 /// A BLAKE3 hash.
 pub type Hash = [u8; 32];

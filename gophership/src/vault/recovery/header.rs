@@ -1,9 +1,10 @@
 //! What a segment's first page amounts to, from all that was found: the table, and the looking.
 
-use super::read::{Successors, has_durable_block};
+use super::read::{Successors, successor};
 use crate::vault::{
     directory::Found,
     format::{BlockHeader, FormatError, PAGE, SegmentHeader},
+    outlook::Outlook,
     shared::Shared,
     walk::{BlockSource, Identity, Position},
 };
@@ -56,6 +57,16 @@ const fn judge(first: First, blocks: Blocks) -> Begin {
     }
 }
 
+/// Whether a crash while a header was written may have left what isn't one.
+pub(in crate::vault) const fn is_tearable(error: FormatError) -> bool {
+    match error {
+        FormatError::Short | FormatError::Blank | FormatError::Magic | FormatError::Checksum => {
+            true
+        }
+        FormatError::Version(_) | FormatError::Field => false,
+    }
+}
+
 /// Reads the first page of `file`, and what vouches for its blocks if that isn't its header.
 pub(super) fn look(
     shared: &Shared,
@@ -67,10 +78,8 @@ pub(super) fn look(
         Ok(header) if header.segment != file.number => First::Tearable,
         Ok(header) if header.lane != file.lane => First::Foreign,
         Ok(header) => First::Ours(header.tag),
-        Err(FormatError::Version(_) | FormatError::Field) => First::Foreign,
-        Err(
-            FormatError::Short | FormatError::Blank | FormatError::Magic | FormatError::Checksum,
-        ) => First::Tearable,
+        Err(error) if is_tearable(error) => First::Tearable,
+        Err(_) => First::Foreign,
     };
     if let First::Ours(tag) = first {
         return Ok(Begin::Whole { tag });
@@ -88,33 +97,26 @@ fn blocks(
         segment: file.number,
         tag: None,
     };
-    let before_first = Position {
-        offset: 0,
-        ..Position::START
-    };
     let start = source
         .bytes(PAGE as u64, PAGE, file.bytes)
         .ok()
         .and_then(|page| BlockHeader::decode(page).ok())
         .filter(|header| header.segment == file.number);
-    let ahead = source.look_ahead(identity, before_first, file.bytes);
-    let mut durable = ahead.durable_through;
-    if let Some((next, next_file)) = successors.get(&file.number) {
-        durable = durable.max(next.previous_durable);
-        // As in `Walk::known_durable`.
-        if ahead.seal.is_some()
-            && !next.previous_given_up
-            && has_durable_block(shared, next_file, next)
-        {
-            durable = durable.max(1);
-        }
+    let next = successor(successors, file.number);
+    let mut outlook = Outlook::new(shared.platform.as_ref(), source, identity, next);
+    let mut durable = outlook.durable_from(Position::BEFORE_FIRST, file.bytes);
+    if durable == 0 && outlook.is_seal_acknowledged() {
+        durable = 1;
     }
     Blocks {
         tag: start
-            .or(ahead.next.map(|(_, header)| header))
+            .or_else(|| {
+                let first = source.next_block(identity, Position::BEFORE_FIRST, file.bytes);
+                first.map(|(_, header)| header)
+            })
             .map(|header| header.tag),
         durable,
-        unsure: ahead.unreadable,
+        unsure: outlook.is_unreadable(),
     }
 }
 

@@ -11,9 +11,10 @@ use std::{
 
 use self::{
     header::Begin,
-    read::{Ended, Successors, Walk},
+    read::{Ended, Successors, Walk, successor},
 };
 pub(super) use self::{
+    header::is_tearable,
     read::reason,
     verdict::{Verdict, judge},
 };
@@ -23,6 +24,7 @@ use super::{
     error::{Error, io_error},
     format::{PAGE, SegmentHeader},
     ledger::{Ledger, Pending},
+    outlook::Outlook,
     platform::Access,
     segment::Segment,
     shared::Shared,
@@ -102,12 +104,14 @@ fn recover_segment(
     let ledger = Ledger::new(shared.destinations.len());
     let segment = new_segment(file, identity.tag.unwrap_or(0), ledger);
     segment.begin();
+    let next = successor(successors, file.number);
     let mut walk = Walk {
         shared,
         cursors,
         segment,
         identity,
         limit: file.bytes,
+        outlook: Outlook::new(shared.platform.as_ref(), &source, identity, next),
         source,
         position: Position::START,
         chain: Chain::default(),
@@ -128,7 +132,7 @@ fn recover_segment(
         walk.report("segment header damaged", Pending::default());
     }
     let ended = if identity.tag.is_some() {
-        walk.run(successors)
+        walk.run()
     } else {
         Ended::Damaged
     };

@@ -12,10 +12,11 @@ use crate::{
         error::{Error, io_error},
         format::{BlockHeader, BlockKind, Codec, FormatError, PAGE, SegmentHeader},
         ledger::Pending,
+        outlook::{Outlook, Successor},
         platform::Access,
         segment::Segment,
-        shared::{Damage, SEAL_MISMATCH, Shared},
-        walk::{Ahead, BlockSource, Chain, Identity, Joined, Look, Position, is_consistent},
+        shared::{Damage, ORPHAN, SEAL_MISMATCH, Shared},
+        walk::{BlockSource, Chain, Identity, Joined, Look, Position, is_consistent},
     },
 };
 
@@ -30,6 +31,7 @@ pub(super) struct Walk<'a> {
     pub(super) identity: Identity,
     pub(super) limit: u64,
     pub(super) source: BlockSource,
+    pub(super) outlook: Outlook<'a>,
     pub(super) position: Position,
     pub(super) chain: Chain,
     pub(super) decoded: Vec<u8>,
@@ -48,7 +50,7 @@ pub(super) enum Ended {
 }
 
 impl Walk<'_> {
-    pub(super) fn run(&mut self, successors: &Successors) -> Ended {
+    pub(super) fn run(&mut self) -> Ended {
         loop {
             if self.shared.is_stopping() {
                 return Ended::Stopped;
@@ -61,7 +63,7 @@ impl Walk<'_> {
                 }
                 Look::Block(header) => self.take(&header),
                 bad => {
-                    if let Some(ended) = self.skip(bad, successors) {
+                    if let Some(ended) = self.skip(bad) {
                         return ended;
                     }
                 }
@@ -102,17 +104,14 @@ impl Walk<'_> {
             }
         }
         for lost in orphans {
-            self.report("an entry's earlier pieces are lost", lost);
+            self.report(ORPHAN, lost);
         }
         self.position = Position::after(offset, header);
     }
 
     /// Deals with a place that has no block; `None` to go on behind it.
-    fn skip(&mut self, look: Look, successors: &Successors) -> Option<Ended> {
-        let ahead = self
-            .source
-            .look_ahead(self.identity, self.position, self.limit);
-        let durable = self.known_durable(&ahead, successors);
+    fn skip(&mut self, look: Look) -> Option<Ended> {
+        let durable = self.outlook.durable_from(self.position, self.limit);
         if judge(look, self.position.index, durable) != Some(Verdict::Damaged) {
             return Some(Ended::Torn);
         }
@@ -123,7 +122,10 @@ impl Walk<'_> {
             self.position = Position::after(offset, &header);
             return None;
         }
-        let Some((offset, next)) = ahead.next else {
+        let next = self
+            .source
+            .next_block(self.identity, self.position, self.limit);
+        let Some((offset, next)) = next else {
             self.report(reason(look), Pending::default());
             return Some(Ended::Damaged);
         };
@@ -145,26 +147,6 @@ impl Walk<'_> {
             record: next.first_record,
         };
         None
-    }
-
-    /// Most blocks that are known to have been durable.
-    fn known_durable(&self, ahead: &Ahead, successors: &Successors) -> u32 {
-        let Some((next, file)) = successors.get(&self.segment.number) else {
-            return ahead.durable_through;
-        };
-        let known = ahead.durable_through.max(next.previous_durable);
-        // Blocks are acknowledged in order over segments too: once one of the next segment was, all
-        // of this one were.
-        match ahead.seal {
-            Some(seal)
-                if seal > known
-                    && !next.previous_given_up
-                    && has_durable_block(self.shared, file, next) =>
-            {
-                seal
-            }
-            Some(_) | None => known,
-        }
     }
 
     fn lose(&mut self, header: &BlockHeader, why: &str) {
@@ -268,16 +250,12 @@ fn lost_with(cursors: &Cursors, segment: &Segment, entries: Range<u64>, records:
     }
 }
 
-pub(super) fn has_durable_block(shared: &Shared, file: &Found, header: &SegmentHeader) -> bool {
-    let identity = Identity {
-        segment: header.segment,
-        tag: Some(header.tag),
-    };
-    BlockSource::open(shared.platform.as_ref(), &file.path).is_ok_and(|mut source| {
-        source
-            .look_ahead(identity, Position::START, file.bytes)
-            .durable_through
-            > 0
+/// The segment that the lane began after `number`, if it is there.
+pub(super) fn successor(successors: &Successors, number: u64) -> Option<Successor<'_>> {
+    successors.get(&number).map(|(header, file)| Successor {
+        header,
+        path: &file.path,
+        bytes: file.bytes,
     })
 }
 

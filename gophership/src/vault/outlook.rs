@@ -1,0 +1,135 @@
+//! What vouches for a segment's blocks: later blocks, the lane's next segment, and the seal.
+//!
+//! A walk asks at each place that has no block whether some block from there on was durable. However many
+//! such places there are, each byte behind them is read once for that: the search goes on where it was
+//! left, since what lies before couldn't vouch for more than it did, and it stops as soon as something
+//! vouches. Memory: one window, once it is used.
+
+use std::path::Path;
+
+use super::{
+    format::{BlockKind, PAGE, SegmentHeader},
+    platform::Platform,
+    walk::{BlockSource, Identity, Page, Position},
+};
+
+/// The segment that the lane began after the one in question.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Successor<'a> {
+    pub(super) header: &'a SegmentHeader,
+    pub(super) path: &'a Path,
+    /// Bytes of its file.
+    pub(super) bytes: u64,
+}
+
+/// What vouches for a segment's blocks, as far as it was looked at.
+#[derive(Debug)]
+pub(super) struct Outlook<'a> {
+    platform: &'a dyn Platform,
+    identity: Identity,
+    /// The lane's next segment.
+    next: Option<Successor<'a>>,
+    /// Whether a block of that was acknowledged, once that was looked for.
+    next_acknowledged: Option<bool>,
+    ahead: BlockSource,
+    /// All before it was searched.
+    searched_to: u64,
+    /// Most blocks that something says were durable.
+    durable: u32,
+    /// Index of the seal, if one was found.
+    seal: Option<u32>,
+    /// The disk couldn't read something.
+    unreadable: bool,
+}
+
+impl<'a> Outlook<'a> {
+    /// Of the segment that `source` reads.
+    pub(super) fn new(
+        platform: &'a dyn Platform,
+        source: &BlockSource,
+        identity: Identity,
+        next: Option<Successor<'a>>,
+    ) -> Self {
+        Self {
+            platform,
+            identity,
+            next,
+            next_acknowledged: None,
+            ahead: source.another_window(),
+            searched_to: 0,
+            durable: next.map_or(0, |next| next.header.previous_durable),
+            seal: None,
+            unreadable: false,
+        }
+    }
+
+    /// Most blocks known to have been durable; all that is below `limit` behind `position` was looked at,
+    /// unless that many are more than its index.
+    pub(super) fn durable_from(&mut self, position: Position, limit: u64) -> u32 {
+        self.search(position, limit);
+        // Blocks are acknowledged in order over segments too: once one of the next segment was, all of
+        // this one were.
+        if self.durable <= position.index
+            && let Some(seal) = self.seal.filter(|&seal| seal > self.durable)
+            && self.is_next_acknowledged()
+        {
+            self.durable = seal;
+        }
+        self.durable
+    }
+
+    /// Whether there is a seal, and the lane went on with a segment in which something was acknowledged.
+    pub(super) fn is_seal_acknowledged(&mut self) -> bool {
+        self.seal.is_some() && self.is_next_acknowledged()
+    }
+
+    /// Whether the disk couldn't read something of what was looked at.
+    pub(super) fn is_unreadable(&self) -> bool {
+        self.unreadable
+    }
+
+    fn search(&mut self, position: Position, limit: u64) {
+        let mut offset = self.searched_to.max(position.offset + PAGE as u64);
+        while self.durable <= position.index {
+            match self.ahead.page_at(self.identity, offset, limit) {
+                Page::Header(header) => {
+                    self.durable = self.durable.max(header.durable_through);
+                    if header.kind == BlockKind::Seal {
+                        self.seal = Some(header.index);
+                    }
+                    offset += header.padded_len() as u64;
+                }
+                Page::Other => offset += PAGE as u64,
+                Page::Unreadable => {
+                    self.unreadable = true;
+                    offset += PAGE as u64;
+                }
+                Page::End => break,
+            }
+        }
+        self.searched_to = offset;
+    }
+
+    fn is_next_acknowledged(&mut self) -> bool {
+        let Some(next) = self.next.filter(|next| !next.header.previous_given_up) else {
+            return false;
+        };
+        let platform = self.platform;
+        *self
+            .next_acknowledged
+            .get_or_insert_with(|| has_durable_block(platform, &next))
+    }
+}
+
+/// Whether some block of a segment says that one before it was durable.
+fn has_durable_block(platform: &dyn Platform, segment: &Successor<'_>) -> bool {
+    let identity = Identity {
+        segment: segment.header.segment,
+        tag: Some(segment.header.tag),
+    };
+    BlockSource::open(platform, segment.path).is_ok_and(|source| {
+        let mut outlook = Outlook::new(platform, &source, identity, None);
+        outlook.search(Position::START, segment.bytes);
+        outlook.durable > 0
+    })
+}
