@@ -249,7 +249,8 @@ impl BlockSource {
         mut found: impl FnMut(u64, BlockHeader) -> ControlFlow<()>,
     ) -> bool {
         let mut unreadable = false;
-        let mut offset = position.offset + PAGE as u64;
+        // A later block may be in the very place of the missing one.
+        let mut offset = position.offset;
         let (mut entry, mut index) = (position.entry, position.index);
         while offset + PAGE as u64 <= limit {
             let Ok(page) = self.bytes(offset, PAGE, limit) else {
@@ -321,17 +322,22 @@ pub fn decode_payload<'a>(
     }
 }
 
-/// Whether a payload is a run of pieces in which as many entries end as the header says.
+/// Whether a payload is a run of pieces in which as many entries end as the header says, and a piece of
+/// a larger entry is by itself: who needs no entry of a block passes over all of it.
 #[must_use]
 pub fn is_consistent(header: &BlockHeader, payload: &[u8]) -> bool {
-    let mut ended = 0;
+    let (mut pieces, mut ended, mut is_cut) = (0, 0, false);
     for piece in Pieces::new(payload) {
         match piece {
-            Ok(piece) => ended += u32::from(piece.header.part.ends_entry()),
+            Ok(piece) => {
+                pieces += 1;
+                ended += u32::from(piece.header.part.ends_entry());
+                is_cut |= piece.header.part != Part::Whole;
+            }
             Err(_) => return false,
         }
     }
-    ended == header.entries
+    ended == header.entries && !(is_cut && pieces > 1)
 }
 
 fn belongs(identity: Identity, header: &BlockHeader) -> bool {
