@@ -329,6 +329,10 @@ fn decode(bytes: &[u8]) -> Option<Cursors> {
     rest.is_empty().then_some(cursors)
 }
 
+#[cfg(fuzzing)]
+#[path = "fuzzing/cursors.rs"]
+pub(super) mod fuzzing;
+
 #[cfg(test)]
 mod tests {
     use std::fs;

@@ -158,6 +158,10 @@ fn decode(bytes: &[u8]) -> Result<Vec<String>, &'static str> {
     }
 }
 
+#[cfg(fuzzing)]
+#[path = "fuzzing/destinations.rs"]
+pub(super) mod fuzzing;
+
 #[cfg(test)]
 mod tests {
     use std::fs;

@@ -187,6 +187,10 @@ fn decode(bytes: &[u8], number: u64) -> Option<Quarantine> {
     })
 }
 
+#[cfg(fuzzing)]
+#[path = "fuzzing/quarantine.rs"]
+pub(super) mod fuzzing;
+
 #[cfg(test)]
 mod tests {
     use std::fs;

@@ -33,6 +33,8 @@ use super::{
     segment::Segment,
 };
 
+#[cfg(fuzzing)]
+pub(super) use self::manifest::fuzzing;
 pub use self::{
     manifest::ManifestError,
     verify::{ChainReport, SegmentReport, State, verify},
