@@ -12,6 +12,7 @@ use std::{
 use gophership::vault::{
     Compression, Config, Entry, EntryId, Stats,
     format::{BlockHeader, BlockKind, PAGE, SegmentHeader},
+    inspect::{Depth, Directory, State, summarize},
 };
 use vault_support::{
     Random, append_all, meta, on_worker, open, read_all, real_disk,
@@ -247,6 +248,62 @@ fn the_last_acknowledged_block_is_covered_once_the_lane_idles() {
     flip(&path, data_blocks(&path).last().unwrap().0 + 200);
     let (_, stats) = reopen(&config);
     assert_eq!(stats.quarantined_segments, 1);
+}
+
+/// A write that went astray: the mark that vouches for the last block lies in that block's place.
+#[test]
+fn a_block_that_a_later_one_lies_upon_is_no_torn_tail() {
+    let dir = real_disk();
+    let config = small(dir.path());
+    let contents = contents(6, 4);
+    let vault = open(&config);
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        for content in &contents {
+            lane.append(meta(1, 0), &[content]).await.unwrap();
+        }
+        let path = only_segment(dir.path());
+        while blocks(&path)
+            .last()
+            .is_none_or(|(_, header)| header.kind != BlockKind::Mark)
+        {
+            tokio::task::yield_now().await;
+        }
+    });
+    vault.close().unwrap();
+    let path = only_segment(dir.path());
+    let (lost, _) = *data_blocks(&path).last().unwrap();
+    let (mark, _) = *blocks(&path).last().unwrap();
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
+    let mut page = [0; PAGE];
+    file.read_exact_at(&mut page, mark).unwrap();
+    file.write_all_at(&page, lost).unwrap();
+    file.write_all_at(&[0; PAGE], mark).unwrap();
+    drop(file);
+
+    let directory = Directory::open(dir.path()).unwrap();
+    let number = directory.segments()[0].number;
+    let segment = directory.segment(number).unwrap();
+    let summary = summarize(&directory, segment, Depth::Everything, &mut |_| {}).unwrap();
+    assert_eq!(
+        (summary.state, summary.lost_entries),
+        (State::Damaged, 1),
+        "{summary:?}"
+    );
+    assert_eq!(
+        summary.damage[0].end - summary.damage[0].offset,
+        PAGE as u64
+    );
+    let (entries, stats) = reopen(&config);
+    same(&entries, &contents[..3]);
+    assert_eq!(
+        (stats.quarantined_segments, stats.quarantined_entries),
+        (1, 1)
+    );
 }
 
 #[test]

@@ -120,6 +120,14 @@ fn a_checksummed_header_with_impossible_fields_is_refused() {
             kind: BlockKind::Seal,
             ..block
         },
+        BlockHeader {
+            kind: BlockKind::Mark,
+            entries: 1,
+            records: 0,
+            raw_len: 0,
+            stored_len: 0,
+            ..block
+        },
     ];
     for header in impossible {
         let mut bytes = [0; BLOCK_HEADER];
@@ -183,6 +191,34 @@ fn payloads_decode_to_what_was_encoded() {
             );
         }
     }
+}
+
+#[test]
+fn a_piece_of_a_larger_entry_is_by_itself() {
+    let meta = EntryMeta {
+        kind: Kind::OtlpLogs,
+        encoding: ContentEncoding::Identity,
+        owed: 1,
+        arrival_unix_ns: 0,
+        records: 1,
+        held: false,
+    };
+    let piece = |part, offset, total| {
+        let mut piece = PieceHeader::new(&meta, part, 1, offset, total)
+            .encode()
+            .to_vec();
+        piece.push(7);
+        piece
+    };
+    let (whole, first) = (piece(Part::Whole, 0, 1), piece(Part::First, 0, 2));
+    let header = |entries| BlockHeader {
+        entries,
+        ..some_block(&mut Random(6))
+    };
+    assert!(is_consistent(&header(1), &whole) && is_consistent(&header(0), &first));
+    assert!(is_consistent(&header(2), &[&*whole, &*whole].concat()));
+    // A reader that needs no entry of the block would pass over the larger one's beginning.
+    assert!(!is_consistent(&header(1), &[whole, first].concat()));
 }
 
 #[test]

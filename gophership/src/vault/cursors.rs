@@ -27,7 +27,7 @@ use super::{
     bytes::{u16_at, u32_at, u64_at},
     entry::DestMask,
     error::{Error, io_error},
-    format::ENTRIES_MAX,
+    format::{ENTRIES_MAX, NUMBERS_END},
     ledger::Ledger,
     platform::Platform,
     segment::Segment,
@@ -53,8 +53,16 @@ pub(super) struct Cursors {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Settled {
     entries: u32,
-    /// By destination; `None` where nothing is settled.
-    bitmaps: Vec<Option<Vec<u8>>>,
+    /// By destination.
+    bitmaps: Vec<Bitmap>,
+}
+
+/// Which entries one destination has, in no more memory than in the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Bitmap {
+    None,
+    All,
+    Some(Vec<u8>),
 }
 
 impl Cursors {
@@ -121,8 +129,7 @@ impl Cursors {
         };
         (0..)
             .zip(&settled.bitmaps)
-            .filter_map(|(bit, bitmap)| Some((bit, bitmap.as_ref()?)))
-            .filter(|(_, bitmap)| bitmap[at / 8] & (1 << (at % 8)) != 0)
+            .filter(|(_, bitmap)| bitmap.has(at))
             .fold(0, |mask, (bit, _)| mask | 1 << bit)
     }
 
@@ -158,9 +165,11 @@ impl Cursors {
             .enumerate()
             .take(DestMask::BITS as usize)
         {
-            let Some(bitmap) = bitmap else { continue };
+            if *bitmap == Bitmap::None {
+                continue;
+            }
             for index in 0..settled.entries {
-                if bitmap[index as usize / 8] & (1 << (index % 8)) != 0 {
+                if bitmap.has(index as usize) {
                     ledger.settle(index, 1 << bit);
                 }
             }
@@ -171,12 +180,18 @@ impl Cursors {
 impl Settled {
     fn has(&self, entry: u64) -> bool {
         let at = usize::try_from(entry).unwrap_or(usize::MAX);
-        entry < u64::from(self.entries)
-            && self.bitmaps.iter().all(|bitmap| {
-                bitmap
-                    .as_ref()
-                    .is_some_and(|bitmap| bitmap[at / 8] & (1 << (at % 8)) != 0)
-            })
+        entry < u64::from(self.entries) && self.bitmaps.iter().all(|bitmap| bitmap.has(at))
+    }
+}
+
+impl Bitmap {
+    /// Whether an entry of the segment is settled.
+    fn has(&self, at: usize) -> bool {
+        match self {
+            Self::None => false,
+            Self::All => true,
+            Self::Some(bits) => bits[at / 8] & (1 << (at % 8)) != 0,
+        }
     }
 }
 
@@ -283,6 +298,9 @@ fn decode(bytes: &[u8]) -> Option<Cursors> {
         next_segment: u64_at(body, 24),
         segments: HashMap::new(),
     };
+    if cursors.generation >= NUMBERS_END || cursors.next_segment >= NUMBERS_END {
+        return None;
+    }
     let mut rest = &body[HEAD..];
     for _ in 0..u32_at(body, 12) {
         let head = rest.split_off(..24)?;
@@ -297,9 +315,9 @@ fn decode(bytes: &[u8]) -> Option<Cursors> {
         };
         for _ in 0..destinations {
             let bitmap = match rest.split_off_first()? {
-                0 => None,
-                1 => Some(vec![u8::MAX; bytes]),
-                2 => Some(rest.split_off(..bytes)?.to_vec()),
+                0 => Bitmap::None,
+                1 => Bitmap::All,
+                2 => Bitmap::Some(rest.split_off(..bytes)?.to_vec()),
                 _ => return None,
             };
             settled.bitmaps.push(bitmap);
@@ -310,6 +328,10 @@ fn decode(bytes: &[u8]) -> Option<Cursors> {
     }
     rest.is_empty().then_some(cursors)
 }
+
+#[cfg(fuzzing)]
+#[path = "fuzzing/cursors.rs"]
+pub(super) mod fuzzing;
 
 #[cfg(test)]
 mod tests {

@@ -48,6 +48,10 @@ pub const BLOCK_BYTES_MAX: usize = 1 << 20;
 /// Most entries of a segment; bounds the cursors.
 pub const ENTRIES_MAX: u32 = 1 << 16;
 
+/// Numbers of segments and generations of cursors stay below: nobody counts that far, so that what is
+/// above was never written, and the next one always has a number too.
+pub(super) const NUMBERS_END: u64 = 1 << 63;
+
 const SEGMENT_MAGIC: u64 = u64::from_le_bytes(*b"GSVSEGMT");
 const BLOCK_MAGIC: u32 = u32::from_le_bytes(*b"GSVB");
 const CRC_AT: usize = 124;
@@ -306,7 +310,8 @@ impl BlockHeader {
         let lengths =
             u64::from(self.raw_len) <= payload_max && u64::from(self.stored_len) <= payload_max;
         let codec = self.codec != Codec::Raw || self.raw_len == self.stored_len;
-        let empty = self.kind == BlockKind::Data || (self.raw_len == 0 && self.stored_len == 0);
+        let lengths_and_counts = [self.raw_len, self.stored_len, self.entries, self.records];
+        let empty = self.kind == BlockKind::Data || lengths_and_counts == [0; 4];
         counts && lengths && codec && empty && self.durable_through <= self.index
     }
 }

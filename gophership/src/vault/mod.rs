@@ -20,6 +20,8 @@ pub mod entry;
 mod error;
 mod examine;
 pub mod format;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod inspect;
 mod lane;
 mod ledger;

@@ -89,7 +89,8 @@ impl<'a> Outlook<'a> {
     }
 
     fn search(&mut self, position: Position, limit: u64) {
-        let mut offset = self.searched_to.max(position.offset + PAGE as u64);
+        // A later block may be in the very place of the missing one.
+        let mut offset = self.searched_to.max(position.offset);
         while self.durable <= position.index {
             match self.ahead.page_at(self.identity, offset, limit) {
                 Page::Header(header) => {
@@ -97,7 +98,11 @@ impl<'a> Outlook<'a> {
                     if header.kind == BlockKind::Seal {
                         self.seal = Some(header.index);
                     }
-                    offset += header.padded_len() as u64;
+                    // Of a damaged block all is looked at.
+                    offset += match header.index > position.index {
+                        true => header.padded_len() as u64,
+                        false => PAGE as u64,
+                    };
                 }
                 Page::Other => offset += PAGE as u64,
                 Page::Unreadable => {

@@ -266,7 +266,8 @@ impl BlockSource {
         position: Position,
         limit: u64,
     ) -> Option<(u64, BlockHeader)> {
-        let mut offset = position.offset + PAGE as u64;
+        // A later block may be in the very place of the missing one.
+        let mut offset = position.offset;
         loop {
             match self.page_at(identity, offset, limit) {
                 Page::Header(header)
@@ -340,17 +341,22 @@ pub fn decode_payload<'a>(
     }
 }
 
-/// Whether a payload is a run of pieces in which as many entries end as the header says.
+/// Whether a payload is a run of pieces in which as many entries end as the header says, and a piece of
+/// a larger entry is by itself: who needs no entry of a block passes over all of it.
 #[must_use]
 pub fn is_consistent(header: &BlockHeader, payload: &[u8]) -> bool {
-    let mut ended = 0;
+    let (mut pieces, mut ended, mut is_cut) = (0, 0, false);
     for piece in Pieces::new(payload) {
         match piece {
-            Ok(piece) => ended += u32::from(piece.header.part.ends_entry()),
+            Ok(piece) => {
+                pieces += 1;
+                ended += u32::from(piece.header.part.ends_entry());
+                is_cut |= piece.header.part != Part::Whole;
+            }
             Err(_) => return false,
         }
     }
-    ended == header.entries
+    ended == header.entries && !(is_cut && pieces > 1)
 }
 
 fn belongs(identity: Identity, header: &BlockHeader) -> bool {

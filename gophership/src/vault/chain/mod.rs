@@ -32,6 +32,8 @@ use super::{
     segment::Segment,
 };
 
+#[cfg(fuzzing)]
+pub(super) use self::manifest::fuzzing;
 pub use self::{
     manifest::ManifestError,
     verify::{ChainReport, Known, SegmentReport, State, verify, verify_known},

@@ -213,7 +213,8 @@ impl<'a> Account<'a> {
             entries: next.first_entry.saturating_sub(from.entry),
             records: next.first_record.saturating_sub(from.record),
             unsettled: self.unsettled(from.entry, next.first_entry),
-            ..self.damage(from.offset, offset, reason)
+            // A later block may be in the very place of the missing one.
+            ..self.damage(from.offset, offset.max(from.offset + PAGE as u64), reason)
         };
         self.visitor.damage(&lost);
         self.position = Position {
