@@ -409,7 +409,7 @@ fn books(vault: &Vault) -> (u64, u64, u64, u64) {
     (
         main.stored_records,
         main.owed_records,
-        main.dropped_records,
+        main.settled.dropped,
         main.lost_records,
     )
 }

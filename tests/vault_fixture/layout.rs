@@ -89,9 +89,15 @@ impl Cursors {
                 && crc32fast::hash(body) == u32_at(crc, 0)
         });
         let slot = whole.max_by_key(|bytes| u64_at(bytes, 16)).unwrap();
-        assert_eq!(u16_at(&slot, 8), 1);
         let mut segments = BTreeMap::new();
-        let mut at = 32;
+        // Records by destination, six of them, which version 1 didn't have.
+        let mut at = match u16_at(&slot, 8) {
+            1 => 32,
+            version => {
+                assert_eq!(version, 2);
+                32 + 48 * usize::from(u16_at(&slot, 10))
+            }
+        };
         for _ in 0..u32_at(&slot, 12) {
             let key = (u64_at(&slot, at), u64_at(&slot, at + 8));
             let (entries, destinations) = (size_at(&slot, at + 16), u32_at(&slot, at + 20));

@@ -26,7 +26,7 @@ use super::{
     daemon::Daemon,
     drain::Drain,
     engine::Operated,
-    metrics, pacing, service,
+    ledger, metrics, pacing, service,
     stop::Running,
     worker::{self, Own, Shared},
 };
@@ -77,6 +77,7 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
     let (daemon, replay_thread) = daemon(config, stores, pressure, mode, started_ns)?;
     daemon.tell_started();
     tokio::task::spawn_local(pacing::keep(Arc::clone(&daemon)));
+    tokio::task::spawn_local(ledger::keep(Arc::clone(&daemon)));
     let watching = Arc::clone(&daemon);
     let watch = daemon
         .pressure

@@ -5,6 +5,7 @@ mod chronicle;
 mod daemon;
 mod drain;
 mod engine;
+mod ledger;
 mod metrics;
 mod pacing;
 mod segments;

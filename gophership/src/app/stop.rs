@@ -76,6 +76,7 @@ impl Running {
         if left.is_empty() {
             destinations.close();
         }
+        daemon.note_direct();
         if let Err(error) = daemon.vault.close() {
             tracing::error!(%error, "vault: not closed cleanly; the next start recovers it");
         }

@@ -21,7 +21,7 @@ use crate::{
     export::{Destinations, Outcome},
     pipeline::{Member, circuit::Circuit},
     pressure::Verdict,
-    vault::{DestMask, Entry, Limiter, Reader, Vault},
+    vault::{DestMask, Entry, Limiter, Reader, Settlement, Vault},
 };
 
 /// How often the zone and the vault are looked at while nothing is sent.
@@ -287,8 +287,13 @@ impl Replay {
         counters.rejected.fetch_add(rejected, Relaxed);
         self.control
             .sent(group.records(), group.stored_bytes() as u64);
+        // Which records it rejected isn't said: for the books, the first ones.
+        let mut left = rejected;
         for entry in &group.entries {
-            self.vault.settle(entry.id, member.bit);
+            let rejected_records = u32::try_from(left).unwrap_or(u32::MAX).min(entry.records);
+            left -= u64::from(rejected_records);
+            let how = Settlement::Replayed { rejected_records };
+            self.vault.settle_as(entry.id, member.bit, how);
         }
     }
 
@@ -343,7 +348,8 @@ impl Replay {
             .dead_lettered
             .fetch_add(u64::from(entry.records), Relaxed);
         self.control.dead_letter();
-        self.vault.settle(entry.id, member.bit);
+        self.vault
+            .settle_as(entry.id, member.bit, Settlement::DeadLettered);
         true
     }
 }

@@ -11,6 +11,7 @@
 //! `destinations` and `directory`.
 
 mod background;
+mod books;
 mod bytes;
 pub mod chain;
 mod cursors;
@@ -65,13 +66,14 @@ use self::{
 pub(crate) use self::limiter::Limiter;
 pub use self::{
     background::Background,
+    books::{Books, Settlement},
     entry::{ContentEncoding, DestMask, Entry, EntryId, EntryMeta, Kind},
     error::{AppendError, Error},
     lane::{Lane, Meanwhile},
     quarantine::{Quarantine, QuarantineError},
     reader::Reader,
     segments::SegmentStats,
-    stats::{DestinationStats, SYNC_BOUNDS_US, Stats, SyncLatency},
+    stats::{DestinationStats, RecoveryStats, SYNC_BOUNDS_US, Stats, SyncLatency},
 };
 
 /// Codec of the blocks.
@@ -216,6 +218,10 @@ impl Vault {
                 by_destination: vec![RetiredRecords::default(); destinations.len()],
                 ..Retired::default()
             }),
+            earlier: (0..destinations.len())
+                .map(|bit| cursors.books(bit))
+                .collect(),
+            direct: (0..destinations.len()).map(|_| AtomicU64::new(0)).collect(),
             numbers_used: AtomicU64::new(cursors.next_segment),
             recycled: AtomicU64::new(0),
             fault: OnceLock::new(),
@@ -230,6 +236,7 @@ impl Vault {
             committed_bytes: AtomicU64::new(found.iter().map(|found| found.bytes).sum()),
             checksum_errors: AtomicU64::new(0),
             recovering: AtomicBool::new(true),
+            recovery: recovery::Progress::of(&found),
             first_segment: next_segment,
             cursors_dirty: AtomicBool::new(false),
             segments_wanted: Signal::default(),
@@ -283,7 +290,23 @@ impl Vault {
     /// Notes that the destinations of `accepted` have the entry, and drops its hold: an export of it
     /// is over. Bits it isn't owed to change nothing.
     pub fn settle(&self, id: EntryId, accepted: DestMask) {
-        self.inner.shared.settle(id, accepted);
+        self.settle_as(id, accepted, Settlement::Delivered);
+    }
+
+    /// As [`Vault::settle`], for `mask`, and for the books in another way.
+    pub fn settle_as(&self, id: EntryId, mask: DestMask, how: Settlement) {
+        self.inner.shared.settle(id, mask, how);
+    }
+
+    /// Notes how many records each destination, by its bit, has had without the vault since the start;
+    /// the cursors carry them, too. What is never noted is missing in the books of the next run.
+    pub fn note_direct(&self, records: &[u64]) {
+        let shared = &self.inner.shared;
+        for (noted, &records) in shared.direct.iter().zip(records) {
+            if noted.swap(records, Ordering::Relaxed) != records {
+                shared.cursors_dirty.store(true, Ordering::Release);
+            }
+        }
     }
 
     /// Drops the hold on an entry whose export failed: replay may take it.

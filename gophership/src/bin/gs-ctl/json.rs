@@ -138,6 +138,13 @@ fn vault(vault: &pb::Vault) -> Value {
         "dropped_segments": vault.dropped_segments,
         "dropped_records": vault.dropped_records,
         "fault": (!vault.fault.is_empty()).then_some(&vault.fault),
+        "recovery": vault.recovery.as_ref().map(|recovery| json!({
+            "done": recovery.done,
+            "segments": recovery.segments,
+            "segments_total": recovery.segments_total,
+            "bytes": recovery.bytes,
+            "bytes_total": recovery.bytes_total,
+        })),
     })
 }
 
@@ -152,6 +159,8 @@ fn ledger(ledger: &pb::Ledger) -> Value {
         "rejected": ledger.rejected,
         "dropped": ledger.dropped,
         "residue": ledger.residue,
+        "vaulted": ledger.vaulted,
+        "replayed": ledger.replayed,
     })
 }
 

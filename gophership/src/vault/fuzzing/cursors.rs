@@ -1,6 +1,6 @@
 //! What is asked of a slot of cursors.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use super::{Bitmap, CursorWriter, Cursors, Ledger, PathBuf, SLOTS, Segment, decode};
 use crate::vault::{
@@ -48,20 +48,41 @@ pub fn check(bytes: &[u8], dir: &Path) {
             }
             cursors.apply(number, tag, &mut ledger);
             let segment = Segment::new(number, 0, tag, PathBuf::new(), 0, ledger);
-            ((number, tag), segment)
+            ((number, tag), Arc::new(segment))
         })
         .collect();
+    let segments: Vec<_> = segments.into_values().collect();
+    let cursors = Arc::new(cursors);
+    let mut recovered = CursorWriter::new(dir, Arc::clone(&cursors));
+    recovered.recovered();
+    written_again(&cursors, recovered, &segments, dir);
+    // Recovery hasn't read any of them.
+    written_again(
+        &cursors,
+        CursorWriter::new(dir, Arc::clone(&cursors)),
+        &[],
+        dir,
+    );
+}
+
+/// Writes the cursors of `segments` into `dir`: what is read then is what it was.
+fn written_again(
+    cursors: &Cursors,
+    mut writer: CursorWriter,
+    segments: &[Arc<Segment>],
+    dir: &Path,
+) {
     let platform = Os::on(Rung::Buffered);
     for slot in SLOTS {
         let _ = platform.remove(&dir.join(slot));
     }
-    CursorWriter::new(dir, &cursors)
-        .write(&platform, cursors.next_segment, segments.values())
-        .expect("a slot can be written");
+    writer.gather(cursors.next_segment, cursors.books.clone(), segments);
+    writer.write(&platform).expect("a slot can be written");
     let (again, damaged) = Cursors::read_noting(&platform, dir).expect("a slot can be read");
     assert!(damaged.is_empty(), "{damaged:?}");
     assert_eq!(again.generation, cursors.generation + 1);
     assert_eq!(again.next_segment, cursors.next_segment);
+    assert_eq!(again.books, cursors.books);
     assert_eq!(again.segments.len(), cursors.segments.len());
     for (&(number, tag), settled) in &cursors.segments {
         // One beyond the end, which nobody has settled.

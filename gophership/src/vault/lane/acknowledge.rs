@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     uring::Completion,
-    vault::{EntryId, format::Codec, segment::Segment, stats::LaneCounters},
+    vault::{EntryId, Settlement, format::Codec, segment::Segment, stats::LaneCounters},
 };
 
 impl Core {
@@ -102,7 +102,7 @@ impl Core {
                 let held = entry.held && cancelled.is_none();
                 ledger.push(entry.owed, entry.records, held);
                 if let Some(accepted) = cancelled.filter(|&accepted| accepted != 0) {
-                    ledger.settle(index, accepted);
+                    ledger.settle(index, accepted, Settlement::Delivered);
                 }
             }
         }

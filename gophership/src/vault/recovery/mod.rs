@@ -1,6 +1,7 @@
 //! Reading the segments of earlier runs at start: torn tails are cut off, damage is kept and counted.
 
 mod header;
+mod progress;
 mod read;
 mod verdict;
 
@@ -15,6 +16,7 @@ use self::{
 };
 pub(super) use self::{
     header::is_tearable,
+    progress::Progress,
     read::reason,
     verdict::{Verdict, judge},
 };
@@ -57,6 +59,7 @@ pub(super) fn recover(shared: &Shared, cursors: &Cursors, found: Vec<Found>) {
             segment.close();
             shared.catalog.insert(Arc::new(segment));
         }
+        shared.recovery.passed(file.bytes);
     }
     shared.recovering.store(false, Ordering::Release);
     shared.cursors_wanted.raise();
@@ -198,7 +201,6 @@ fn finish(mut walk: Walk<'_>, ended: Ended) {
     {
         let mut ledger = segment.ledger();
         cursors.apply(segment.number, segment.tag, &mut ledger);
-        ledger.forget_settled();
         ledger.shrink();
     }
     if is_sealed {

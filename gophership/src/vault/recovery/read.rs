@@ -8,7 +8,7 @@ use crate::{
     vault::{
         cursors::Cursors,
         directory::Found,
-        entry::Pieces,
+        entry::{DestMask, Pieces},
         error::{Error, io_error},
         format::{BlockHeader, BlockKind, Codec, FormatError, PAGE, SegmentHeader},
         ledger::Pending,
@@ -55,6 +55,7 @@ impl Walk<'_> {
             if self.shared.is_stopping() {
                 return Ended::Stopped;
             }
+            self.shared.recovery.reached(self.position.offset);
             let look = self.source.look(self.identity, self.position, self.limit);
             match look {
                 Look::Block(header) if header.kind == BlockKind::Seal => {
@@ -96,7 +97,8 @@ impl Walk<'_> {
                         let records = u64::from(piece.header.records);
                         let lost =
                             lost_with(self.cursors, &self.segment, entry..entry + 1, records);
-                        ledger.push_lost(1, lost.records);
+                        let owed = owed_some(self.cursors, &self.segment, entry..entry + 1);
+                        ledger.push_lost(1, lost.records, owed);
                         orphans.push(lost);
                     }
                     Joined::Orphan | Joined::Partial => {}
@@ -137,7 +139,9 @@ impl Walk<'_> {
             self.position.entry..next.first_entry,
             records,
         );
-        self.segment.ledger().push_lost(entries, lost.records);
+        let entries_lost = self.position.entry..next.first_entry;
+        let owed = owed_some(self.cursors, &self.segment, entries_lost);
+        self.segment.ledger().push_lost(entries, lost.records, owed);
         self.report(reason(look), lost);
         self.chain.break_off();
         self.position = Position {
@@ -154,12 +158,13 @@ impl Walk<'_> {
         let lost = lost_with(
             self.cursors,
             &self.segment,
-            entries,
+            entries.clone(),
             u64::from(header.records),
         );
+        let owed = owed_some(self.cursors, &self.segment, entries);
         self.segment
             .ledger()
-            .push_lost(header.entries, lost.records);
+            .push_lost(header.entries, lost.records, owed);
         self.report(why, lost);
         self.chain.break_off();
     }
@@ -248,6 +253,11 @@ fn lost_with(cursors: &Cursors, segment: &Segment, entries: Range<u64>, records:
         entries,
         records: if entries == 0 { 0 } else { records },
     }
+}
+
+/// Destinations that haven't settled all of `entries`.
+fn owed_some(cursors: &Cursors, segment: &Segment, entries: Range<u64>) -> DestMask {
+    cursors.owed_some(segment.number, segment.tag, entries)
 }
 
 /// The segment that the lane began after `number`, if it is there.
