@@ -298,7 +298,10 @@ fn after_write_errors_of_the_device_nothing_is_lost_and_the_lane_comes_back_by_i
                 "it went on in the other segment"
             );
             appenders.check(&vault);
+            assert!(vault.refusal().is_some());
             disk.feed();
+            // Without anybody who tries.
+            wait_until("it takes entries again", || vault.refusal().is_none());
             appenders.acknowledge(200).await;
             appenders.check(&vault);
 
@@ -311,7 +314,9 @@ fn after_write_errors_of_the_device_nothing_is_lost_and_the_lane_comes_back_by_i
             appenders.be_refused().await;
             assert_eq!(appenders.acked(), acked, "acknowledged, but where?");
             appenders.check(&vault);
+            assert!(vault.refusal().is_some());
             disk.feed();
+            wait_until("it takes entries again", || vault.refusal().is_none());
             appenders.acknowledge(200).await;
             appenders.lane.shutdown().await.unwrap();
             (appenders.state.acked.take(), appenders.state.next.get())
@@ -341,6 +346,30 @@ fn assert_retryable(failure: Failure) {
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     let delay = producer::retry_delay(&status).expect("RetryInfo tells when to come again");
     assert!(!delay.is_zero());
+}
+
+fn readiness(daemon: &Daemon<'_>) -> (u16, String) {
+    telemetry::get(daemon.telemetry(), "/readyz").expect("it answers")
+}
+
+/// Whether `/readyz` and the status say that the disk is full.
+fn is_told_full(daemon: &Daemon<'_>) -> bool {
+    let (code, text) = readiness(daemon);
+    let told = [text, daemon.status()["vault"]["refusing"].to_string()];
+    code == 503
+        && told
+            .iter()
+            .all(|text| text.contains("No space left on device"))
+}
+
+/// The log says it once a lane, and again only after a segment could be made meanwhile; not with every
+/// attempt.
+#[track_caller]
+fn assert_told_once(daemon: &Daemon<'_>, lanes: u32) {
+    let told = daemon.log_lines("can't make a vault segment");
+    let ended = daemon.log_lines("vault segments can be made again");
+    let most = usize::try_from(lanes).unwrap() + ended.len();
+    assert!((1..=most).contains(&told.len()), "{told:#?}");
 }
 
 #[test]
@@ -392,6 +421,7 @@ fn a_full_disk_refuses_with_retry_info_and_replay_makes_room_by_itself() {
                 }
             }
         });
+        eventually("everybody is told", PATIENCE, || is_told_full(&daemon));
         let free_when_full = disk.free_bytes();
         assert!(free_when_full < 8 * MIB, "{free_when_full} bytes free");
         let tally = load.stop();
@@ -401,10 +431,14 @@ fn a_full_disk_refuses_with_retry_info_and_replay_makes_room_by_itself() {
             assert!(refused.contains("currently unavailable"), "{refused}");
         }
         acked.extend(tally.acked);
+        assert_told_once(&daemon, settings.workers);
 
         sink.come_up();
         oracle::await_arrival(&acked, &sink, 2 * PATIENCE);
         daemon.await_empty_vault();
+        eventually("it is ready, though nobody sends", PATIENCE, || {
+            readiness(&daemon).0 == 200
+        });
         // Files of spent segments are used again, so that the disk needn't have more room than before.
         daemon.ctl(&["override", "--zone", "red"]);
         daemon.await_zone("red");

@@ -121,6 +121,7 @@ impl Daemon {
             dropped_segments: stats.dropped_segments_total,
             dropped_records: stats.dropped_records_total,
             fault: stats.fault.unwrap_or_default(),
+            refusing: self.vault.refusal().unwrap_or_default(),
             recovery: Some(pb::Recovery {
                 done: !stats.recovering,
                 segments: stats.recovery.segments,

@@ -259,6 +259,9 @@ pub struct Vault {
     /// How far the segments of earlier runs are read.
     #[prost(message, optional, tag = "17")]
     pub recovery: ::core::option::Option<Recovery>,
+    /// Why the vault refuses requests now; empty if it takes them, as far as is known.
+    #[prost(string, tag = "18")]
+    pub refusing: ::prost::alloc::string::String,
 }
 /// Reading the segments of earlier runs, after the start. What they hold isn't counted before it is read.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

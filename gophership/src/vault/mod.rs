@@ -326,6 +326,17 @@ impl Vault {
         upkeep::stats(&self.inner.shared)
     }
 
+    /// Why entries are refused, in all lanes or in one; `None` if they are taken, as far as is known.
+    #[must_use]
+    pub fn refusal(&self) -> Option<String> {
+        let shared = &self.inner.shared;
+        let now = shared.platform.now();
+        shared.fault.get().cloned().or_else(|| {
+            let mut refusals = shared.ports.iter().map(|port| port.refusal(now)).zip(0..);
+            refusals.find_map(|(reason, lane)| Some(format!("lane {lane}: {}", reason?)))
+        })
+    }
+
     /// Sets how much background work may be done, in thousandths of each work's own full rate: 0, as
     /// at first, is none, 1000 or more all of it.
     pub fn set_background_weight(&self, thousandths: u32) {

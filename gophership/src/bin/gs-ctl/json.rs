@@ -138,6 +138,7 @@ fn vault(vault: &pb::Vault) -> Value {
         "dropped_segments": vault.dropped_segments,
         "dropped_records": vault.dropped_records,
         "fault": (!vault.fault.is_empty()).then_some(&vault.fault),
+        "refusing": (!vault.refusing.is_empty()).then_some(&vault.refusing),
         "recovery": vault.recovery.as_ref().map(|recovery| json!({
             "done": recovery.done,
             "segments": recovery.segments,

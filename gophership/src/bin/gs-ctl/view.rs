@@ -188,6 +188,11 @@ fn vault_warnings(vault: &pb::Vault) -> Vec<String> {
     }
     if !vault.fault.is_empty() {
         warnings.push(vault.fault.clone());
+    } else if !vault.refusing.is_empty() {
+        warnings.push(format!(
+            "the vault refuses requests: {}",
+            plain(&vault.refusing)
+        ));
     }
     warnings
 }

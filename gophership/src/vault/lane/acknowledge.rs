@@ -54,6 +54,7 @@ impl Core {
                 return;
             };
             self.first_token += 1;
+            self.port().has_written();
             let end = op.offset + op.len as u64;
             match op.purpose {
                 Purpose::Header => {}

@@ -22,7 +22,7 @@ use crate::{
         entry::Part,
         error::AppendError,
         format::{ENTRIES_MAX, PAGE},
-        port::{Next, Port},
+        port::{Next, Port, Refusal},
         shared::Shared,
     },
 };
@@ -301,6 +301,7 @@ impl Core {
             .is_some_and(|current| current.offset + bytes + TAIL_BYTES <= limit)
             && self.has_entry_numbers(1);
         if fits {
+            self.port().has_segment();
             return Ok(true);
         }
         if self.pages.available() < 2 {
@@ -324,12 +325,15 @@ impl Core {
                     self.starved_since.get_or_insert(now);
                     return Ok(false);
                 }
+                let reason = "max_bytes leave no room for another segment".to_owned();
+                self.port().refuse(Refusal::NoSegment(reason));
                 Err(AppendError::Full {
                     retry_after: REFUSE_FOR,
                 })
             }
             Next::Failed(reason) => {
                 self.seal_if_used_up();
+                self.port().refuse(Refusal::NoSegment(reason.clone()));
                 Err(AppendError::Failed { reason })
             }
         }

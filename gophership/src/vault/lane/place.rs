@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     block::Packed,
-    core::{Core, Health},
+    core::{Core, Health, REFUSE_FOR},
     ops::{Op, Purpose, State},
     waiters::Outcome,
 };
@@ -18,7 +18,7 @@ use crate::{
         error::AppendError,
         format::{BlockHeader, BlockKind, Codec, PAGE, SegmentHeader},
         platform::DiskFile,
-        port::{Next, Ready},
+        port::{Next, Ready, Refusal},
         segment::Segment,
     },
 };
@@ -301,10 +301,12 @@ impl Core {
     fn refuse(&mut self, reason: String) {
         self.fail_kept(&reason);
         self.moved = false;
-        self.health = Health::Refusing {
-            since: self.now(),
-            reason,
-        };
+        let since = self.now();
+        self.port().refuse(Refusal::Disk {
+            until: since + REFUSE_FOR,
+            reason: reason.clone(),
+        });
+        self.health = Health::Refusing { since, reason };
     }
 
     /// Gives up for good: nothing more can be written, and every append that waits is told so.
@@ -314,6 +316,7 @@ impl Core {
             error = reason,
             "the lane's ring is broken: the lane refuses entries"
         );
+        self.port().refuse(Refusal::Broken(reason.to_owned()));
         self.health = Health::Broken {
             reason: reason.to_owned(),
         };
