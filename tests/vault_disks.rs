@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
     rc::Rc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use common::{
@@ -31,6 +31,7 @@ use common::{
     telemetry,
 };
 use gophership::vault::{AppendError, Compression, Config, EntryId, Lane, Sync, Vault};
+use nix::sys::signal::Signal;
 use rustls::version::TLS13;
 use tonic::Code;
 use vault_support::{Random, meta, on_worker, open, read_all, segment_files, small, wait_until};
@@ -622,6 +623,64 @@ fn while_the_disk_hangs_green_goes_on_nothing_else_is_acknowledged_and_it_recove
         assert_eq!(daemon.figure("/ledger/residue"), 0);
     });
 }
+
+#[test]
+fn a_stop_is_bounded_while_the_disk_hangs_and_nothing_acknowledged_is_lost() {
+    apart(|| {
+        let home = Home::new();
+        let Some(disk) = LoopDisk::mount(&home.vault(), 128 * MIB) else {
+            return;
+        };
+        let mut sink = Sink::down();
+        let settings = Settings::to(sink.destination("main", "10s"));
+        let mut daemon = Daemon::start(&home, &settings);
+        let producer = daemon.producer();
+        let shape = Shape {
+            records: 5,
+            body_bytes: 300,
+        };
+        let mut messages = Messages::new(85, shape);
+        let mut acked = messages.take(20);
+        producer.export_all(&acked);
+
+        let frozen = disk.freeze();
+        let vaulted = messages.take(20);
+        let pending = start_all(&producer, &vaulted);
+        eventually("they are on their way to the vault", PATIENCE, || {
+            vault_buffers(&daemon) > 0
+        });
+        let asked = Instant::now();
+        daemon.signal(Signal::SIGTERM);
+        let said = || daemon.log_lines("stopped, but not in order");
+        eventually("it says what it leaves undone", PATIENCE, || {
+            !said().is_empty()
+        });
+        assert!(asked.elapsed() < STOP_WITHIN, "{:?}", asked.elapsed());
+        for part in ["thread worker-", "vault: not closed in time"] {
+            assert!(said()[0].contains(part), "{:?}", said());
+        }
+        // A process whose threads wait for the disk can't be gone before they are; all else is.
+        eventually(
+            "nothing but what waits for the disk is left",
+            PATIENCE,
+            || telemetry::get(daemon.telemetry(), "/healthz").is_err(),
+        );
+        drop(frozen);
+        assert_eq!(daemon.await_exit(PATIENCE).code(), Some(1));
+        let answered = vaulted.into_iter().zip(pending);
+        acked.extend(answered.filter_map(|(message, sent)| sent.wait().is_ok().then_some(message)));
+        drop(daemon);
+
+        let daemon = Daemon::start(&home, &settings);
+        sink.come_up();
+        oracle::await_arrival(&acked, &sink, PATIENCE);
+        daemon.await_empty_vault();
+        assert_eq!(daemon.figure("/ledger/residue"), 0);
+    });
+}
+
+/// A container has this long to stop.
+const STOP_WITHIN: Duration = Duration::from_secs(30);
 
 fn start_all(producer: &producer::Producer, messages: &[bytes::Bytes]) -> Vec<Pending> {
     let calls = messages.iter().cloned().map(Call::logs);

@@ -71,12 +71,18 @@ pub async fn serve(
     let _counted = Counted(Arc::clone(&context.counters));
     let handshake = tokio::select! {
         handshake = handshake(accepted, tls) => handshake,
-        _ = mode.wait_for(|mode| *mode != Mode::Serving) => return,
+        () = not_serving(&mut mode) => return,
     };
     match handshake {
         Ok(stream) => serve_http2(stream, peer, context, mode).await,
         Err(reason) => tracing::warn!(%peer, reason, "ingest: connection refused"),
     }
+}
+
+/// Completes when requests are taken no more, and keeps no look at the mode: as long as somebody has one,
+/// it can't change again, and whoever changes it waits.
+async fn not_serving(mode: &mut watch::Receiver<Mode>) {
+    drop(mode.wait_for(|mode| *mode != Mode::Serving).await);
 }
 
 struct Counted(Arc<WorkerCounters>);
@@ -128,7 +134,7 @@ async fn serve_http2(
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        _ = mode.wait_for(|mode| *mode != Mode::Serving) => {
+        () = not_serving(&mut mode) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
