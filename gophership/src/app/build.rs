@@ -126,7 +126,11 @@ impl Stores {
         Ok(Self {
             destinations,
             vault: Vault::open(&config.vault, &names)?,
-            dead_letters: DeadLetters::open(&config.vault.dir).map_err(replay::Error::from)?,
+            dead_letters: DeadLetters::open(
+                &config.vault.dir,
+                config.replay.dead_letters_max_bytes,
+            )
+            .map_err(replay::Error::from)?,
             circuits: names
                 .iter()
                 .map(|name| Arc::new(Circuit::new(name)))

@@ -221,12 +221,26 @@ fn vault(daemon: &Daemon, families: &mut Families) {
         families.counter(name, help).add(&[], count(value));
     }
     blocks_and_drops(&stats, families);
+    replay(daemon, families);
+}
+
+fn replay(daemon: &Daemon, families: &mut Families) {
+    let progress = daemon.replay.progress();
     families
         .counter(
             "gophership_replay_records_total",
             "Log records that replay delivered.",
         )
-        .add(&[], count(daemon.replay.progress().records));
+        .add(&[], count(progress.records));
+    families
+        .gauge("gophership_dead_letters", "Dead letters.")
+        .add(&[], count(progress.dead_letters));
+    families
+        .gauge(
+            "gophership_dead_letters_bytes",
+            "Bytes of the dead letters' files.",
+        )
+        .add(&[], count(progress.dead_letter_bytes));
 }
 
 fn recovery(stats: &Stats, families: &mut Families) {

@@ -97,7 +97,7 @@ impl Daemon {
     }
 
     fn vault_reply(&self) -> pb::Vault {
-        let stats = self.vault.stats();
+        let (stats, progress) = (self.vault.stats(), self.replay.progress());
         pb::Vault {
             bytes: stats.bytes,
             max_bytes: stats.max_bytes,
@@ -106,7 +106,10 @@ impl Daemon {
             records_pending: stats.records_pending,
             quarantined_segments: stats.quarantined_segments,
             quarantined_records: stats.quarantined_records,
-            dead_letters: self.replay.progress().dead_letters,
+            dead_letters: progress.dead_letters,
+            dead_letter_bytes: progress.dead_letter_bytes,
+            dead_letters_max_bytes: self.config.replay.dead_letters_max_bytes,
+            dead_letters_refused: self.replay.letters_refused().unwrap_or_default(),
             rung: stats.rung.to_owned(),
             scrubbed_bytes: stats.scrubbed_bytes_total,
             sync: if stats.synced { "always" } else { "never" }.to_owned(),

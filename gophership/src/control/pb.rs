@@ -262,6 +262,15 @@ pub struct Vault {
     /// Why the vault refuses requests now; empty if it takes them, as far as is known.
     #[prost(string, tag = "18")]
     pub refusing: ::prost::alloc::string::String,
+    /// Bytes of the dead letters' files.
+    #[prost(uint64, tag = "19")]
+    pub dead_letter_bytes: u64,
+    /// Most bytes of them.
+    #[prost(uint64, tag = "20")]
+    pub dead_letters_max_bytes: u64,
+    /// Why dead letters can't be written now, so that their entries stay owed; empty if they can.
+    #[prost(string, tag = "21")]
+    pub dead_letters_refused: ::prost::alloc::string::String,
 }
 /// Reading the segments of earlier runs, after the start. What they hold isn't counted before it is read.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

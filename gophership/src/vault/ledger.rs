@@ -19,6 +19,8 @@ pub(super) struct Ledger {
     /// By destination: bit set where the entry is still owed to it.
     owed: Vec<Bits>,
     held: Bits,
+    /// By destination: bit set where nobody should try now; made when the first is.
+    parked: Vec<Bits>,
     /// Entries a reader couldn't read. They count as lost and not as owed, but their `owed` bits
     /// stay, and so they stay in the cursors: the next start may be able to read them.
     unread: Bits,
@@ -167,6 +169,34 @@ impl Ledger {
             }
         }
         (before & mask, records)
+    }
+
+    /// Leaves an entry out of what is wanted for `mask`, until [`Ledger::unpark`].
+    pub(super) fn park(&mut self, index: u32, mask: DestMask) {
+        if index as usize >= self.records.len() {
+            return;
+        }
+        self.parked.resize(self.owed.len(), Bits::default());
+        for (bit, parked) in self.parked.iter_mut().enumerate() {
+            if mask & (1 << bit) != 0 {
+                parked.set(index as usize);
+            }
+        }
+    }
+
+    /// Nothing is left out any more.
+    pub(super) fn unpark(&mut self) {
+        self.parked = Vec::new();
+    }
+
+    /// Destinations that an entry is owed to and that should be tried.
+    #[must_use]
+    pub(super) fn wanted(&self, index: usize) -> DestMask {
+        let parked = (0..)
+            .zip(&self.parked)
+            .filter(|(_, parked)| parked.get(index))
+            .fold(0, |mask, (bit, _)| mask | 1 << bit);
+        self.owed(index) & !parked
     }
 
     /// Drops the hold on an entry.
@@ -320,7 +350,7 @@ impl Ledger {
         })
     }
 
-    /// Whether some entry is owed to one of `mask` and nobody holds it.
+    /// Whether some entry is owed to one of `mask`, isn't parked for it, and nobody holds it.
     #[must_use]
     pub(super) fn is_any_wanted(&self, mask: DestMask) -> bool {
         (0..self.records.len().div_ceil(64)).any(|word| {
@@ -329,7 +359,10 @@ impl Ledger {
                 .iter()
                 .enumerate()
                 .filter(|(bit, _)| mask & (1 << bit) != 0)
-                .fold(0, |owed, (_, bits)| owed | bits.word(word));
+                .fold(0, |owed, (bit, bits)| {
+                    let parked = self.parked.get(bit).map_or(0, |parked| parked.word(word));
+                    owed | (bits.word(word) & !parked)
+                });
             owed & !self.held.word(word) & !self.unread.word(word) != 0
         })
     }

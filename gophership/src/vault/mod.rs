@@ -314,6 +314,19 @@ impl Vault {
         self.inner.shared.release(id);
     }
 
+    /// Readers leave the entry out for `mask`, until [`Vault::unpark`] or the next start; it stays owed.
+    pub fn park(&self, id: EntryId, mask: DestMask) {
+        if let Some(segment) = self.inner.shared.catalog.get(id.segment) {
+            segment.ledger().park(id.index, mask);
+        }
+    }
+
+    /// Takes back every [`Vault::park`].
+    pub fn unpark(&self) {
+        let shared = &self.inner.shared;
+        shared.catalog.for_each(|segment| segment.ledger().unpark());
+    }
+
     /// A reader from the oldest entry on; for one replay thread, never a worker's.
     #[must_use]
     pub fn reader(&self) -> Reader {

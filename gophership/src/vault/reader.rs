@@ -335,7 +335,7 @@ impl OpenSegment {
         let first = header.first_entry.max(self.next_entry);
         (first..header.first_entry + u64::from(header.entries)).any(|index| {
             usize::try_from(index)
-                .is_ok_and(|index| ledger.owed(index) & wanted != 0 && !ledger.is_held(index))
+                .is_ok_and(|index| ledger.wanted(index) & wanted != 0 && !ledger.is_held(index))
         })
     }
 
@@ -429,7 +429,7 @@ fn wanted_entry(
 ) -> Option<Entry> {
     let index = u32::try_from(number).ok()?;
     let ledger = segment.ledger();
-    let owed = ledger.owed(index as usize) & wanted;
+    let owed = ledger.wanted(index as usize) & wanted;
     if owed == 0 || ledger.is_held(index as usize) {
         return None;
     }

@@ -186,6 +186,12 @@ fn vault_warnings(vault: &pb::Vault) -> Vec<String> {
             count(vault.dropped_records)
         ));
     }
+    if !vault.dead_letters_refused.is_empty() {
+        warnings.push(format!(
+            "entries stay owed: {}",
+            plain(&vault.dead_letters_refused)
+        ));
+    }
     if !vault.fault.is_empty() {
         warnings.push(vault.fault.clone());
     } else if !vault.refusing.is_empty() {
