@@ -115,6 +115,15 @@ impl BlockSource {
         ))
     }
 
+    /// Opens a segment to read all of it.
+    ///
+    /// # Errors
+    /// The file can't be opened.
+    pub(super) fn open_through(platform: &dyn Platform, path: &Path) -> io::Result<Self> {
+        let file = platform.open(path, Access::ReadThrough)?;
+        Ok(Self::new(file, BLOCK_BYTES_MAX))
+    }
+
     /// Opens a segment to look at headers, or at single blocks: no more is read than is asked for.
     ///
     /// # Errors
@@ -333,10 +342,14 @@ pub fn decode_payload<'a>(
     match header.codec {
         Codec::Raw => Some(stored),
         Codec::Lz4 => {
-            decoded.clear();
-            decoded.resize(header.raw_len as usize, 0);
+            let raw_len = header.raw_len as usize;
+            // What an earlier block has left is written over: zeros would cost as much again as its CRC.
+            if decoded.len() < raw_len {
+                decoded.resize(raw_len, 0);
+            }
+            let decoded = &mut decoded[..raw_len];
             let len = lz4_flex::block::decompress_into(stored, decoded).ok()?;
-            (len == decoded.len()).then_some(decoded.as_slice())
+            (len == raw_len).then_some(&*decoded)
         }
     }
 }

@@ -32,7 +32,7 @@ pub fn walk(
     depth: Depth,
     visitor: &mut dyn Visitor,
 ) -> Result<Walked, Error> {
-    let (blocks, headers) = match open(directory.files(), &segment.path) {
+    let (blocks, headers) = match open(directory.files(), &segment.path, depth) {
         Ok(sources) => sources,
         Err(gone) if gone.kind() == io::ErrorKind::NotFound => {
             return Ok(walked(Ending::Gone, Position::START));
@@ -67,8 +67,11 @@ fn walked(ending: Ending, position: Position) -> Walked {
 }
 
 /// One source for payloads, and one for headers alone.
-fn open(files: &dyn Platform, path: &Path) -> io::Result<(BlockSource, BlockSource)> {
-    let blocks = BlockSource::open(files, path)?;
+fn open(files: &dyn Platform, path: &Path, depth: Depth) -> io::Result<(BlockSource, BlockSource)> {
+    let blocks = match depth {
+        Depth::Headers | Depth::Needed => BlockSource::open(files, path)?,
+        Depth::Everything => BlockSource::open_through(files, path)?,
+    };
     Ok((blocks, BlockSource::open_for_headers(files, path)?))
 }
 
@@ -330,7 +333,7 @@ impl Walk<'_> {
             return ControlFlow::Break(Ending::Gone);
         }
         let is_other = again.is_ok_and(|again| again != look);
-        if is_other && let Ok(sources) = open(files, &segment.path) {
+        if is_other && let Ok(sources) = open(files, &segment.path, self.depth) {
             (self.blocks, self.headers) = sources;
         }
         ControlFlow::Continue(is_other)

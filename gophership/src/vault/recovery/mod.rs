@@ -69,7 +69,7 @@ pub(super) fn recover(shared: &Shared, cursors: &Cursors, found: Vec<Found>) {
 fn read_headers(shared: &Shared, found: &[Found]) -> Successors {
     let mut successors = HashMap::new();
     for file in found {
-        let header = BlockSource::open(shared.platform.as_ref(), &file.path)
+        let header = BlockSource::open_for_headers(shared.platform.as_ref(), &file.path)
             .and_then(|mut source| source.bytes(0, PAGE, u64::MAX).map(SegmentHeader::decode));
         // The header of another segment is left in a recycled file.
         if let Ok(Ok(header)) = header
@@ -87,7 +87,7 @@ fn recover_segment(
     file: &Found,
     successors: &Successors,
 ) -> Result<(), Error> {
-    let mut source = BlockSource::open(shared.platform.as_ref(), &file.path)
+    let mut source = BlockSource::open_through(shared.platform.as_ref(), &file.path)
         .map_err(io_error("opening", &file.path))?;
     let begin = header::look(shared, file, &mut source, successors)
         .map_err(io_error("reading", &file.path))?;
