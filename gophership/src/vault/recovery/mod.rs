@@ -37,11 +37,12 @@ use crate::uring::AlignedBytes;
 /// Reads `found` in order and adds what is there to the catalog, until the vault stops.
 pub(super) fn recover(shared: &Shared, cursors: &Cursors, found: Vec<Found>) {
     let successors = read_headers(shared, &found);
+    let mut decoded = Vec::new();
     for file in found {
         if shared.is_stopping() {
             return;
         }
-        if let Err(error) = recover_segment(shared, cursors, &file, &successors) {
+        if let Err(error) = recover_segment(shared, cursors, &file, &successors, &mut decoded) {
             tracing::error!(path = %file.path.display(), error = %error, "can't recover a vault segment; it is kept");
             let segment = new_segment(&file, 0, Ledger::new(shared.destinations.len()));
             segment.begin();
@@ -86,6 +87,7 @@ fn recover_segment(
     cursors: &Cursors,
     file: &Found,
     successors: &Successors,
+    decoded: &mut Vec<u8>,
 ) -> Result<(), Error> {
     let mut source = BlockSource::open_through(shared.platform.as_ref(), &file.path)
         .map_err(io_error("opening", &file.path))?;
@@ -118,7 +120,7 @@ fn recover_segment(
         source,
         position: Position::START,
         chain: Chain::default(),
-        decoded: Vec::new(),
+        decoded,
         crc: crc32fast::Hasher::new(),
     };
     if super::quarantine::read(

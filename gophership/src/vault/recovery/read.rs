@@ -34,7 +34,7 @@ pub(super) struct Walk<'a> {
     pub(super) outlook: Outlook<'a>,
     pub(super) position: Position,
     pub(super) chain: Chain,
-    pub(super) decoded: Vec<u8>,
+    pub(super) decoded: &'a mut Vec<u8>,
     /// CRC fields of the blocks so far.
     pub(super) crc: crc32fast::Hasher,
 }
@@ -78,7 +78,7 @@ impl Walk<'_> {
         self.note_crc(header);
         let payload = self
             .source
-            .payload(offset, header, &mut self.decoded)
+            .payload(offset, header, self.decoded)
             .filter(|payload| is_consistent(header, payload));
         let Some(payload) = payload else {
             self.lose(header, "payload is not a run of entries");
