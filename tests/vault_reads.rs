@@ -44,6 +44,7 @@ fn craft(dir: &Path, number: u64, previous: u64, blocks: u32, harm: Harm) -> u64
         previous,
         previous_durable: 0,
         previous_given_up: false,
+        is_ready: false,
         created_unix_ns: 1,
         bytes: u64::from(blocks + 2) * PAGE as u64,
         host: [0; 16],
@@ -241,6 +242,36 @@ fn thousands_of_pages_that_cannot_be_read_are_tried_a_few_times() {
     let (found, stats) = check(&config, bytes, true);
     assert_eq!(found as u64, u64::from(BLOCKS / 2));
     assert_eq!(stats.quarantined_entries, u64::from(BLOCKS / 2));
+}
+
+/// Nothing vouches for anything, as far as it can be read.
+fn unvouched(index: u32, header: &mut BlockHeader, page: &mut [u8]) {
+    header.durable_through = 0;
+    header.encode(page);
+    if index == 0 {
+        page[30] ^= 1;
+    }
+}
+
+#[test]
+fn nothing_is_cut_off_while_what_may_vouch_for_it_cannot_be_read() {
+    let dir = real_disk();
+    let config = empty_vault(dir.path());
+    let bytes = craft(dir.path(), SEGMENT, 0, 64, unvouched);
+    let path = dir.path().join(format!("lane-00/{SEGMENT:016x}.gsv"));
+    let names = ["main".to_owned()];
+    let (machine, counts) = Counting::new();
+    counts.set_bad(true);
+    let (vault, mut background) = Vault::open_on(machine, &config, &names).unwrap();
+    background.recover();
+    assert_eq!(vault.stats().quarantined_segments, 1);
+    vault.close().unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().len(), bytes, "kept whole");
+    drop((vault, background));
+    // Without anything that vouches, and all of it read, it is a torn end.
+    let (vault, ..) = recovered(&config);
+    assert_eq!(vault.stats().quarantined_segments, 0);
+    assert!(fs::metadata(&path).unwrap().len() < bytes, "cut");
 }
 
 #[test]

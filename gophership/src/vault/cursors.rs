@@ -127,6 +127,16 @@ impl Cursors {
             .count() as u64
     }
 
+    /// Tag of the segment, and entries known of it.
+    #[must_use]
+    pub(super) fn known(&self, number: u64) -> Option<(u64, u32)> {
+        // A number comes again only after a crash, and then nothing of the earlier one is here any more.
+        let mut of_number = self.segments.iter().filter(|(key, _)| key.0 == number);
+        of_number
+            .next()
+            .map(|((_, tag), settled)| (*tag, settled.entries))
+    }
+
     /// What earlier runs have settled for the destination at `bit`.
     #[must_use]
     pub(super) fn books(&self, bit: usize) -> Books {

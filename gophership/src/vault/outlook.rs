@@ -10,11 +10,23 @@ use std::path::Path;
 use super::{
     format::{BlockKind, PAGE, SegmentHeader},
     platform::Platform,
+    recovery::Vouched,
     walk::{BlockSource, Identity, Page, Position},
 };
 
-/// The segment that the lane began after the one in question.
-#[derive(Debug, Clone, Copy)]
+/// What the lane began after the segment in question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next<'a> {
+    /// Nothing that is still here.
+    None,
+    /// This.
+    Here(Successor<'a>),
+    /// The disk can't read the header of one of the lane's segments, which may be it.
+    Unknown,
+}
+
+/// A segment and its header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Successor<'a> {
     pub(super) header: &'a SegmentHeader,
     pub(super) path: &'a Path,
@@ -28,7 +40,7 @@ pub(super) struct Outlook<'a> {
     platform: &'a dyn Platform,
     identity: Identity,
     /// The lane's next segment.
-    next: Option<Successor<'a>>,
+    next: Next<'a>,
     /// Whether a block of that was acknowledged, once that was looked for.
     next_acknowledged: Option<bool>,
     ahead: BlockSource,
@@ -48,7 +60,7 @@ impl<'a> Outlook<'a> {
         platform: &'a dyn Platform,
         source: &BlockSource,
         identity: Identity,
-        next: Option<Successor<'a>>,
+        next: Next<'a>,
     ) -> Self {
         Self {
             platform,
@@ -57,15 +69,18 @@ impl<'a> Outlook<'a> {
             next_acknowledged: None,
             ahead: source.another_window(),
             searched_to: 0,
-            durable: next.map_or(0, |next| next.header.previous_durable),
+            durable: match next {
+                Next::Here(next) => next.header.previous_durable,
+                Next::None | Next::Unknown => 0,
+            },
             seal: None,
-            unreadable: false,
+            unreadable: next == Next::Unknown,
         }
     }
 
-    /// Most blocks known to have been durable; all that is below `limit` behind `position` was looked at,
-    /// unless that many are more than its index.
-    pub(super) fn durable_from(&mut self, position: Position, limit: u64) -> u32 {
+    /// What vouches for the block at `position` and those behind it; all that is below `limit` was looked at,
+    /// unless it is known to have been durable.
+    pub(super) fn vouched_from(&mut self, position: Position, limit: u64) -> Vouched {
         self.search(position, limit);
         // Blocks are acknowledged in order over segments too: once one of the next segment was, all of
         // this one were.
@@ -75,17 +90,15 @@ impl<'a> Outlook<'a> {
         {
             self.durable = seal;
         }
-        self.durable
+        Vouched {
+            durable: self.durable,
+            unsure: self.unreadable,
+        }
     }
 
     /// Whether there is a seal, and the lane went on with a segment in which something was acknowledged.
     pub(super) fn is_seal_acknowledged(&mut self) -> bool {
         self.seal.is_some() && self.is_next_acknowledged()
-    }
-
-    /// Whether the disk couldn't read something of what was looked at.
-    pub(super) fn is_unreadable(&self) -> bool {
-        self.unreadable
     }
 
     fn search(&mut self, position: Position, limit: u64) {
@@ -116,25 +129,35 @@ impl<'a> Outlook<'a> {
     }
 
     fn is_next_acknowledged(&mut self) -> bool {
-        let Some(next) = self.next.filter(|next| !next.header.previous_given_up) else {
+        let Next::Here(next) = self.next else {
             return false;
         };
-        let platform = self.platform;
-        *self
-            .next_acknowledged
-            .get_or_insert_with(|| has_durable_block(platform, &next))
+        if next.header.previous_given_up {
+            return false;
+        }
+        if let Some(known) = self.next_acknowledged {
+            return known;
+        }
+        let found = has_durable_block(self.platform, &next);
+        // What can't be read may say so.
+        self.unreadable |= found.is_none();
+        *self.next_acknowledged.insert(found.unwrap_or(false))
     }
 }
 
-/// Whether some block of a segment says that one before it was durable.
-fn has_durable_block(platform: &dyn Platform, segment: &Successor<'_>) -> bool {
+/// Whether some block of a segment says that one before it was durable; `None` if the disk can't read all that
+/// may say so.
+fn has_durable_block(platform: &dyn Platform, segment: &Successor<'_>) -> Option<bool> {
     let identity = Identity {
         segment: segment.header.segment,
         tag: Some(segment.header.tag),
     };
-    BlockSource::open(platform, segment.path).is_ok_and(|source| {
-        let mut outlook = Outlook::new(platform, &source, identity, None);
-        outlook.search(Position::START, segment.bytes);
-        outlook.durable > 0
-    })
+    let source = BlockSource::open(platform, segment.path).ok()?;
+    let mut outlook = Outlook::new(platform, &source, identity, Next::None);
+    outlook.search(Position::START, segment.bytes);
+    match (outlook.durable > 0, outlook.unreadable) {
+        (true, _) => Some(true),
+        (false, false) => Some(false),
+        (false, true) => None,
+    }
 }

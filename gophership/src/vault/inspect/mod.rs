@@ -32,7 +32,7 @@ use super::{
     entry::DestMask,
     error::{Error, io_error},
     format::{BlockHeader, FormatError, PAGE, SegmentHeader},
-    outlook::Successor,
+    outlook::{Next, Successor},
     platform::{Os, Platform},
     quarantine::{self, Quarantine, QuarantineError},
     walk::BlockSource,
@@ -96,6 +96,12 @@ pub enum Header {
 }
 
 impl Header {
+    /// The header, if it is whole and the lane has begun the segment.
+    #[must_use]
+    pub fn begun(&self) -> Option<&SegmentHeader> {
+        self.whole().filter(|header| !header.is_ready)
+    }
+
     /// The header, if it is whole and this file's.
     #[must_use]
     pub fn whole(&self) -> Option<&SegmentHeader> {
@@ -151,7 +157,7 @@ impl Directory {
         let (lanes, segments) = list(on, dir)?;
         let successors = (0..)
             .zip(&segments)
-            .filter_map(|(at, segment)| Some((segment.header.whole()?.previous, at)))
+            .filter_map(|(at, segment)| Some((segment.header.begun()?.previous, at)))
             .collect();
         Ok(Self {
             files,
@@ -226,7 +232,7 @@ impl Directory {
         !self.segments.iter().any(|other| {
             other.lane == segment.lane
                 && other.number > segment.number
-                && other.header.whole().is_some()
+                && other.header.begun().is_some()
         })
     }
 
@@ -238,13 +244,23 @@ impl Directory {
     }
 
     /// What a lane began after the segment, if that is there.
-    fn successor(&self, number: u64) -> Option<Successor<'_>> {
-        let next = self.segments.get(*self.successors.get(&number)?)?;
-        Some(Successor {
-            header: next.header.whole()?,
-            path: &next.path,
-            bytes: next.bytes,
-        })
+    fn next(&self, segment: &SegmentFile) -> Next<'_> {
+        let known = self.successors.get(&segment.number);
+        let next = known.and_then(|&at| self.segments.get(at));
+        if let Some((next, header)) = next.and_then(|next| Some((next, next.header.begun()?))) {
+            return Next::Here(Successor {
+                header,
+                path: &next.path,
+                bytes: next.bytes,
+            });
+        }
+        let is_unreadable = |other: &SegmentFile| {
+            other.lane == segment.lane && matches!(other.header, Header::Unreadable(_))
+        };
+        match self.segments.iter().any(is_unreadable) {
+            true => Next::Unknown,
+            false => Next::None,
+        }
     }
 
     fn files(&self) -> &dyn Platform {

@@ -16,7 +16,7 @@ use crate::vault::{
     outlook::Outlook,
     platform::Platform,
     recovery::{self, Verdict, judge, reason},
-    walk::{BlockSource, Look, Position, is_consistent},
+    walk::{BlockSource, Identity, Look, Position, is_consistent},
 };
 
 /// How far a quick walk looks for blocks behind a blank page: more than what a lane has in flight.
@@ -77,7 +77,7 @@ fn open(files: &dyn Platform, path: &Path, depth: Depth) -> io::Result<(BlockSou
 
 fn outlook<'a>(account: &Account<'a>, source: &BlockSource) -> Outlook<'a> {
     let directory = account.directory;
-    let next = directory.successor(account.segment.number);
+    let next = directory.next(account.segment);
     Outlook::new(directory.files(), source, account.identity, next)
 }
 
@@ -85,6 +85,9 @@ fn outlook<'a>(account: &Account<'a>, source: &BlockSource) -> Outlook<'a> {
 /// says whose the first block is.
 fn is_unused(segment: &SegmentFile, first: Option<&Result<(u64, u64), FormatError>>) -> bool {
     match &segment.header {
+        Header::Whole(header) if header.is_ready => {
+            !matches!(first, Some(Ok(first)) if *first == (segment.number, header.tag))
+        }
         // A recycled file has the header of the segment it was, until it is used again.
         Header::Foreign(other) if other.segment != segment.number => {
             !matches!(first, Some(Ok((number, _))) if *number == segment.number)
@@ -121,7 +124,7 @@ impl Walk<'_> {
     /// Finds out which blocks are the segment's if its own header doesn't say.
     fn begin(&mut self) -> ControlFlow<Ending> {
         let segment = self.account.segment;
-        if segment.header.whole().is_some() {
+        if segment.header.begun().is_some() {
             return ControlFlow::Continue(());
         }
         let limit = segment.bytes;
@@ -131,8 +134,11 @@ impl Walk<'_> {
         if self.is_quick() && is_unused(segment, first.as_ref().ok()) {
             return ControlFlow::Break(Ending::Unused);
         }
-        let is_damage = !is_tearable(segment) || self.is_vouched_for();
         let identity = self.account.identity;
+        if identity.tag.is_some() {
+            return self.begin_ready(identity);
+        }
+        let is_damage = !is_tearable(segment) || self.is_vouched_for();
         self.account.identity.tag = match first {
             Ok(Ok((number, tag))) if number == segment.number => Some(tag),
             Ok(_) | Err(_) => self
@@ -149,12 +155,29 @@ impl Walk<'_> {
         ControlFlow::Continue(())
     }
 
+    /// Finds out whether a segment that was made ahead has blocks all the same, since the write of its own
+    /// header was lost.
+    fn begin_ready(&mut self, identity: Identity) -> ControlFlow<Ending> {
+        let limit = self.account.segment.bytes;
+        let first = self
+            .blocks
+            .next_block(identity, Position::BEFORE_FIRST, limit);
+        if first.is_some() {
+            return ControlFlow::Continue(());
+        }
+        match self.is_vouched_for() {
+            true => self.lose_header(),
+            false => ControlFlow::Break(Ending::Unused),
+        }
+    }
+
     /// Whether something says that a block was durable, or may say so where the disk can't be read.
     fn is_vouched_for(&mut self) -> bool {
-        let outlook = &mut self.outlook;
-        outlook.durable_from(Position::BEFORE_FIRST, self.account.segment.bytes) > 0
-            || outlook.is_seal_acknowledged()
-            || outlook.is_unreadable()
+        let (outlook, limit) = (&mut self.outlook, self.account.segment.bytes);
+        outlook.vouched_from(Position::BEFORE_FIRST, limit);
+        let is_seal_acknowledged = outlook.is_seal_acknowledged();
+        let vouched = outlook.vouched_from(Position::BEFORE_FIRST, limit);
+        is_seal_acknowledged || vouched.durable > 0 || vouched.unsure
     }
 
     /// Tells of a damaged header, unless a daemon has written it since.
@@ -165,7 +188,7 @@ impl Walk<'_> {
         if directory.owner != Owner::Nobody {
             let files = directory.files();
             let header = read_header(files, &segment.path, segment.lane, segment.number);
-            if let Some(header) = header.whole() {
+            if let Some(header) = header.begun() {
                 self.account.identity.tag = Some(header.tag);
                 return ControlFlow::Continue(());
             }
@@ -286,8 +309,8 @@ impl Walk<'_> {
             true => segment.bytes.min(from.offset.saturating_add(QUICK_AHEAD)),
             false => segment.bytes,
         };
-        let durable = self.outlook.durable_from(from, limit);
-        if judge(look, from.index, durable) != Some(Verdict::Damaged) {
+        let vouched = self.outlook.vouched_from(from, limit);
+        if judge(look, from.index, vouched) != Some(Verdict::Damaged) {
             let is_clean = is_blank && self.blocks.next_block(identity, from, limit).is_none();
             return ControlFlow::Break(if is_clean { Ending::Open } else { Ending::Torn });
         }

@@ -5,20 +5,17 @@ mod progress;
 mod read;
 mod verdict;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use self::{
     header::Begin,
-    read::{Ended, Successors, Walk, successor},
+    read::{Ended, Successors, Walk, lose_known},
 };
 pub(super) use self::{
     header::is_tearable,
     progress::Progress,
     read::reason,
-    verdict::{Verdict, judge},
+    verdict::{Verdict, Vouched, judge},
 };
 use super::{
     cursors::Cursors,
@@ -44,9 +41,15 @@ pub(super) fn recover(shared: &Shared, cursors: &Cursors, found: Vec<Found>) {
         }
         if let Err(error) = recover_segment(shared, cursors, &file, &successors, &mut decoded) {
             tracing::error!(path = %file.path.display(), error = %error, "can't recover a vault segment; it is kept");
-            let segment = new_segment(&file, 0, Ledger::new(shared.destinations.len()));
+            let segment = new_segment(
+                &file,
+                tag_of(cursors, &file),
+                Ledger::new(shared.destinations.len()),
+            );
             segment.begin();
             segment.quarantine();
+            lose_known(cursors, &segment, 0);
+            cursors.apply(segment.number, segment.tag, &mut segment.ledger());
             if super::quarantine::read(
                 shared.platform.as_ref(),
                 shared.dir(),
@@ -68,15 +71,20 @@ pub(super) fn recover(shared: &Shared, cursors: &Cursors, found: Vec<Found>) {
 }
 
 fn read_headers(shared: &Shared, found: &[Found]) -> Successors {
-    let mut successors = HashMap::new();
+    let mut successors = Successors::default();
     for file in found {
         let header = BlockSource::open_for_headers(shared.platform.as_ref(), &file.path)
             .and_then(|mut source| source.bytes(0, PAGE, u64::MAX).map(SegmentHeader::decode));
-        // The header of another segment is left in a recycled file.
-        if let Ok(Ok(header)) = header
-            && header.segment == file.number
-        {
-            successors.insert(header.previous, (header, file.clone()));
+        match header {
+            // Another segment's says nothing of this one, and one that wasn't begun follows none.
+            Ok(Ok(header)) if header.segment == file.number && !header.is_ready => {
+                let known = &mut successors.by_previous;
+                known.insert(header.previous, (header, file.clone()));
+            }
+            Ok(Ok(_) | Err(_)) => {}
+            Err(_) => {
+                successors.unreadable.insert(file.lane);
+            }
         }
     }
     successors
@@ -107,9 +115,13 @@ fn recover_segment(
         tag,
     };
     let ledger = Ledger::new(shared.destinations.len());
-    let segment = new_segment(file, identity.tag.unwrap_or(0), ledger);
+    let segment = new_segment(
+        file,
+        identity.tag.unwrap_or_else(|| tag_of(cursors, file)),
+        ledger,
+    );
     segment.begin();
-    let next = successor(successors, file.number);
+    let next = successors.next(file);
     let mut walk = Walk {
         shared,
         cursors,
@@ -133,16 +145,25 @@ fn recover_segment(
     {
         walk.segment.withhold();
     }
+    let is_lost = identity.tag.is_none();
     if matches!(begin, Begin::Damaged { .. }) {
-        walk.report("segment header damaged", Pending::default());
+        let lost = match is_lost {
+            true => lose_known(cursors, &walk.segment, 0),
+            false => Pending::default(),
+        };
+        walk.report("segment header damaged", lost);
     }
-    let ended = if identity.tag.is_some() {
-        walk.run()
-    } else {
-        Ended::Damaged
+    let ended = match is_lost {
+        true => Ended::Damaged,
+        false => walk.run(),
     };
     finish(walk, ended);
     Ok(())
+}
+
+/// Tag of a segment that doesn't tell it itself, from the cursors; 0 if they don't know it either.
+fn tag_of(cursors: &Cursors, file: &Found) -> u64 {
+    cursors.known(file.number).map_or(0, |(tag, _)| tag)
 }
 
 /// Writes a header anew that a crash has torn: the next start must not take its blocks, which are sealed
@@ -155,6 +176,7 @@ fn write_header(shared: &Shared, file: &Found, tag: u64) -> Result<(), Error> {
         previous: 0,
         previous_durable: 0,
         previous_given_up: false,
+        is_ready: false,
         created_unix_ns: shared.platform.unix_nanos(),
         bytes: file.bytes,
         host: shared.host,

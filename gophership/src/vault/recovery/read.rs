@@ -1,6 +1,10 @@
 //! Walking one segment of an earlier run from its start to its end, through damage.
 
-use std::{collections::HashMap, ops::Range, sync::atomic::Ordering};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+    sync::atomic::Ordering,
+};
 
 use super::verdict::{Verdict, judge};
 use crate::{
@@ -12,7 +16,7 @@ use crate::{
         error::{Error, io_error},
         format::{BlockHeader, BlockKind, Codec, FormatError, PAGE, SegmentHeader},
         ledger::Pending,
-        outlook::{Outlook, Successor},
+        outlook::{Next, Outlook, Successor},
         platform::Access,
         segment::Segment,
         shared::{Damage, ORPHAN, SEAL_MISMATCH, Shared},
@@ -21,7 +25,12 @@ use crate::{
 };
 
 /// Headers of the lanes' segments by the segment before.
-pub(super) type Successors = HashMap<u64, (SegmentHeader, Found)>;
+#[derive(Debug, Default)]
+pub(super) struct Successors {
+    pub(super) by_previous: HashMap<u64, (SegmentHeader, Found)>,
+    /// Lanes with a segment whose header the disk can't read.
+    pub(super) unreadable: HashSet<u16>,
+}
 
 /// A segment while it is read.
 pub(super) struct Walk<'a> {
@@ -113,8 +122,8 @@ impl Walk<'_> {
 
     /// Deals with a place that has no block; `None` to go on behind it.
     fn skip(&mut self, look: Look) -> Option<Ended> {
-        let durable = self.outlook.durable_from(self.position, self.limit);
-        if judge(look, self.position.index, durable) != Some(Verdict::Damaged) {
+        let vouched = self.outlook.vouched_from(self.position, self.limit);
+        if judge(look, self.position.index, vouched) != Some(Verdict::Damaged) {
             return Some(Ended::Torn);
         }
         if let Look::BadPayload(header) = look {
@@ -128,7 +137,8 @@ impl Walk<'_> {
             .source
             .next_block(self.identity, self.position, self.limit);
         let Some((offset, next)) = next else {
-            self.report(reason(look), Pending::default());
+            let lost = lose_known(self.cursors, &self.segment, self.position.entry);
+            self.report(reason(look), lost);
             return Some(Ended::Damaged);
         };
         let entries = u32::try_from(next.first_entry - self.position.entry).unwrap_or(u32::MAX);
@@ -255,18 +265,38 @@ fn lost_with(cursors: &Cursors, segment: &Segment, entries: Range<u64>, records:
     }
 }
 
+/// Takes in, as lost, what only the cursors know of a segment from entry `from` on: nothing of it can be read, and
+/// what is settled of it must not be forgotten. There may have been more.
+pub(super) fn lose_known(cursors: &Cursors, segment: &Segment, from: u64) -> Pending {
+    let known = match cursors.known(segment.number) {
+        Some((tag, entries)) if tag == segment.tag => u64::from(entries),
+        Some(_) | None => 0,
+    };
+    let entries = from..known.max(from);
+    let count = u32::try_from(entries.end - entries.start).unwrap_or(u32::MAX);
+    let owed = owed_some(cursors, segment, entries.clone());
+    segment.ledger().push_lost(count, 0, owed);
+    lost_with(cursors, segment, entries, 0)
+}
+
 /// Destinations that haven't settled all of `entries`.
 fn owed_some(cursors: &Cursors, segment: &Segment, entries: Range<u64>) -> DestMask {
     cursors.owed_some(segment.number, segment.tag, entries)
 }
 
-/// The segment that the lane began after `number`, if it is there.
-pub(super) fn successor(successors: &Successors, number: u64) -> Option<Successor<'_>> {
-    successors.get(&number).map(|(header, file)| Successor {
-        header,
-        path: &file.path,
-        bytes: file.bytes,
-    })
+impl Successors {
+    /// What the lane of `file` began after it.
+    pub(super) fn next(&self, file: &Found) -> Next<'_> {
+        match self.by_previous.get(&file.number) {
+            Some((header, file)) => Next::Here(Successor {
+                header,
+                path: &file.path,
+                bytes: file.bytes,
+            }),
+            None if self.unreadable.contains(&file.lane) => Next::Unknown,
+            None => Next::None,
+        }
+    }
 }
 
 /// What to call a place without the block that belongs there.
