@@ -417,9 +417,11 @@ impl Core {
         if self.health != Health::Good {
             return;
         }
-        self.seal_if_old();
+        let now = self.now();
+        self.seal_if_old(now);
         let linger = self.shared.config.linger;
-        let waited = self.open.as_ref().map(|open| self.age_of(open.opened));
+        let opened = self.open.as_ref().map(|open| open.opened);
+        let waited = opened.map(|opened| now.saturating_duration_since(opened));
         match waited {
             Some(waited) if self.writer.writes() == 0 || waited >= linger => self.write_open(),
             Some(waited) => self.arm_linger(linger - waited),
@@ -429,9 +431,8 @@ impl Core {
 
     /// Seals the segment when its first block is `segment_max_age` old; the next append begins another
     /// one, so an idle lane has none. Whoever keeps the files wakes an idle lane for it.
-    fn seal_if_old(&mut self) {
+    fn seal_if_old(&mut self, now: Instant) {
         let max_age = self.shared.config.segment_max_age;
-        let now = self.now();
         let is_old = self
             .current
             .as_ref()
