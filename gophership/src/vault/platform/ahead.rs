@@ -4,10 +4,12 @@
 //! What it couldn't read, and what is elsewhere, is read as if there were no thread, so that an error is told
 //! for the very place. Memory: three chunks. The thread ends with the file.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
-    fs::File,
     io,
-    os::{fd::RawFd, unix::fs::FileExt},
+    os::fd::RawFd,
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, Sender, channel},
@@ -26,7 +28,7 @@ const AHEAD: u64 = 2;
 /// A file that is read ahead.
 #[derive(Debug)]
 pub(super) struct ReadAhead {
-    file: Arc<File>,
+    file: Arc<dyn DiskFile>,
     state: Mutex<State>,
 }
 
@@ -56,9 +58,9 @@ struct Chunk {
 }
 
 impl ReadAhead {
-    pub(super) fn new(file: File) -> Self {
+    pub(super) fn new(file: Arc<dyn DiskFile>) -> Self {
         Self {
-            file: Arc::new(file),
+            file,
             state: Mutex::new(State {
                 end: 0,
                 stream: None,
@@ -69,7 +71,7 @@ impl ReadAhead {
 
 impl Stream {
     /// Begins to read at `offset`; `None` if there can't be a thread for it.
-    fn start(file: &Arc<File>, offset: u64) -> Option<Self> {
+    fn start(file: &Arc<dyn DiskFile>, offset: u64) -> Option<Self> {
         let (wanted, wishes) = channel::<(u64, AlignedBytes)>();
         let (done, read) = channel();
         let file = Arc::clone(file);
@@ -78,7 +80,7 @@ impl Stream {
             .spawn(move || {
                 while let Ok((start, mut bytes)) = wishes.recv() {
                     // What fails is tried again by whoever wants it, and told there.
-                    let filled = FileExt::read_at(&*file, &mut bytes, start).unwrap_or(0);
+                    let filled = file.read_at(&mut bytes, start).unwrap_or(0);
                     let chunk = Chunk {
                         start,
                         bytes,
@@ -165,7 +167,7 @@ impl DiskFile for ReadAhead {
             return Ok(taken);
         }
         let rest = offset + taken as u64;
-        let read = taken + FileExt::read_at(&*self.file, &mut bytes[taken..], rest)?;
+        let read = taken + self.file.read_at(&mut bytes[taken..], rest)?;
         if taken == 0 && offset == state.end && read == bytes.len() {
             state.stream = Stream::start(&self.file, offset + read as u64);
         }
@@ -174,11 +176,11 @@ impl DiskFile for ReadAhead {
     }
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        FileExt::write_all_at(&*self.file, bytes, offset)
+        self.file.write_all_at(bytes, offset)
     }
 
     fn bytes(&self) -> io::Result<u64> {
-        DiskFile::bytes(&*self.file)
+        self.file.bytes()
     }
 
     fn set_bytes(&self, bytes: u64) -> io::Result<()> {
@@ -190,86 +192,10 @@ impl DiskFile for ReadAhead {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        DiskFile::sync_data(&*self.file)
+        self.file.sync_data()
     }
 
     fn sync_all(&self) -> io::Result<()> {
-        DiskFile::sync_all(&*self.file)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn file_of(pages: usize) -> (File, Vec<u8>) {
-        let content: Vec<u8> = (0..pages * 4096)
-            .map(|at| (at / 4096 * 31 + at % 251).to_le_bytes()[0])
-            .collect();
-        let file = tempfile::tempfile().unwrap();
-        FileExt::write_all_at(&file, &content, 0).unwrap();
-        (file, content)
-    }
-
-    /// Reads `len` bytes as any file would give them.
-    fn check(ahead: &ReadAhead, content: &[u8], offset: usize, len: usize) {
-        let mut bytes = vec![0; len];
-        let read = ahead.read_at(&mut bytes, offset as u64).unwrap();
-        let expected = content.get(offset..).unwrap_or_default();
-        let expected = &expected[..expected.len().min(len)];
-        assert_eq!(read, expected.len(), "{len} bytes at {offset}");
-        assert!(bytes[..read] == *expected, "{len} bytes at {offset}");
-    }
-
-    #[test]
-    fn what_is_read_ahead_is_what_the_file_has_wherever_it_is_read() {
-        let (file, content) = file_of(1500);
-        let ahead = ReadAhead::new(file);
-        let mut seed = 7_usize;
-        let mut next = |limit: usize| {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (seed >> 33) % limit
-        };
-        let mut offset = 0;
-        for _ in 0..600 {
-            let len = (1 + next(300)) * 4096;
-            check(&ahead, &content, offset, len);
-            offset += len;
-            // Mostly on, now and then elsewhere, and from the start again.
-            if next(8) == 0 || offset >= content.len() {
-                offset = next(1500) * 4096;
-            }
-        }
-    }
-
-    #[test]
-    fn a_file_that_is_read_through_is_read_ahead_from_the_second_read_on() {
-        let (file, content) = file_of(2500);
-        let ahead = ReadAhead::new(file);
-        check(&ahead, &content, 0, 4096);
-        for offset in (4096..content.len()).step_by(70 * 4096) {
-            let len = (70 * 4096).min(content.len() - offset);
-            check(&ahead, &content, offset, len);
-            let state = ahead.state.lock().unwrap();
-            let last = (offset + len - 1) as u64;
-            let is_ahead = |stream: &Stream| !stream.current.from(last).is_empty();
-            assert!(state.stream.as_ref().is_some_and(is_ahead), "{offset}");
-        }
-    }
-
-    #[test]
-    fn what_comes_to_the_file_behind_its_old_end_is_read() {
-        let (file, content) = file_of(900);
-        let end = 600 * 4096;
-        file.set_len(end as u64).unwrap();
-        let ahead = ReadAhead::new(file);
-        for offset in (0..end).step_by(100 * 4096) {
-            check(&ahead, &content[..end], offset, 100 * 4096);
-        }
-        check(&ahead, &content[..end], end, 4096);
-        FileExt::write_all_at(&*ahead.file, &content[end..], end as u64).unwrap();
-        for offset in (end..content.len()).step_by(100 * 4096) {
-            check(&ahead, &content, offset, 100 * 4096);
-        }
+        self.file.sync_all()
     }
 }

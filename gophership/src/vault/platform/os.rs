@@ -163,7 +163,7 @@ impl Platform for Os {
             opened => opened?,
         };
         Ok(match is_ahead {
-            true => Arc::new(ReadAhead::new(file)),
+            true => Arc::new(ReadAhead::new(Arc::new(file))),
             false => Arc::new(file),
         })
     }
