@@ -3,10 +3,7 @@
 #[expect(dead_code, reason = "each test file uses its part")]
 mod vault_support;
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::time::Duration;
 
 use gophership::vault::{
     AppendError, Compression, Config, ContentEncoding, EntryMeta, Error, Vault, platform::Rung,
@@ -473,55 +470,6 @@ fn a_cancelled_append_leaves_whole_entries_only() {
         (stats.checksum_errors_total, stats.entries_pending),
         (0, read.len() as u64),
         "nothing stays held"
-    );
-}
-
-/// The kernel's directory of the disk that holds `dir`, if it has one.
-fn disk_of(dir: &Path) -> Option<PathBuf> {
-    use std::os::unix::fs::MetadataExt;
-    let device = std::fs::metadata(dir).ok()?.dev();
-    let (major, minor) = (libc::major(device), libc::minor(device));
-    let disk = std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).ok()?;
-    if disk.join("partition").exists() {
-        return disk.parent().map(Path::to_path_buf);
-    }
-    Some(disk)
-}
-
-fn number_in(disk: &Path, file: &str, column: usize) -> Option<u64> {
-    let text = std::fs::read_to_string(disk.join(file)).ok()?;
-    text.split_whitespace().nth(column)?.parse().ok()
-}
-
-#[test]
-fn each_acknowledgement_waits_for_a_flush_of_a_disk_that_caches() {
-    const FLUSHES: usize = 15;
-    let dir = real_disk();
-    let disk = disk_of(dir.path()).filter(|disk| {
-        let cache = std::fs::read_to_string(disk.join("queue/write_cache"));
-        // With FUA there is no flush to count; without a cache there is nothing to flush.
-        cache.is_ok_and(|cache| cache.trim() == "write back")
-            && number_in(disk, "queue/fua", 0) == Some(0)
-    });
-    let Some(disk) = disk else {
-        eprintln!("skipped: this disk's flushes can't be counted");
-        return;
-    };
-    let vault = open(&small(dir.path()));
-    let (before, after) = on_worker(async {
-        let lane = vault.lane(0).unwrap();
-        lane.append(meta(1, 0), &[b"first"]).await.unwrap();
-        let before = number_in(&disk, "stat", FLUSHES).unwrap();
-        for number in 0..200 {
-            lane.append(meta(1, number), &[b"next"]).await.unwrap();
-        }
-        (before, number_in(&disk, "stat", FLUSHES).unwrap())
-    });
-    // They came one after the other, so no two of them share a flush; others may flush too.
-    assert!(
-        after - before >= 200,
-        "{} flushes for 200 synced appends",
-        after - before
     );
 }
 
