@@ -55,9 +55,10 @@ impl Daemon {
     }
 }
 
-/// The books of one destination: `direct` records of this run never were in the vault.
+/// The books of one destination: `direct` records of this run were never to be in the vault.
 fn ledger(circuit: &Circuit, vault: &DestinationStats, direct: u64) -> pb::Ledger {
-    let all = vault.earlier.plus(explained(circuit, vault.settled));
+    let direct = direct + vault.unstored_records;
+    let all = vault.earlier.plus(explained(circuit, vault));
     let delivered = all.delivered() + direct;
     let vaulted = vault.earlier.vaulted() + vault.stored_records;
     let accepted = vaulted + vault.earlier.direct + direct;
@@ -81,9 +82,11 @@ fn ledger(circuit: &Circuit, vault: &DestinationStats, direct: u64) -> pb::Ledge
 
 /// What the vault has settled, as far as those who delivered it or put it aside say so, too. They count
 /// before the vault hears of it, so they may know of more.
-fn explained(circuit: &Circuit, settled: Books) -> Books {
-    let counters = &circuit.counters;
+fn explained(circuit: &Circuit, vault: &DestinationStats) -> Books {
+    let (counters, settled) = (&circuit.counters, vault.settled);
     let delivered = counters.delivered.load(Relaxed);
+    // Counted there before the vault refused them.
+    let delivered = delivered.saturating_sub(vault.unstored_records);
     let held = settled.held.min(delivered);
     Books {
         held,

@@ -258,8 +258,8 @@ impl Reflex {
             count_settled(self.pipeline.members(), request.records, settled);
             settled
         };
-        self.diverted(Pivot::AckTimeout, diversion, meanwhile.is_stored());
-        if !meanwhile.is_stored() {
+        self.diverted(Pivot::AckTimeout, diversion, meanwhile.is_placed());
+        if !meanwhile.is_placed() {
             for counter in settled_counters(self.pipeline.members(), settled) {
                 counter.fetch_sub(u64::from(request.records), Relaxed);
             }

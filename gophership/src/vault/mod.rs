@@ -222,6 +222,7 @@ impl Vault {
                 .map(|bit| cursors.books(bit))
                 .collect(),
             direct: (0..destinations.len()).map(|_| AtomicU64::new(0)).collect(),
+            unstored: (0..destinations.len()).map(|_| AtomicU64::new(0)).collect(),
             numbers_used: AtomicU64::new(cursors.next_segment),
             recycled: AtomicU64::new(0),
             fault: OnceLock::new(),

@@ -50,6 +50,9 @@ pub(super) struct Shared {
     pub(super) direct: Vec<AtomicU64>,
     /// No segment with a lower number will ever be made, whatever crashes: the cursors say so.
     pub(super) numbers_used: AtomicU64,
+    /// Records that a destination had before the vault refused them, by destination: nobody waited for the
+    /// vault any more.
+    pub(super) unstored: Vec<AtomicU64>,
     /// Segments made of a spent one's file.
     pub(super) recycled: AtomicU64,
     /// Why no more segments can be made in this run.
@@ -148,6 +151,16 @@ impl Shared {
             self.cursors_dirty.store(true, Ordering::Release);
             if spent && segment.is_closed() {
                 self.cursors_wanted.raise();
+            }
+        }
+    }
+
+    /// Notes that `accepted` have an entry of `records`, and the vault doesn't.
+    pub(super) fn note_unstored(&self, accepted: DestMask, records: u32) {
+        for (bit, unstored) in self.unstored.iter().enumerate() {
+            if accepted & (1 << bit) != 0 {
+                unstored.fetch_add(u64::from(records), Ordering::Relaxed);
+                self.cursors_dirty.store(true, Ordering::Release);
             }
         }
     }

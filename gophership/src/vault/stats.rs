@@ -109,6 +109,8 @@ pub struct DestinationStats {
     pub lost_records: u64,
     /// What became of the others.
     pub settled: Books,
+    /// Records that it had in this run before the vault refused them: their producers were answered by then.
+    pub unstored_records: u64,
     /// What became of records in earlier runs, as far as their cursors tell.
     pub earlier: Books,
 }

@@ -61,11 +61,11 @@ fn gather(shared: &Shared, writer: &mut CursorWriter, next_segment: u64) {
     let books = shared
         .earlier
         .iter()
-        .zip(&shared.direct)
+        .zip(shared.direct.iter().zip(&shared.unstored))
         .zip(&retired.by_destination)
-        .map(|((earlier, direct), retired)| {
+        .map(|((earlier, (direct, unstored)), retired)| {
             let direct = Books {
-                direct: direct.load(Ordering::Relaxed),
+                direct: direct.load(Ordering::Relaxed) + unstored.load(Ordering::Relaxed),
                 ..Books::default()
             };
             earlier.plus(direct).plus(retired.books)
@@ -105,10 +105,11 @@ pub(super) fn stats(shared: &Shared) -> Stats {
     let mut by_destination: Vec<_> = shared
         .destinations
         .names()
-        .zip(&shared.earlier)
+        .zip(shared.earlier.iter().zip(&shared.unstored))
         .zip(&retired.by_destination)
-        .map(|((name, &earlier), retired)| DestinationStats {
+        .map(|((name, (&earlier, unstored)), retired)| DestinationStats {
             name: name.to_owned(),
+            unstored_records: unstored.load(Ordering::Relaxed),
             stored_records: retired.stored,
             settled: retired.books,
             earlier,

@@ -28,7 +28,7 @@ use std::{
 use self::{
     block::Span,
     core::{Core, Health, Placed},
-    waiters::{Outcome, Ticket},
+    waiters::{Left, Outcome, Ticket},
 };
 use super::{
     DestMask, EntryId, EntryMeta, Error, Settlement, error::AppendError, port::Port, shared::Shared,
@@ -55,20 +55,21 @@ struct Inner {
 #[derive(Debug, Default)]
 pub struct Meanwhile {
     accepted: Cell<DestMask>,
-    left: Cell<bool>,
+    placed: Cell<bool>,
 }
 
 impl Meanwhile {
     /// Destinations that have the entry by now: if the append's future is dropped, what it stores isn't
-    /// owed to them.
+    /// owed to them, and what it doesn't store counts as delivered to them without the vault.
     pub fn accepted(&self, accepted: DestMask) {
         self.accepted.set(accepted);
     }
 
-    /// Whether the append was dropped when its entry had its place already, and so is stored.
+    /// Whether the append was dropped when its entry had its place already. Then the vault counts it, also if
+    /// it can't store it in the end.
     #[must_use]
-    pub fn is_stored(&self) -> bool {
-        self.left.get()
+    pub fn is_placed(&self) -> bool {
+        self.placed.get()
     }
 }
 
@@ -134,6 +135,7 @@ impl Lane {
                 inner: &self.inner,
                 ticket: Some(ticket),
                 held: meta.held,
+                records: meta.records,
                 meanwhile,
             };
             match stored.await {
@@ -346,6 +348,7 @@ struct Stored<'a> {
     /// `None` once the outcome was taken.
     ticket: Option<Ticket>,
     held: bool,
+    records: u32,
     meanwhile: &'a Meanwhile,
 }
 
@@ -366,13 +369,13 @@ impl Drop for Stored<'_> {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket else { return };
         let accepted = self.meanwhile.accepted.get();
-        self.meanwhile.left.set(true);
-        let stored = self
-            .inner
-            .core
-            .borrow_mut()
-            .waiters
-            .cancel(ticket, accepted);
+        self.meanwhile.placed.set(true);
+        let left = Left {
+            accepted,
+            records: self.records,
+            shared: Arc::clone(&self.inner.shared),
+        };
+        let stored = self.inner.core.borrow_mut().waiters.cancel(ticket, left);
         let Some(id) = stored else { return };
         if accepted != 0 {
             self.inner

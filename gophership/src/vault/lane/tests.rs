@@ -5,6 +5,7 @@ use std::{
     fs::File,
     os::fd::AsRawFd,
     path::PathBuf,
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -15,7 +16,7 @@ use nix::{
 };
 use tokio::{runtime, task::LocalSet};
 
-use super::Lane;
+use super::{Lane, Meanwhile};
 use crate::vault::{
     AppendError, Compression, Config, ContentEncoding, EntryId, EntryMeta, Error, Kind, OnFull,
     Sync, Vault, ledger::Ledger, port::Ready, segment::Segment,
@@ -89,16 +90,34 @@ fn content(number: u64) -> Vec<u8> {
         .collect()
 }
 
-async fn append(lane: &Lane, number: u64) -> Result<EntryId, AppendError> {
-    let meta = EntryMeta {
+fn meta(number: u64) -> EntryMeta {
+    EntryMeta {
         kind: Kind::OtlpLogs,
         encoding: ContentEncoding::Identity,
         owed: 1,
         arrival_unix_ns: number,
         records: 1,
         held: false,
-    };
-    lane.append(meta, &[content(number)]).await
+    }
+}
+
+async fn append(lane: &Lane, number: u64) -> Result<EntryId, AppendError> {
+    lane.append(meta(number), &[content(number)]).await
+}
+
+/// Appends an entry that `accepted` have before the vault does.
+async fn overtake(lane: &Lane, number: u64, accepted: u32) {
+    let (meanwhile, content) = (Meanwhile::default(), [content(number)]);
+    {
+        let mut append = pin!(lane.append_while(meta(number), &content, &meanwhile));
+        tokio::select! {
+            biased;
+            appended = &mut append => panic!("at once? {appended:?}"),
+            () = std::future::ready(()) => {}
+        }
+        meanwhile.accepted(accepted);
+    }
+    assert!(meanwhile.is_placed());
 }
 
 /// Appends 60 entries at once; the numbers acknowledged, with their ids.
@@ -222,6 +241,45 @@ fn when_the_new_segment_fails_too_appends_are_refused_for_a_while() {
         read.sort_unstable();
         assert_eq!(read, stored);
     });
+}
+
+#[test]
+fn what_a_destination_had_before_the_disk_refused_it_counts_as_delivered_without_the_vault() {
+    // In one piece, which is refused when the second segment fails; in several, which end with the first.
+    for number in [1, 7] {
+        let (dir, vault) = open();
+        let _memory = [plant(&vault, 1001, 0), plant(&vault, 1000, 0)];
+        on_worker(async {
+            let lane = vault.lane(0).unwrap();
+            overtake(&lane, number, 1).await;
+            // Nobody has this one, and nobody was promised it.
+            overtake(&lane, number + 10, 0).await;
+            assert_eq!(vault.stats().by_destination[0].unstored_records, 0);
+            lane.seal().await;
+        });
+        let books = &vault.stats().by_destination[0];
+        assert_eq!((books.unstored_records, books.stored_records), (1, 0));
+        vault.close().unwrap();
+        let vault = Vault::open(&config(dir.path().to_path_buf()), &["main".into()]).unwrap();
+        assert_eq!(vault.stats().by_destination[0].earlier.direct, 1);
+    }
+}
+
+#[test]
+fn what_a_destination_had_before_it_was_stored_counts_in_the_vault() {
+    let (_dir, vault) = open();
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        // There is a segment to begin in.
+        append(&lane, 0).await.unwrap();
+        for number in [1, 7] {
+            overtake(&lane, number, 1).await;
+        }
+        lane.shutdown().await.unwrap();
+    });
+    let books = &vault.stats().by_destination[0];
+    assert_eq!((books.unstored_records, books.stored_records), (0, 3));
+    assert_eq!((books.settled.held, books.owed_records), (2, 1));
 }
 
 #[test]

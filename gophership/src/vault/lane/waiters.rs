@@ -1,8 +1,11 @@
 //! Who waits for which append, in slots that are reused.
 
-use std::task::{Context, Poll, Waker};
+use std::{
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
 
-use crate::vault::{DestMask, EntryId, error::AppendError};
+use crate::vault::{DestMask, EntryId, error::AppendError, shared::Shared};
 
 /// Slots made at once; more concurrent appends than that grow the table, once.
 const SLOTS: usize = 4096;
@@ -18,13 +21,35 @@ pub(super) enum Outcome {
     Again,
 }
 
+/// What an append leaves behind whose request was cancelled: the entry is still written, and nobody else
+/// will hear how that ends.
+#[derive(Debug)]
+pub(super) struct Left {
+    /// Destinations that had the entry by then.
+    pub(super) accepted: DestMask,
+    pub(super) records: u32,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Left {
+    /// Keeps the books of an entry that isn't stored after all.
+    fn end(&self, outcome: &Outcome) {
+        match outcome {
+            Outcome::Stored(_) => {}
+            // Nobody is left to write it again.
+            Outcome::Refused(_) | Outcome::Again => {
+                self.shared.note_unstored(self.accepted, self.records);
+            }
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Slot {
     Free,
     Waiting(Option<Waker>),
     Done(Outcome),
-    /// The request was cancelled, when these had the entry; it is still written.
-    Cancelled(DestMask),
+    Cancelled(Left),
 }
 
 /// Number of a slot.
@@ -62,8 +87,8 @@ impl Waiters {
 
     /// Who had the entry when its request was cancelled; `None` if it wasn't.
     pub(super) fn cancelled(&self, ticket: Ticket) -> Option<DestMask> {
-        match self.slots[ticket as usize] {
-            Slot::Cancelled(accepted) => Some(accepted),
+        match &self.slots[ticket as usize] {
+            Slot::Cancelled(left) => Some(left.accepted),
             Slot::Free | Slot::Waiting(_) | Slot::Done(_) => None,
         }
     }
@@ -77,7 +102,10 @@ impl Waiters {
                     waker.wake();
                 }
             }
-            Slot::Cancelled(_) => self.free.push(ticket),
+            Slot::Cancelled(left) => {
+                left.end(&outcome);
+                self.free.push(ticket);
+            }
             Slot::Free | Slot::Done(_) => unreachable!("append {ticket} finished twice"),
         }
     }
@@ -102,14 +130,17 @@ impl Waiters {
         }
     }
 
-    /// The request no longer waits, and `accepted` have the entry; returns it if it was stored already.
-    pub(super) fn cancel(&mut self, ticket: Ticket, accepted: DestMask) -> Option<EntryId> {
+    /// The request no longer waits; returns its entry if that was stored already.
+    pub(super) fn cancel(&mut self, ticket: Ticket, left: Left) -> Option<EntryId> {
         let slot = &mut self.slots[ticket as usize];
-        match std::mem::replace(slot, Slot::Cancelled(accepted)) {
-            Slot::Waiting(_) => None,
+        match std::mem::replace(slot, Slot::Free) {
+            Slot::Waiting(_) => {
+                *slot = Slot::Cancelled(left);
+                None
+            }
             Slot::Done(outcome) => {
-                *slot = Slot::Free;
                 self.free.push(ticket);
+                left.end(&outcome);
                 match outcome {
                     Outcome::Stored(id) => Some(id),
                     Outcome::Refused(_) | Outcome::Again => None,
