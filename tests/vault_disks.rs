@@ -30,13 +30,17 @@ use common::{
     sink::{Answer, Sink},
     telemetry,
 };
-use gophership::vault::{AppendError, Compression, Config, EntryId, Lane, Sync, Vault};
+use gophership::vault::{
+    AppendError, Compression, Config, EntryId, Lane, Sync, Vault, platform::Rung,
+};
 use nix::sys::signal::Signal;
 use rustls::version::TLS13;
 use tonic::Code;
 use vault_support::{Random, meta, on_worker, open, read_all, segment_files, small, wait_until};
 
 const MIB: u64 = 1 << 20;
+/// Each has its own way to stable storage, and to hear of errors.
+const RUNGS: [Rung; 3] = [Rung::IoUring, Rung::Pwrite, Rung::Buffered];
 
 /// A directory on the real disk, with one inside to mount a disk at.
 fn place() -> (tempfile::TempDir, PathBuf) {
@@ -203,9 +207,11 @@ fn every_acknowledged_append_was_flushed_to_the_device_and_without_sync_none_is(
         };
         assert!(disk.has_write_cache(), "nobody would flush {disk:?}");
         // Appends, one after the other, that were acknowledged without a flush since they began.
-        let unflushed = |name: &str, sync: Sync| {
+        let unflushed = |rung: Rung, sync: Sync| {
+            let name = format!("{}-{sync:?}", rung.as_str());
             let config = Config {
                 sync,
+                rung: Some(rung),
                 // Nothing else may flush the disk meanwhile.
                 cursor_interval: Duration::from_secs(3600),
                 ..small(&at.join(name))
@@ -228,106 +234,121 @@ fn every_acknowledged_append_was_flushed_to_the_device_and_without_sync_none_is(
             vault.close().unwrap();
             unflushed
         };
-        assert_eq!(unflushed("always", Sync::Always), 0, "of {APPENDS}");
-        // The control: the measure sees a vault that doesn't sync.
-        let never = unflushed("never", Sync::Never);
-        assert!(never > APPENDS / 2, "{never} of {APPENDS}");
+        for rung in RUNGS {
+            let always = unflushed(rung, Sync::Always);
+            assert_eq!(always, 0, "{rung:?}, of {APPENDS}");
+            // The control: the measure sees a vault that doesn't sync.
+            let never = unflushed(rung, Sync::Never);
+            assert!(never > APPENDS / 2, "{rung:?}: {never} of {APPENDS}");
+        }
     });
+}
+
+fn fill_and_go_on(rung: Rung) {
+    let (_dir, at) = place();
+    let Some(disk) = LoopDisk::mount(&at, 12 * MIB) else {
+        return;
+    };
+    let config = Config {
+        segment_bytes: 8 * MIB,
+        max_bytes: 1 << 40,
+        compression: Compression::None,
+        rung: Some(rung),
+        ..small(&at.join("vault"))
+    };
+    let vault = open(&config);
+    let appenders = on_worker(async {
+        let appenders = Appenders::new(vault.lane(0).unwrap());
+        for round in 0..3 {
+            appenders.be_refused().await;
+            appenders.check(&vault);
+            assert!(disk.free_bytes() < 8 * MIB, "round {round}: not full");
+            for (_, id) in appenders.state.acked.take() {
+                vault.settle(id, 1);
+            }
+            appenders.acknowledge(1).await;
+        }
+        appenders.lane.shutdown().await.unwrap();
+        appenders.state
+    });
+    vault.close().unwrap();
+    let acked = appenders.acked.borrow().clone();
+    check(&open(&config), &acked, appenders.next.get());
 }
 
 #[test]
 fn a_disk_with_room_for_one_segment_fills_and_goes_on_when_it_is_settled() {
-    apart(|| {
-        let (_dir, at) = place();
-        let Some(disk) = LoopDisk::mount(&at, 12 * MIB) else {
-            return;
-        };
-        let config = Config {
-            segment_bytes: 8 * MIB,
-            max_bytes: 1 << 40,
-            compression: Compression::None,
-            ..small(&at.join("vault"))
-        };
-        let vault = open(&config);
-        let appenders = on_worker(async {
-            let appenders = Appenders::new(vault.lane(0).unwrap());
-            for round in 0..3 {
-                appenders.be_refused().await;
-                appenders.check(&vault);
-                assert!(disk.free_bytes() < 8 * MIB, "round {round}: not full");
-                for (_, id) in appenders.state.acked.take() {
-                    vault.settle(id, 1);
-                }
-                appenders.acknowledge(1).await;
-            }
-            appenders.lane.shutdown().await.unwrap();
-            appenders.state
-        });
-        vault.close().unwrap();
-        let acked = appenders.acked.borrow().clone();
-        check(&open(&config), &acked, appenders.next.get());
+    for rung in RUNGS {
+        eprintln!("{rung:?}");
+        apart(|| fill_and_go_on(rung));
+    }
+}
+
+fn fail_and_come_back(rung: Rung) {
+    let (_dir, at) = place();
+    let Some(disk) = LoopDisk::mount_on_memory(&at, 64 * MIB, 40 * MIB) else {
+        return;
+    };
+    let config = Config {
+        segment_bytes: 4 * MIB,
+        compression: Compression::None,
+        rung: Some(rung),
+        ..small(&at.join("vault"))
+    };
+    let vault = open(&config);
+    let (acked, appended) = on_worker(async {
+        let appenders = Appenders::new(vault.lane(0).unwrap());
+        appenders.acknowledge(60).await;
+        assert_eq!(appenders.state.refused.get(), 0);
+        let (current, _) = appenders.segments(&config.dir);
+        // From its end on: the loop device would report a request that fails in its middle as done.
+        disk.punch(&current, written(&current));
+        disk.starve();
+        appenders.be_refused().await;
+        // At once: it clears by itself a second later.
+        assert!(vault.refusal().is_some());
+        let errors = vault.stats().write_errors_total;
+        assert!(errors >= 1, "{errors} errors");
+        assert_eq!(
+            appenders.begun().len(),
+            2,
+            "it went on in the other segment"
+        );
+        appenders.check(&vault);
+        disk.feed();
+        // Without anybody who tries.
+        wait_until("it takes entries again", || vault.refusal().is_none());
+        appenders.acknowledge(200).await;
+        appenders.check(&vault);
+
+        // Nothing works any more, at once.
+        let (current, next) = appenders.segments(&config.dir);
+        disk.punch(&current, written(&current));
+        disk.punch(&next, 0);
+        disk.starve();
+        let acked = appenders.acked();
+        appenders.be_refused().await;
+        assert!(vault.refusal().is_some());
+        assert_eq!(appenders.acked(), acked, "acknowledged, but where?");
+        appenders.check(&vault);
+        disk.feed();
+        wait_until("it takes entries again", || vault.refusal().is_none());
+        appenders.acknowledge(200).await;
+        appenders.lane.shutdown().await.unwrap();
+        (appenders.state.acked.take(), appenders.state.next.get())
     });
+    check(&vault, &acked, appended);
+    vault.close().unwrap();
+    let vault = open(&config);
+    check(&vault, &acked, appended);
 }
 
 #[test]
 fn after_write_errors_of_the_device_nothing_is_lost_and_the_lane_comes_back_by_itself() {
-    apart(|| {
-        let (_dir, at) = place();
-        let Some(disk) = LoopDisk::mount_on_memory(&at, 64 * MIB, 40 * MIB) else {
-            return;
-        };
-        let config = Config {
-            segment_bytes: 4 * MIB,
-            compression: Compression::None,
-            ..small(&at.join("vault"))
-        };
-        let vault = open(&config);
-        let (acked, appended) = on_worker(async {
-            let appenders = Appenders::new(vault.lane(0).unwrap());
-            appenders.acknowledge(60).await;
-            assert_eq!(appenders.state.refused.get(), 0);
-            let (current, _) = appenders.segments(&config.dir);
-            // From its end on: the loop device would report a request that fails in its middle as done.
-            disk.punch(&current, written(&current));
-            disk.starve();
-            appenders.be_refused().await;
-            // At once: it clears by itself a second later.
-            assert!(vault.refusal().is_some());
-            let errors = vault.stats().write_errors_total;
-            assert!(errors >= 1, "{errors} errors");
-            assert_eq!(
-                appenders.begun().len(),
-                2,
-                "it went on in the other segment"
-            );
-            appenders.check(&vault);
-            disk.feed();
-            // Without anybody who tries.
-            wait_until("it takes entries again", || vault.refusal().is_none());
-            appenders.acknowledge(200).await;
-            appenders.check(&vault);
-
-            // Nothing works any more, at once.
-            let (current, next) = appenders.segments(&config.dir);
-            disk.punch(&current, written(&current));
-            disk.punch(&next, 0);
-            disk.starve();
-            let acked = appenders.acked();
-            appenders.be_refused().await;
-            assert!(vault.refusal().is_some());
-            assert_eq!(appenders.acked(), acked, "acknowledged, but where?");
-            appenders.check(&vault);
-            disk.feed();
-            wait_until("it takes entries again", || vault.refusal().is_none());
-            appenders.acknowledge(200).await;
-            appenders.lane.shutdown().await.unwrap();
-            (appenders.state.acked.take(), appenders.state.next.get())
-        });
-        check(&vault, &acked, appended);
-        vault.close().unwrap();
-        let vault = open(&config);
-        check(&vault, &acked, appended);
-    });
+    for rung in RUNGS {
+        eprintln!("{rung:?}");
+        apart(|| fail_and_come_back(rung));
+    }
 }
 
 /// What status and metrics say of the bytes in block buffers.
@@ -622,6 +643,61 @@ fn while_the_disk_hangs_green_goes_on_nothing_else_is_acknowledged_and_it_recove
         daemon.await_empty_vault();
         assert_eq!(again, 0, "delivered twice");
         assert_eq!(daemon.figure("/ledger/residue"), 0);
+    });
+}
+
+#[test]
+fn what_a_destination_had_while_the_disk_hung_is_in_the_ledger_though_the_vault_refuses_it_then() {
+    apart(|| {
+        let home = Home::new();
+        let Some(disk) = LoopDisk::mount_on_memory(&home.vault(), 64 * MIB, 40 * MIB) else {
+            return;
+        };
+        let sink = Sink::up();
+        let settings = Settings {
+            workers: 1,
+            ..Settings::to(sink.destination("main", "60s"))
+        };
+        let daemon = Daemon::start(&home, &settings);
+        let producer = daemon.producer();
+        let shape = Shape {
+            records: 5,
+            body_bytes: 300,
+        };
+        let mut messages = Messages::new(86, shape);
+        daemon.ctl(&["override", "--zone", "red"]);
+        daemon.await_zone("red");
+        producer.export_all(&messages.take(10));
+        daemon.ctl(&["override", "--clear"]);
+        daemon.await_empty_vault();
+        let segments = || segment_files(&home.vault());
+        eventually("another segment", PATIENCE, || segments().len() == 2);
+
+        let frozen = disk.freeze();
+        sink.answer(Answer::Hold);
+        let pending = start_all(&producer, &messages.take(20));
+        eventually("they are on their way to the vault", PATIENCE, || {
+            vault_buffers(&daemon) > 0
+        });
+        sink.answer(Answer::Accept);
+        for pending in pending {
+            pending.wait().expect("the destination has it");
+        }
+        let [current, next] = &segments()[..] else {
+            panic!("{:?}", segments());
+        };
+        disk.punch(current, written(current));
+        disk.punch(next, 0);
+        disk.starve();
+        drop(frozen);
+        eventually("the vault refuses", PATIENCE, || {
+            !daemon.log_lines("vault write failed").is_empty() && vault_buffers(&daemon) == 0
+        });
+        let books = daemon.status()["ledger"]["destinations"]["main"].clone();
+        for (account, records) in [("accepted", 150), ("delivered", 150), ("residue", 0)] {
+            assert_eq!(books[account], records, "{account} {books:#}");
+        }
+        disk.feed();
     });
 }
 

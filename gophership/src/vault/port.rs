@@ -172,9 +172,9 @@ impl Port {
         self.end_refusal(|refusal| matches!(refusal, Refusal::NoSegment(_)));
     }
 
-    /// Notes that the disk has taken a block.
+    /// Notes that the disk has taken a block. It may be the last one there is a segment for.
     pub(super) fn has_written(&self) {
-        self.end_refusal(|refusal| !matches!(refusal, Refusal::Broken(_)));
+        self.end_refusal(|refusal| matches!(refusal, Refusal::Disk { .. }));
     }
 
     fn end_refusal(&self, ends: impl FnOnce(&Refusal) -> bool) {
