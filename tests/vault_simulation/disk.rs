@@ -1,13 +1,14 @@
 //! A disk that does what disks do at their worst, from a seed.
 //!
-//! What is written but not synced may be lost in a crash, in any part: sectors of a write each by
-//! themselves, names from some point on. Writes end in any order. By its [`Faults`] it fails, tears,
+//! What is written but not synced may be lost in a crash, all of it or in any part: sectors of a write each
+//! by themselves, names from some point on. Writes end in any order. By its [`Faults`] it fails, tears,
 //! loses or misdirects writes, refuses to read, has no room, and forgets bits.
 
 use std::{
     collections::{BTreeMap, VecDeque},
     ffi::OsString,
     io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -28,7 +29,7 @@ pub(crate) struct Faults {
     pub(crate) sync_errors: u64,
     /// There is no room for a new file.
     pub(crate) no_space: u64,
-    /// A read fails, once.
+    /// A page can't be read, as long as the machine is on.
     pub(crate) read_errors: u64,
     /// A write that is said to be durable never arrives.
     pub(crate) lost_writes: u64,
@@ -70,6 +71,8 @@ struct Inode {
     durable: Vec<u8>,
     /// From `durable` to `now`.
     pending: Vec<Change>,
+    /// The medium has lost, misdirected or forgotten something of it.
+    is_damaged: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +117,7 @@ pub(super) struct Inbox {
 
 #[derive(Debug)]
 pub(super) struct State {
+    seed: u64,
     pub(super) random: Random,
     inodes: Vec<Inode>,
     dirs: BTreeMap<PathBuf, Dir>,
@@ -143,6 +147,7 @@ pub(super) fn eio() -> io::Error {
 impl Disk {
     pub(crate) fn new(seed: u64) -> Self {
         let state = State {
+            seed,
             random: Random(seed),
             inodes: Vec::new(),
             dirs: BTreeMap::from([(PathBuf::from("/"), Dir::default())]),
@@ -179,6 +184,15 @@ impl Disk {
 
     pub(crate) fn is_dead(&self) -> bool {
         self.lock().dead
+    }
+
+    /// Whether the medium has lost, misdirected or forgotten something of the file.
+    pub(crate) fn has_damaged(&self, path: &Path) -> bool {
+        let state = self.lock();
+        match state.find(path) {
+            Some(Node::File(inode)) => state.inodes[inode].is_damaged,
+            Some(Node::Dir) | None => false,
+        }
     }
 
     /// Ends one write, any of them.
@@ -284,10 +298,12 @@ impl State {
             return Err(eio());
         }
         if self.happens(self.faults.lost_writes) {
+            self.inodes[write.inode].is_damaged = true;
             return Ok(());
         }
         let mut offset = write.offset;
         if self.happens(self.faults.misdirected_writes) {
+            self.inodes[write.inode].is_damaged = true;
             let pages = self.inodes[write.inode].now.len() / PAGE;
             let room = (pages * PAGE).saturating_sub(write.bytes.len()) / PAGE;
             offset = self.random.below(room + 1) * PAGE;
@@ -302,11 +318,12 @@ impl State {
         Ok(())
     }
 
-    /// `bytes` with some sectors as they are on the disk.
+    /// `bytes` with all, none or some of the sectors as they are on the disk.
     fn torn(&mut self, inode: usize, offset: usize, bytes: &[u8]) -> Vec<u8> {
         let mut torn = bytes.to_vec();
+        let odds_of_old = self.random.below(3);
         for (number, sector) in torn.chunks_mut(SECTOR).enumerate() {
-            if self.random.next().is_multiple_of(2) {
+            if self.random.below(2) < odds_of_old {
                 let start = offset + number * SECTOR;
                 let old = &self.inodes[inode].durable;
                 for (at, byte) in sector.iter_mut().enumerate() {
@@ -421,6 +438,7 @@ impl State {
                 let bytes = self.inodes[number].now.len();
                 let (at, bit) = (self.random.below(bytes), self.random.below(8));
                 let inode = &mut self.inodes[number];
+                inode.is_damaged = true;
                 inode.now[at] ^= 1 << bit;
                 inode.durable.clone_from(&inode.now);
             }
@@ -511,6 +529,17 @@ impl State {
 
     pub(super) fn bytes(&self, inode: usize) -> &[u8] {
         &self.inodes[inode].now
+    }
+
+    /// Whether there is a page among these bytes that can't be read.
+    pub(super) fn is_unreadable(&self, inode: usize, bytes: Range<usize>) -> bool {
+        let per_mille = self.faults.read_errors;
+        let mut pages = bytes.start / PAGE..bytes.end.div_ceil(PAGE);
+        per_mille > 0
+            && pages.any(|page| {
+                let place = self.life << 48 ^ (inode as u64) << 24 ^ page as u64;
+                Random(self.seed ^ place).next() % 1000 < per_mille
+            })
     }
 }
 

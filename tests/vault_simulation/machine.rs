@@ -78,12 +78,12 @@ impl Target for SimulatedFile {
 impl DiskFile for SimulatedFile {
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
         self.operate(|state| {
-            if state.happens(state.faults.read_errors) {
-                return Err(eio());
-            }
             let content = state.bytes(self.inode);
             let start = usize::try_from(offset).unwrap().min(content.len());
             let len = bytes.len().min(content.len() - start);
+            if state.is_unreadable(self.inode, start..start + len) {
+                return Err(eio());
+            }
             bytes[..len].copy_from_slice(&content[start..start + len]);
             Ok(len)
         })
@@ -152,7 +152,11 @@ impl Platform for Machine {
         self.operate(|state| match state.find(path) {
             Some(Node::File(inode)) => {
                 let bytes = state.bytes(inode);
-                Ok(bytes[..bytes.len().min(at_most)].to_vec())
+                let len = bytes.len().min(at_most);
+                if state.is_unreadable(inode, 0..len) {
+                    return Err(eio());
+                }
+                Ok(bytes[..len].to_vec())
             }
             Some(Node::Dir) | None => Err(io::ErrorKind::NotFound.into()),
         })

@@ -5,6 +5,7 @@ pub(crate) mod disk;
 mod image;
 mod machine;
 mod model;
+mod report;
 mod run;
 
-pub(crate) use run::{Profile, run};
+pub(crate) use run::{Profile, Told, run};

@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gophership::vault::{Background, Compression, Config, Lane, OnFull, Sync, Vault};
+use gophership::vault::{
+    Background, Compression, Config, Lane, OnFull, Sync, Vault, inspect::Directory,
+};
 use tokio::{
     runtime,
     task::{JoinHandle, LocalSet, spawn_local, yield_now},
@@ -18,6 +20,7 @@ use super::{
     image::Image,
     machine::Machine,
     model::{Model, content},
+    report::Report,
 };
 use crate::vault_support::{Random, meta};
 
@@ -37,9 +40,17 @@ pub(crate) struct Profile {
     pub(crate) crashes: bool,
 }
 
-/// Goes through the story of `seed`, and panics where the vault breaks a promise. Gives how many appends
-/// were acknowledged.
-pub(crate) fn run(seed: u64, profile: Profile) -> usize {
+/// What happened in a story.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Told {
+    /// Appends that were acknowledged.
+    pub(crate) acknowledged: usize,
+    /// Segments that were dropped though something in them was owed.
+    pub(crate) dropped: usize,
+}
+
+/// Goes through the story of `seed`, and panics where the vault breaks a promise.
+pub(crate) fn run(seed: u64, profile: Profile) -> Told {
     let mut story = Story {
         disk: Disk::new(seed),
         random: Random(seed.wrapping_mul(3)),
@@ -87,7 +98,7 @@ impl Story {
             compression: [Compression::None, Compression::Lz4, Compression::Auto]
                 [self.random.below(3)],
             segment_max_age: Duration::from_millis(1 << self.random.below(14)),
-            on_full: OnFull::Refuse,
+            on_full: [OnFull::Refuse, OnFull::DropOldest][self.random.below(2)],
             retain: Duration::from_millis(self.random.next() % 2 * 500),
             sync: self.profile.sync,
             cursor_interval: Duration::from_secs(1),
@@ -98,9 +109,13 @@ impl Story {
         }
     }
 
+    fn machine(&self) -> Arc<Machine> {
+        let written = Arc::clone(&self.image);
+        Arc::new(Machine::start(&self.disk, self.started, written))
+    }
+
     fn open(&self, config: &Config) -> Option<(Vault, Background)> {
-        let machine = Machine::start(&self.disk, self.started, Arc::clone(&self.image));
-        let opened = Vault::open_on(Arc::new(machine), config, &["main".to_owned()]);
+        let opened = Vault::open_on(self.machine(), config, &["main".to_owned()]);
         let (vault, background) = opened.ok()?;
         vault.set_background_weight(1000);
         Some((vault, background))
@@ -152,7 +167,7 @@ impl Story {
             }
             70..80 => self.disk.advance(self.random.next() % 1_000_000),
             80..83 => self.disk.advance(self.random.next() % 1_500_000_000),
-            83..88 => running.background.make_segments(),
+            83..88 => self.make_segments(running),
             // Its failure shows in what is delivered twice.
             88..89 => drop(running.background.scrub()),
             89..92 => drop(running.background.keep_up()),
@@ -183,6 +198,16 @@ impl Story {
             }
         });
         running.appends.push((number, task));
+    }
+
+    /// What is dropped for the new ones is told.
+    fn make_segments(&mut self, running: &mut Running) {
+        let look = |vault: &Vault| (vault.segments(), vault.stats().dropped_entries_total);
+        let (before, told_before) = look(&running.vault);
+        running.background.make_segments();
+        let (after, told) = look(&running.vault);
+        let dropped = self.model.borrow_mut().drop_between(&before, &after);
+        assert_eq!(told - told_before, dropped, "entries dropped");
     }
 
     fn settle(&mut self, running: &Running) {
@@ -243,7 +268,7 @@ impl Story {
             }
             self.disk.finish_one();
             self.disk.advance(50_000);
-            running.background.make_segments();
+            self.make_segments(&mut running);
             settle_tasks().await;
         }
         assert!(
@@ -257,7 +282,7 @@ impl Story {
     }
 
     /// After the last start nothing fails, and everything must be there.
-    fn check(&mut self) -> usize {
+    fn check(&mut self) -> Told {
         let config = self.config();
         self.disk.set_faults(Faults::default());
         self.image.lock().unwrap().read(&self.disk.image(".gsv"));
@@ -272,14 +297,15 @@ impl Story {
             }
             read.extend(batch);
         }
+        let directory = Directory::open_on(self.machine(), &config.dir).unwrap();
+        let report = Report::of(&vault, &directory, &self.disk);
         let model = self.model.borrow();
-        model.check_all(
-            &read,
-            &vault.stats(),
-            self.profile.faults,
-            &self.image.lock().unwrap(),
-        );
-        model.acknowledged()
+        let image = self.image.lock().unwrap();
+        model.check_all(&read, &report, self.profile.faults, &image);
+        Told {
+            acknowledged: model.acknowledged(),
+            dropped: model.dropped(),
+        }
     }
 }
 
