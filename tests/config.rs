@@ -78,6 +78,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(pressure.heartbeat_limit, Duration::from_secs(1));
     assert_eq!(config.replay.after, Duration::from_secs(10));
     assert_eq!(config.replay.max_bytes_per_second, 64 << 20);
+    assert_eq!(config.replay.dead_letters_max_bytes, 256 << 20);
     assert!(config.replay.auto);
     assert_eq!(config.pipeline.ack_within, Duration::from_millis(20));
     assert_eq!(config.pipeline.batch_max_bytes, 4 << 20);
@@ -148,6 +149,7 @@ fn every_key_can_be_written_and_takes_effect() {
     assert_eq!(config.vault.segment_max_age, Duration::from_secs(3600));
     assert_eq!(config.vault.on_full, OnFull::DropOldest);
     assert_eq!(config.vault.retain, Duration::from_secs(60));
+    assert_eq!(config.replay.dead_letters_max_bytes, 1 << 20);
     assert_eq!(config.control.mode, 0o660);
     assert_eq!(config.control.allow_uids, [0, 1000]);
     assert_eq!(config.control.allow_gids, [27]);
@@ -201,6 +203,7 @@ vault:
   segment_max_age: 1h
   on_full: drop_oldest
   retain: 1m
+  dead_letters_max_bytes: 1MiB
   linger: 0
   compression: none
   sync: never

@@ -223,6 +223,7 @@ fn status(held: Option<pb::Override>) -> pb::StatusReply {
             dropped_segments: 2,
             dropped_records: 33,
             fault: String::new(),
+            recovery: Some(recovery()),
             ..Default::default()
         }),
         replay: Some(pb::ReplayProgress {
@@ -253,12 +254,24 @@ fn signal(name: &str, value: Option<f64>) -> pb::Signal {
     }
 }
 
+fn recovery() -> pb::Recovery {
+    pb::Recovery {
+        done: false,
+        segments: 7,
+        segments_total: 9,
+        bytes: 14 << 20,
+        bytes_total: 17 << 20,
+    }
+}
+
 fn ledger(destination: &str, residue: i64) -> pb::Ledger {
     pb::Ledger {
         destination: destination.to_owned(),
         accepted: 60,
         delivered: 10,
         owed: 50,
+        vaulted: 53,
+        replayed: 4,
         residue,
         ..Default::default()
     }
@@ -403,6 +416,8 @@ fn status_as_json_has_the_keys_of_the_contract() {
     assert_eq!(status["vault"]["compression"], "lz4");
     assert_eq!(status["vault"]["dropped_records"], 33);
     assert!(status["vault"]["fault"].is_null());
+    assert_eq!(status["vault"]["recovery"]["done"], false);
+    assert_eq!(status["vault"]["recovery"]["segments_total"], 9);
     assert_eq!(status["replay"]["state"], "waiting");
     assert_eq!(status["xdp"][0]["interface"], "eth0");
     assert_eq!(status["xdp"][0]["mode"], Value::Null);
@@ -413,6 +428,8 @@ fn status_as_json_has_the_keys_of_the_contract() {
     assert_eq!(status["xdp"][0]["syn_limited"], 7);
     assert_eq!(status["ledger"]["residue"], 3);
     assert_eq!(status["ledger"]["destinations"]["main"]["owed"], 50);
+    assert_eq!(status["ledger"]["destinations"]["main"]["vaulted"], 53);
+    assert_eq!(status["ledger"]["destinations"]["main"]["replayed"], 4);
     assert_eq!(status["ledger"]["destinations"]["other"]["residue"], -3);
 }
 
@@ -435,6 +452,7 @@ fn status_as_yaml_and_as_table_say_the_same() {
         "cause: receive_queue; the vault's disk is slow",
         "sync is never",
         "dropped 2 segments with 33 records still owed",
+        "14.0 MiB of 17.0 MiB in 7 of 9 segments of earlier runs read",
         "stochastic (not the kernel: not built in)",
         "1 234 567 records, 1.5 KiB; 2 refused",
         "3.0 MiB of 1.0 GiB",

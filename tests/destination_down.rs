@@ -12,6 +12,7 @@ use common::{
     settings::Settings,
     sink::{Answer, Sink},
 };
+use serde_json::Value;
 use tonic::Code;
 
 const SHAPE: Shape = Shape {
@@ -171,4 +172,62 @@ fn a_request_that_is_rejected_becomes_a_dead_letter_and_its_neighbours_arrive() 
     assert_eq!(rejected, 10.0);
     let letters = std::fs::read_dir(home.vault().join("dead-letters"));
     assert_eq!(letters.expect("the directory is there").count(), 2);
+}
+
+#[test]
+fn without_room_for_dead_letters_their_entries_stay_owed_and_the_others_arrive() {
+    const MAX_BYTES: u64 = 12_000;
+    let home = Home::new();
+    let sink = Sink::up();
+    // Of 30 messages, number 2 and 20 to 29.
+    sink.answer(Answer::RejectWith(b"record 17-2"));
+    let settings = Settings::to(sink.destination("main", "10s"));
+    let max_bytes = MAX_BYTES.to_string();
+    let bound = [("GOPHERSHIP_VAULT__DEAD_LETTERS_MAX_BYTES", &*max_bytes)];
+    let daemon = Daemon::start_with_env(&home, &settings, &bound);
+    let all = Messages::new(17, SHAPE).take(30);
+    daemon.producer().export_all(&all);
+    let good = [&all[..2], &all[3..20]].concat();
+    oracle::await_arrival(&good, &sink, PATIENCE);
+    let letters = || daemon.figure("/vault/dead_letters");
+    let owed = || daemon.figure("/ledger/destinations/main/owed");
+    eventually("there is no room for more letters", PATIENCE, || {
+        letters() >= 1 && owed() == 10 * (11 - letters())
+    });
+    assert!(owed() > 0 && daemon.figure("/vault/dead_letter_bytes") <= MAX_BYTES);
+    let refused = daemon.text("/vault/dead_letters_refused");
+    assert!(
+        refused.contains("vault.dead_letters_max_bytes = 12000"),
+        "{refused}"
+    );
+    assert_eq!(daemon.log_lines("a dead letter can't be written").len(), 1);
+    assert_eq!(daemon.status()["ledger"]["residue"], 0);
+
+    // The others go on, and those aren't sent again all the time.
+    daemon.ctl(&["override", "--zone", "red"]);
+    daemon.await_zone("red");
+    let more = Messages::new(18, SHAPE).take(20);
+    daemon.producer().export_all(&more);
+    let seen = sink.seen();
+    daemon.ctl(&["override", "--clear"]);
+    oracle::await_arrival(&more, &sink, PATIENCE);
+    let sent = sink.seen() - seen;
+    assert!(
+        sent <= more.len(),
+        "{sent} requests for {} entries",
+        more.len()
+    );
+
+    // Somebody deals with the letters, and the destination with the requests.
+    sink.answer(Answer::Accept);
+    for letter in std::fs::read_dir(home.vault().join("dead-letters")).unwrap() {
+        std::fs::remove_file(letter.unwrap().path()).unwrap();
+    }
+    daemon.await_empty_vault();
+    assert_eq!(
+        daemon.status()["vault"]["dead_letters_refused"],
+        Value::Null
+    );
+    assert_eq!((letters(), owed()), (0, 0));
+    assert_eq!(daemon.status()["ledger"]["residue"], 0);
 }

@@ -2,27 +2,329 @@
 
 mod common;
 
+use std::{
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::PathBuf,
+};
+
 use common::{
     PATIENCE,
-    daemon::{Daemon, Home},
+    certs::ClientIdentity,
+    daemon::{Daemon, Home, number},
     eventually,
+    load::{Intensity, Load},
     messages::{Messages, Shape},
     oracle,
     producer::Call,
     settings::Settings,
-    sink::Sink,
+    sink::{Answer, Sink},
 };
+use nix::{fcntl::OFlag, sys::stat::Mode};
+use rustls::version::TLS13;
+use serde_json::Value;
+use tonic::Code;
 
 const SHAPE: Shape = Shape {
     records: 10,
     body_bytes: 300,
 };
 
+/// Where accepted records are, one after the other.
+const ACCOUNTS: [&str; 7] = [
+    "delivered",
+    "owed",
+    "in_flight",
+    "quarantined",
+    "dead_lettered",
+    "rejected",
+    "dropped",
+];
+
+/// The books of one destination, of which every accepted record must be somewhere.
+#[track_caller]
+fn books(daemon: &Daemon<'_>, destination: &str) -> Value {
+    let books = daemon.status()["ledger"]["destinations"][destination].clone();
+    let records = |account: &str| number(books.get(account)).expect("a number of records");
+    let sum: u64 = ACCOUNTS.into_iter().map(records).sum();
+    assert_eq!(records("accepted"), sum, "{books:#}");
+    assert_eq!(books["residue"], 0, "{books:#}");
+    books
+}
+
 #[track_caller]
 fn assert_explained(daemon: &Daemon<'_>) {
     let ledger = daemon.status()["ledger"].clone();
     assert_eq!(ledger["residue"], 0, "{ledger:#}");
+    for destination in ledger["destinations"].as_object().unwrap().keys() {
+        books(daemon, destination);
+    }
     assert_eq!(daemon.metric("gophership_ledger_residue_records", &[]), 0.0);
+}
+
+/// The metrics say the same as the books, which don't change meanwhile.
+#[track_caller]
+fn assert_measured(daemon: &Daemon<'_>, destination: &str) {
+    let books = books(daemon, destination);
+    for account in ["accepted", "vaulted", "replayed"]
+        .into_iter()
+        .chain(ACCOUNTS)
+        .filter(|&account| account != "in_flight")
+    {
+        let labels = [("destination", destination), ("account", account)];
+        let measured = daemon.metric("gophership_ledger_records", &labels);
+        assert_eq!(Some(measured), books[account].as_f64(), "{account}");
+    }
+}
+
+/// SIGTERM, a clean end, and another run.
+#[track_caller]
+fn restart<'h>(daemon: Daemon<'_>, home: &'h Home, settings: &Settings) -> Daemon<'h> {
+    assert!(daemon.terminate(PATIENCE).success());
+    let daemon = Daemon::start(home, settings);
+    await_recovery(&daemon);
+    daemon
+}
+
+fn await_recovery(daemon: &Daemon<'_>) {
+    eventually("the vault is recounted", PATIENCE, || {
+        daemon.status()["vault"]["recovery"]["done"] == true
+    });
+}
+
+#[test]
+fn a_clean_restart_keeps_the_books() {
+    let home = Home::new();
+    let sink = Sink::up();
+    let path = home.path("logs.jsonl");
+    let mut settings = Settings {
+        ack_within: "30s",
+        ..Settings::to(sink.destination("main", "60s"))
+    };
+    let local = format!(
+        "{{ name: local, file: {{ path: \"{}\" }} }}",
+        path.display()
+    );
+    settings.destinations.push(local);
+    let daemon = Daemon::start(&home, &settings);
+    let mut messages = Messages::new(63, SHAPE);
+    daemon.producer().export_all(&messages.take(50));
+    assert_eq!(books(&daemon, "main")["vaulted"], 0);
+
+    daemon.ctl(&["override", "--zone", "red"]);
+    daemon.await_zone("red");
+    daemon.producer().export_all(&messages.take(30));
+    sink.answer(Answer::RejectWith(b"record 63-60-"));
+    daemon.ctl(&["override", "--clear"]);
+    daemon.await_empty_vault();
+    sink.answer(Answer::Refuse(Code::Unavailable));
+    daemon.producer().export_all(&messages.take(20));
+    let before = (books(&daemon, "main"), books(&daemon, "local"));
+    for (account, main, local) in [
+        ("accepted", 1000, 1000),
+        ("vaulted", 500, 300),
+        ("delivered", 790, 1000),
+        ("replayed", 290, 300),
+        ("dead_lettered", 10, 0),
+        ("owed", 200, 0),
+    ] {
+        assert_eq!(before.0[account], main, "{account} {:#}", before.0);
+        assert_eq!(before.1[account], local, "{account} {:#}", before.1);
+    }
+
+    let daemon = restart(daemon, &home, &settings);
+    assert_eq!((books(&daemon, "main"), books(&daemon, "local")), before);
+    assert_measured(&daemon, "main");
+    sink.answer(Answer::Accept);
+    daemon.await_empty_vault();
+    daemon.producer().export_all(&messages.take(10));
+    let daemon = restart(daemon, &home, &settings);
+    let main = books(&daemon, "main");
+    assert_eq!(
+        (&main["accepted"], &main["delivered"]),
+        (&1100.into(), &1090.into())
+    );
+    assert_eq!(
+        (&main["vaulted"], &main["replayed"]),
+        (&500.into(), &490.into())
+    );
+}
+
+/// Which writing of the cursors is the newest on the disk.
+fn generation(home: &Home) -> u64 {
+    let generation = |slot: &str| {
+        let bytes = std::fs::read(home.vault().join(slot)).unwrap_or_default();
+        let field = bytes.get(16..24)?.try_into().ok()?;
+        Some(u64::from_le_bytes(field))
+    };
+    let newest = ["cursors-a", "cursors-b"]
+        .into_iter()
+        .filter_map(generation);
+    newest.max().unwrap_or(0)
+}
+
+#[test]
+fn after_crashes_under_load_the_books_balance_and_count_nothing_twice() {
+    let home = Home::new();
+    let sink = Sink::up();
+    let settings = Settings::to(sink.destination("main", "10s"));
+    let (mut sent, mut kept) = (0, 0);
+    for round in 0..4 {
+        let daemon = Daemon::start(&home, &settings);
+        await_recovery(&daemon);
+        let accepted = || number(books(&daemon, "main").get("accepted")).unwrap();
+        let again = accepted();
+        assert!(
+            (kept..=sent).contains(&again),
+            "round {round}: {again}, not {kept} to {sent}"
+        );
+        // Straight, then into the vault, then both and out of it.
+        let load = Load::start(
+            daemon.grpc(),
+            &home.certs().client(ClientIdentity::Shown, &[&TLS13]),
+            Intensity {
+                connections: 2,
+                in_flight: 4,
+                pace: Some(200),
+                shape: SHAPE,
+                seed: 640 + round,
+            },
+        );
+        let until = |more: usize| {
+            let wanted = load.acked() + more;
+            eventually("acknowledgements", PATIENCE, || {
+                assert_explained(&daemon);
+                load.acked() >= wanted
+            });
+        };
+        until(100);
+        // A backlog, of which the cursors know.
+        sink.answer(Answer::Refuse(Code::Unavailable));
+        until(400);
+        kept = accepted();
+        // The second from now was begun later.
+        let cursors = generation(&home) + 2;
+        eventually("newer cursors", PATIENCE, || generation(&home) >= cursors);
+        // Much of it is delivered before they are written again.
+        let replayed = || daemon.figure("/ledger/destinations/main/replayed");
+        let before = replayed();
+        sink.answer(Answer::Accept);
+        eventually("replay", PATIENCE, || replayed() > before + 1000);
+        daemon.kill9();
+        let tally = load.stop();
+        sent += 10 * (tally.acked.len() + tally.unanswered.len()) as u64;
+    }
+}
+
+#[test]
+fn status_and_metrics_tell_how_far_recovery_is() {
+    let home = Home::new();
+    let mut sink = Sink::down();
+    let settings = Settings {
+        workers: 1,
+        ..Settings::to(sink.destination("main", "10s"))
+    };
+    let daemon = Daemon::start(&home, &settings);
+    daemon
+        .producer()
+        .export_all(&Messages::new(66, SHAPE).take(50));
+    assert!(daemon.terminate(PATIENCE).success());
+    let stored = segments(&home);
+    let bytes: u64 = stored
+        .iter()
+        .map(|path| path.metadata().unwrap().len())
+        .sum();
+    // Whoever opens it waits for somebody who writes: a segment that a disk is slow to give.
+    let slow = home.vault().join("lane-00/00000000ffffffff.gsv");
+    nix::unistd::mkfifo(&slow, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    // Lets one that waits go on; O_DIRECT is tried first, so each look at it takes two.
+    let give = || {
+        let mut writer = std::fs::File::options();
+        writer.write(true).custom_flags(OFlag::O_NONBLOCK.bits());
+        drop(writer.open(&slow));
+    };
+
+    let daemon = Daemon::start(&home, &settings);
+    let recovery = || daemon.status()["vault"]["recovery"].clone();
+    let expected = |done: bool, segments: usize, read: u64| {
+        serde_json::json!({
+            "done": done,
+            "segments": segments,
+            "segments_total": stored.len() + 1,
+            "bytes": read,
+            "bytes_total": bytes,
+        })
+    };
+    let measured = |state| daemon.metric("gophership_vault_recovery_bytes", &[("state", state)]);
+    assert_eq!(recovery(), expected(false, 0, 0));
+    #[expect(clippy::cast_precision_loss, reason = "Prometheus values are floats")]
+    let total = bytes as f64;
+    assert_eq!((measured("read"), measured("left")), (0.0, total));
+    assert_eq!(daemon.metric("gophership_vault_recovering", &[]), 1.0);
+    let give_until = |what: &str, expected: Value| {
+        eventually(what, PATIENCE, || {
+            let is_reached = recovery() == expected;
+            if !is_reached {
+                give();
+            }
+            is_reached
+        });
+    };
+    // The headers of all are read first, then all of each.
+    give_until("all but one are read", expected(false, stored.len(), bytes));
+    assert_explained(&daemon);
+    give_until("the last one", expected(true, stored.len() + 1, bytes));
+    assert_eq!((measured("read"), measured("left")), (total, 0.0));
+    assert_eq!(daemon.metric("gophership_vault_recovering", &[]), 0.0);
+    sink.come_up();
+    daemon.await_empty_vault();
+}
+
+/// The files of all segments of the first lane.
+fn segments(home: &Home) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(home.vault().join("lane-00")).unwrap();
+    files
+        .map(|file| file.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "gsv"))
+        .collect()
+}
+
+#[test]
+fn damage_counts_as_quarantined_in_every_run() {
+    let home = Home::new();
+    let mut sink = Sink::down();
+    let settings = Settings {
+        workers: 1,
+        ..Settings::to(sink.destination("main", "10s"))
+    };
+    let daemon = Daemon::start(&home, &settings);
+    let producer = daemon.producer();
+    // One after the other: each in a block of its own.
+    for message in Messages::new(65, SHAPE).take(20) {
+        producer.export(message).expect("it is acknowledged");
+    }
+    assert!(daemon.terminate(PATIENCE).success());
+    let [segment] = &segments(&home)[..] else {
+        panic!("one sealed segment");
+    };
+    let file = std::fs::File::options().write(true).open(segment).unwrap();
+    // In the payload of the first block, behind the segment's header page.
+    file.write_all_at(&[0x55; 8], 4096 + 128 + 64).unwrap();
+
+    let daemon = Daemon::start(&home, &settings);
+    await_recovery(&daemon);
+    let main = books(&daemon, "main");
+    let lost = number(main.get("quarantined")).unwrap();
+    assert!((10..200).contains(&lost), "{main:#}");
+    assert_eq!(main["accepted"], 200);
+    assert_eq!(daemon.figure("/vault/quarantined_records"), lost);
+    sink.come_up();
+    daemon.await_empty_vault();
+    let main = books(&daemon, "main");
+    assert_eq!(main["delivered"], 200 - lost);
+
+    let daemon = restart(daemon, &home, &settings);
+    assert_eq!(books(&daemon, "main"), main);
+    assert_measured(&daemon, "main");
 }
 
 #[test]
@@ -112,6 +414,12 @@ fn what_a_full_vault_drops_is_counted_and_the_rest_is_delivered() {
     sink.come_up();
     daemon.await_empty_vault();
     assert_explained(&daemon);
-    let delivered = daemon.figure("/ledger/destinations/main/delivered");
+    let main = books(&daemon, "main");
+    let delivered = number(main.get("delivered")).unwrap();
     assert_eq!(delivered + dropped(), sent);
+
+    let daemon = restart(daemon, &home, &settings);
+    assert_eq!(books(&daemon, "main"), main);
+    // Only since the start.
+    assert_eq!(daemon.figure("/vault/dropped_records"), 0);
 }

@@ -1,5 +1,6 @@
 //! Appending to the vault and reading back, on a real disk.
 
+#[expect(dead_code, reason = "each test file uses its part")]
 mod vault_support;
 
 use std::{

@@ -1,5 +1,6 @@
 //! What the vault does with torn tails and with damage.
 
+#[expect(dead_code, reason = "each test file uses its part")]
 mod vault_support;
 
 use std::{
@@ -11,11 +12,12 @@ use std::{
 use gophership::vault::{
     Compression, Config, Entry, EntryId, Stats,
     format::{BlockHeader, BlockKind, PAGE, SegmentHeader},
-    platform::Os,
-    walk::{BlockSource, Identity, Look, Position},
+    inspect::{Depth, Directory, State, summarize},
 };
 use vault_support::{
-    Random, append_all, meta, on_worker, open, read_all, real_disk, segment_files, small,
+    Random, append_all, meta, on_worker, open, read_all, real_disk,
+    segment::{blocks, data_blocks, edit, flip, reseal, rewrite},
+    segment_files, small,
 };
 
 /// Appends `contents` one after the other, so each has its own block; without `seal`, as if the
@@ -39,44 +41,6 @@ fn write(config: &Config, contents: &[Vec<u8>], seal: bool) -> Vec<EntryId> {
     });
     vault.close().unwrap();
     ids
-}
-
-/// Every block of a segment: its offset and header.
-fn blocks(path: &Path) -> Vec<(u64, BlockHeader)> {
-    let number = u64::from_str_radix(path.file_stem().unwrap().to_str().unwrap(), 16).unwrap();
-    let identity = Identity {
-        segment: number,
-        tag: None,
-    };
-    let limit = fs::metadata(path).unwrap().len();
-    let mut source = BlockSource::open(&Os::to_read(), path).unwrap();
-    let mut position = Position::START;
-    let mut blocks = Vec::new();
-    while let Look::Block(header) = source.look(identity, position, limit) {
-        blocks.push((position.offset, header));
-        position = Position::after(position.offset, &header);
-    }
-    blocks
-}
-
-fn data_blocks(path: &Path) -> Vec<(u64, BlockHeader)> {
-    blocks(path)
-        .into_iter()
-        .filter(|(_, header)| header.kind == BlockKind::Data)
-        .collect()
-}
-
-fn flip(path: &Path, offset: u64) {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, offset).unwrap();
-    byte[0] ^= 0x40;
-    file.write_all_at(&byte, offset).unwrap();
-    file.sync_all().unwrap();
 }
 
 fn only_segment(dir: &Path) -> std::path::PathBuf {
@@ -286,6 +250,62 @@ fn the_last_acknowledged_block_is_covered_once_the_lane_idles() {
     assert_eq!(stats.quarantined_segments, 1);
 }
 
+/// A write that went astray: the mark that vouches for the last block lies in that block's place.
+#[test]
+fn a_block_that_a_later_one_lies_upon_is_no_torn_tail() {
+    let dir = real_disk();
+    let config = small(dir.path());
+    let contents = contents(6, 4);
+    let vault = open(&config);
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        for content in &contents {
+            lane.append(meta(1, 0), &[content]).await.unwrap();
+        }
+        let path = only_segment(dir.path());
+        while blocks(&path)
+            .last()
+            .is_none_or(|(_, header)| header.kind != BlockKind::Mark)
+        {
+            tokio::task::yield_now().await;
+        }
+    });
+    vault.close().unwrap();
+    let path = only_segment(dir.path());
+    let (lost, _) = *data_blocks(&path).last().unwrap();
+    let (mark, _) = *blocks(&path).last().unwrap();
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
+    let mut page = [0; PAGE];
+    file.read_exact_at(&mut page, mark).unwrap();
+    file.write_all_at(&page, lost).unwrap();
+    file.write_all_at(&[0; PAGE], mark).unwrap();
+    drop(file);
+
+    let directory = Directory::open(dir.path()).unwrap();
+    let number = directory.segments()[0].number;
+    let segment = directory.segment(number).unwrap();
+    let summary = summarize(&directory, segment, Depth::Everything, &mut |_| {}).unwrap();
+    assert_eq!(
+        (summary.state, summary.lost_entries),
+        (State::Damaged, 1),
+        "{summary:?}"
+    );
+    assert_eq!(
+        summary.damage[0].end - summary.damage[0].offset,
+        PAGE as u64
+    );
+    let (entries, stats) = reopen(&config);
+    same(&entries, &contents[..3]);
+    assert_eq!(
+        (stats.quarantined_segments, stats.quarantined_entries),
+        (1, 1)
+    );
+}
+
 #[test]
 fn damage_met_while_reading_is_counted_once_and_read_past() {
     let dir = real_disk();
@@ -346,6 +366,56 @@ fn a_lost_piece_loses_its_entry_only() {
         (stats.quarantined_entries, stats.quarantined_records),
         (1, 1)
     );
+}
+
+#[test]
+fn a_lost_piece_is_counted_while_the_vault_runs() {
+    let mut random = Random(16);
+    let contents = vec![
+        random.content(100),
+        random.content(300_000),
+        random.content(100),
+    ];
+    // The first piece or one in the middle; its payload or its header; in a segment that is written or
+    // sealed.
+    for (piece, within) in [(0, 5_000), (0, 8), (1, 5_000), (1, 8)] {
+        for seal in [false, true] {
+            let case = format!("piece {piece}, byte {within}, sealed: {seal}");
+            let dir = real_disk();
+            let config = Config {
+                compression: Compression::None,
+                ..small(dir.path())
+            };
+            let vault = open(&config);
+            on_worker(async {
+                let lane = vault.lane(0).unwrap();
+                for content in &contents {
+                    lane.append(meta(1, 0), &[content]).await.unwrap();
+                }
+                if seal {
+                    lane.shutdown().await.unwrap();
+                }
+                let path = only_segment(dir.path());
+                let mut pieces = data_blocks(&path);
+                pieces.retain(|(_, header)| header.raw_len > 1000);
+                assert!(pieces.len() > 2);
+                flip(&path, pieces[piece].0 + within);
+                for _ in 0..2 {
+                    let expected = [contents[0].clone(), contents[2].clone()];
+                    same(&read_all(&vault, 10_000), &expected);
+                    let stats = vault.stats();
+                    let counted = (stats.quarantined_entries, stats.quarantined_records);
+                    assert_eq!(counted, (1, 1), "{case}");
+                    let left = (stats.entries_pending, stats.quarantined_segments);
+                    assert_eq!(left, (2, 1), "{case}");
+                }
+            });
+            vault.close().unwrap();
+            let (entries, stats) = reopen(&config);
+            assert_eq!(entries.len(), 2, "{case}");
+            assert_eq!(stats.quarantined_entries, 1, "{case}, after a restart");
+        }
+    }
 }
 
 #[test]
@@ -410,32 +480,6 @@ fn any_flipped_byte_is_harmless_or_counted() {
     }
 }
 
-/// Makes the seal vouch for the blocks as they are now.
-fn reseal(path: &Path) {
-    let all = blocks(path);
-    let (&(offset, _), before) = all.split_last().unwrap();
-    let mut crc = crc32fast::Hasher::new();
-    for (_, header) in before {
-        crc.update(&header.own_crc_fields());
-    }
-    rewrite(path, offset, |seal| seal.segment_crc = crc.finalize());
-}
-
-/// Changes the header of the block at `offset`.
-fn rewrite(path: &Path, offset: u64, change: impl FnOnce(&mut BlockHeader)) {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap();
-    let mut page = [0; PAGE];
-    file.read_exact_at(&mut page, offset).unwrap();
-    let mut header = BlockHeader::decode(&page).unwrap();
-    change(&mut header);
-    header.encode(&mut page);
-    file.write_all_at(&page, offset).unwrap();
-}
-
 #[test]
 fn an_acknowledged_block_of_the_next_segment_vouches_for_this_one() {
     for successor_acknowledged in [true, false] {
@@ -453,21 +497,15 @@ fn an_acknowledged_block_of_the_next_segment_vouches_for_this_one() {
         let (seal, last) = (all.len() - 1, all.len() - 2);
         let known = all[last].1.index;
         rewrite(first, all[seal].0, |seal| seal.durable_through = known);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(second)
-            .unwrap();
-        let mut page = [0; PAGE];
-        file.read_exact_at(&mut page, 0).unwrap();
-        let header = SegmentHeader::decode(&page).unwrap();
-        SegmentHeader {
-            previous_durable: known,
-            previous_given_up: false,
-            ..header
-        }
-        .encode(&mut page);
-        file.write_all_at(&page, 0).unwrap();
+        edit(second, 0, PAGE, |page| {
+            let header = SegmentHeader::decode(page).unwrap();
+            SegmentHeader {
+                previous_durable: known,
+                previous_given_up: false,
+                ..header
+            }
+            .encode(page);
+        });
         if !successor_acknowledged {
             for (offset, _) in blocks(second) {
                 rewrite(second, offset, |block| block.durable_through = 0);

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
     rc::Rc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use common::{
@@ -31,6 +31,7 @@ use common::{
     telemetry,
 };
 use gophership::vault::{AppendError, Compression, Config, EntryId, Lane, Sync, Vault};
+use nix::sys::signal::Signal;
 use rustls::version::TLS13;
 use tonic::Code;
 use vault_support::{Random, meta, on_worker, open, read_all, segment_files, small, wait_until};
@@ -290,6 +291,8 @@ fn after_write_errors_of_the_device_nothing_is_lost_and_the_lane_comes_back_by_i
             disk.punch(&current, written(&current));
             disk.starve();
             appenders.be_refused().await;
+            // At once: it clears by itself a second later.
+            assert!(vault.refusal().is_some());
             let errors = vault.stats().write_errors_total;
             assert!(errors >= 1, "{errors} errors");
             assert_eq!(
@@ -299,6 +302,8 @@ fn after_write_errors_of_the_device_nothing_is_lost_and_the_lane_comes_back_by_i
             );
             appenders.check(&vault);
             disk.feed();
+            // Without anybody who tries.
+            wait_until("it takes entries again", || vault.refusal().is_none());
             appenders.acknowledge(200).await;
             appenders.check(&vault);
 
@@ -309,9 +314,11 @@ fn after_write_errors_of_the_device_nothing_is_lost_and_the_lane_comes_back_by_i
             disk.starve();
             let acked = appenders.acked();
             appenders.be_refused().await;
+            assert!(vault.refusal().is_some());
             assert_eq!(appenders.acked(), acked, "acknowledged, but where?");
             appenders.check(&vault);
             disk.feed();
+            wait_until("it takes entries again", || vault.refusal().is_none());
             appenders.acknowledge(200).await;
             appenders.lane.shutdown().await.unwrap();
             (appenders.state.acked.take(), appenders.state.next.get())
@@ -341,6 +348,30 @@ fn assert_retryable(failure: Failure) {
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     let delay = producer::retry_delay(&status).expect("RetryInfo tells when to come again");
     assert!(!delay.is_zero());
+}
+
+fn readiness(daemon: &Daemon<'_>) -> (u16, String) {
+    telemetry::get(daemon.telemetry(), "/readyz").expect("it answers")
+}
+
+/// Whether `/readyz` and the status say that the disk is full.
+fn is_told_full(daemon: &Daemon<'_>) -> bool {
+    let (code, text) = readiness(daemon);
+    let told = [text, daemon.status()["vault"]["refusing"].to_string()];
+    code == 503
+        && told
+            .iter()
+            .all(|text| text.contains("No space left on device"))
+}
+
+/// The log says it once a lane, and again only after a segment could be made meanwhile; not with every
+/// attempt.
+#[track_caller]
+fn assert_told_once(daemon: &Daemon<'_>, lanes: u32) {
+    let told = daemon.log_lines("can't make a vault segment");
+    let ended = daemon.log_lines("vault segments can be made again");
+    let most = usize::try_from(lanes).unwrap() + ended.len();
+    assert!((1..=most).contains(&told.len()), "{told:#?}");
 }
 
 #[test]
@@ -392,6 +423,7 @@ fn a_full_disk_refuses_with_retry_info_and_replay_makes_room_by_itself() {
                 }
             }
         });
+        eventually("everybody is told", PATIENCE, || is_told_full(&daemon));
         let free_when_full = disk.free_bytes();
         assert!(free_when_full < 8 * MIB, "{free_when_full} bytes free");
         let tally = load.stop();
@@ -401,10 +433,14 @@ fn a_full_disk_refuses_with_retry_info_and_replay_makes_room_by_itself() {
             assert!(refused.contains("currently unavailable"), "{refused}");
         }
         acked.extend(tally.acked);
+        assert_told_once(&daemon, settings.workers);
 
         sink.come_up();
         oracle::await_arrival(&acked, &sink, 2 * PATIENCE);
         daemon.await_empty_vault();
+        eventually("it is ready, though nobody sends", PATIENCE, || {
+            readiness(&daemon).0 == 200
+        });
         // Files of spent segments are used again, so that the disk needn't have more room than before.
         daemon.ctl(&["override", "--zone", "red"]);
         daemon.await_zone("red");
@@ -588,6 +624,64 @@ fn while_the_disk_hangs_green_goes_on_nothing_else_is_acknowledged_and_it_recove
         assert_eq!(daemon.figure("/ledger/residue"), 0);
     });
 }
+
+#[test]
+fn a_stop_is_bounded_while_the_disk_hangs_and_nothing_acknowledged_is_lost() {
+    apart(|| {
+        let home = Home::new();
+        let Some(disk) = LoopDisk::mount(&home.vault(), 128 * MIB) else {
+            return;
+        };
+        let mut sink = Sink::down();
+        let settings = Settings::to(sink.destination("main", "10s"));
+        let mut daemon = Daemon::start(&home, &settings);
+        let producer = daemon.producer();
+        let shape = Shape {
+            records: 5,
+            body_bytes: 300,
+        };
+        let mut messages = Messages::new(85, shape);
+        let mut acked = messages.take(20);
+        producer.export_all(&acked);
+
+        let frozen = disk.freeze();
+        let vaulted = messages.take(20);
+        let pending = start_all(&producer, &vaulted);
+        eventually("they are on their way to the vault", PATIENCE, || {
+            vault_buffers(&daemon) > 0
+        });
+        let asked = Instant::now();
+        daemon.signal(Signal::SIGTERM);
+        let said = || daemon.log_lines("stopped, but not in order");
+        eventually("it says what it leaves undone", PATIENCE, || {
+            !said().is_empty()
+        });
+        assert!(asked.elapsed() < STOP_WITHIN, "{:?}", asked.elapsed());
+        for part in ["thread worker-", "vault: not closed in time"] {
+            assert!(said()[0].contains(part), "{:?}", said());
+        }
+        // A process whose threads wait for the disk can't be gone before they are; all else is.
+        eventually(
+            "nothing but what waits for the disk is left",
+            PATIENCE,
+            || telemetry::get(daemon.telemetry(), "/healthz").is_err(),
+        );
+        drop(frozen);
+        assert_eq!(daemon.await_exit(PATIENCE).code(), Some(1));
+        let answered = vaulted.into_iter().zip(pending);
+        acked.extend(answered.filter_map(|(message, sent)| sent.wait().is_ok().then_some(message)));
+        drop(daemon);
+
+        let daemon = Daemon::start(&home, &settings);
+        sink.come_up();
+        oracle::await_arrival(&acked, &sink, PATIENCE);
+        daemon.await_empty_vault();
+        assert_eq!(daemon.figure("/ledger/residue"), 0);
+    });
+}
+
+/// A container has this long to stop.
+const STOP_WITHIN: Duration = Duration::from_secs(30);
 
 fn start_all(producer: &producer::Producer, messages: &[bytes::Bytes]) -> Vec<Pending> {
     let calls = messages.iter().cloned().map(Call::logs);

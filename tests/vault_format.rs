@@ -17,6 +17,7 @@ fn some_u32(random: &mut Random) -> u32 {
 
 fn some_block(random: &mut Random) -> BlockHeader {
     let index = some_u32(random);
+    let first_entry = random.below(60_000) as u64;
     let stored_len = u32::try_from(random.below(200_000)).unwrap();
     BlockHeader {
         kind: BlockKind::Data,
@@ -25,8 +26,8 @@ fn some_block(random: &mut Random) -> BlockHeader {
         tag: random.next(),
         index,
         entries: u32::try_from(random.below(500)).unwrap(),
-        first_entry: random.below(60_000) as u64,
-        first_record: random.next() >> 1,
+        first_entry,
+        first_record: first_entry * u64::from(some_u32(random)),
         records: some_u32(random),
         raw_len: u32::try_from(random.below(1 << 20) / 2).unwrap(),
         stored_len,
@@ -55,6 +56,7 @@ fn headers_decode_to_what_was_encoded() {
             previous: random.next(),
             previous_durable: some_u32(&mut random),
             previous_given_up: some_u32(&mut random).is_multiple_of(2),
+            is_ready: some_u32(&mut random).is_multiple_of(2),
             created_unix_ns: random.next(),
             bytes: random.next(),
             host: [7; 16],
@@ -118,6 +120,14 @@ fn a_checksummed_header_with_impossible_fields_is_refused() {
         },
         BlockHeader {
             kind: BlockKind::Seal,
+            ..block
+        },
+        BlockHeader {
+            kind: BlockKind::Mark,
+            entries: 1,
+            records: 0,
+            raw_len: 0,
+            stored_len: 0,
             ..block
         },
     ];
@@ -186,6 +196,34 @@ fn payloads_decode_to_what_was_encoded() {
 }
 
 #[test]
+fn a_piece_of_a_larger_entry_is_by_itself() {
+    let meta = EntryMeta {
+        kind: Kind::OtlpLogs,
+        encoding: ContentEncoding::Identity,
+        owed: 1,
+        arrival_unix_ns: 0,
+        records: 1,
+        held: false,
+    };
+    let piece = |part, offset, total| {
+        let mut piece = PieceHeader::new(&meta, part, 1, offset, total)
+            .encode()
+            .to_vec();
+        piece.push(7);
+        piece
+    };
+    let (whole, first) = (piece(Part::Whole, 0, 1), piece(Part::First, 0, 2));
+    let header = |entries| BlockHeader {
+        entries,
+        ..some_block(&mut Random(6))
+    };
+    assert!(is_consistent(&header(1), &whole) && is_consistent(&header(0), &first));
+    assert!(is_consistent(&header(2), &[&*whole, &*whole].concat()));
+    // A reader that needs no entry of the block would pass over the larger one's beginning.
+    assert!(!is_consistent(&header(1), &[whole, first].concat()));
+}
+
+#[test]
 fn mutated_and_random_bytes_never_panic_a_decoder() {
     let mut random = Random(5);
     let mut decoded = Vec::new();
@@ -220,6 +258,30 @@ fn mutated_and_random_bytes_never_panic_a_decoder() {
         let _ = (
             BlockHeader::decode(&payload).is_ok(),
             SegmentHeader::decode(&payload).is_ok(),
+        );
+    }
+}
+
+#[test]
+fn more_records_than_entries_can_have_are_refused() {
+    let mut random = Random(9);
+    let mut block = some_block(&mut random);
+    let mut bytes = vec![0; PAGE];
+    for (first_entry, first_record, is_sane) in [
+        (0, 0, true),
+        (0, 1, false),
+        (2, 2 * u64::from(u32::MAX), true),
+        (2, 2 * u64::from(u32::MAX) + 1, false),
+        // Two of these would overflow a sum.
+        (60_000, 1 << 63, false),
+    ] {
+        (block.first_entry, block.first_record) = (first_entry, first_record);
+        block.encode(&mut bytes);
+        let decoded = BlockHeader::decode(&bytes);
+        assert_eq!(
+            decoded.is_ok(),
+            is_sane,
+            "{first_entry}, {first_record}: {decoded:?}"
         );
     }
 }

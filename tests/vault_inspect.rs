@@ -5,12 +5,15 @@ mod common;
 mod vault_support;
 
 use std::{
+    collections::{HashSet, VecDeque},
     fs::{self, OpenOptions},
     io::{Read, Write},
     ops::ControlFlow,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
 };
 
 use common::{
@@ -27,6 +30,7 @@ use common::{
 use flate2::{Compression as Level, write::GzEncoder};
 use gophership::vault::{
     Compression, Config, ContentEncoding, EntryId, EntryMeta, Quarantine, QuarantineError, Vault,
+    chain::{self, Hash},
     format::{BlockHeader, BlockKind, PAGE},
     inspect::{
         BlockSeen, Damage, Depth, Directory, Ending, EntrySeen, Owner, State, Visitor,
@@ -37,7 +41,9 @@ use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use prost::Message;
 use serde_json::Value;
 use vault_support::{
-    Random, meta, on_worker, open, read_all, real_disk, segment_files, small, wait_until,
+    Random, meta, on_worker, open, read_all, real_disk, scrub,
+    segment::{blocks, edit, flip, forge_block, reseal, rewrite},
+    segment_files, small, wait_until,
 };
 
 /// `count` requests of two records each.
@@ -111,18 +117,6 @@ fn seen(directory: &Directory, number: u64) -> (Ending, Seen) {
     let segment = directory.segment(number).unwrap();
     let walked = walk(directory, segment, Depth::Everything, &mut seen).unwrap();
     (walked.ending, seen)
-}
-
-fn flip(path: &Path, offset: u64) {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, offset).unwrap();
-    byte[0] ^= 0x40;
-    file.write_all_at(&byte, offset).unwrap();
 }
 
 fn gs_ctl(arguments: &[&str]) -> Finished {
@@ -367,6 +361,40 @@ fn damage_is_told_by_bytes_and_records_and_ends_verify_with_1() {
 }
 
 #[test]
+fn a_header_that_a_crash_may_have_torn_is_damage_only_if_something_vouches_for_a_block() {
+    let dir = real_disk();
+    let config = small(dir.path());
+    let ids = write(&config, &requests(15, 3, 300), true);
+    let path = path_of(&ids[0], dir.path());
+    flip(&path, 30);
+    let look = || {
+        let directory = Directory::open(dir.path()).unwrap();
+        let segment = directory.segment(ids[0].segment).unwrap();
+        let depths = [Depth::Headers, Depth::Everything].into_iter();
+        let mut found = depths.map(|depth| {
+            let summary = summarize(&directory, segment, depth, &mut |_| {}).unwrap();
+            (summary.state, summary.damaged_places, summary.walked.blocks)
+        });
+        let quick = found.next();
+        assert_eq!(found.next(), quick);
+        quick.unwrap()
+    };
+    let all = blocks(&path);
+    let count = u32::try_from(all.len()).unwrap() - 1;
+    assert_eq!(look(), (State::Damaged, 1, count), "the seal vouches");
+    // The first block was in flight together with the header.
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(all[1].0).unwrap();
+    assert_eq!(look(), (State::Open, 0, 1));
+    file.set_len(all[0].0).unwrap();
+    assert_eq!(look(), (State::Unused, 0, 0));
+    let vault = open(&config);
+    wait_until("recovery is through", || !vault.stats().recovering);
+    assert_eq!(vault.stats().quarantined_segments, 0, "as recovery sees it");
+    vault.close().unwrap();
+}
+
+#[test]
 fn a_seal_that_vouches_for_other_blocks_is_damage() {
     let dir = real_disk();
     let config = small(dir.path());
@@ -374,12 +402,8 @@ fn a_seal_that_vouches_for_other_blocks_is_damage() {
     let path = path_of(&ids[0], dir.path());
     let directory = Directory::open(dir.path()).unwrap();
     let (_, before) = seen(&directory, ids[0].segment);
-    let (offset, mut seal) = *before.blocks.last().unwrap();
-    seal.segment_crc ^= 1;
-    let mut page = vec![0; PAGE];
-    seal.encode(&mut page);
-    let file = OpenOptions::new().write(true).open(&path).unwrap();
-    file.write_all_at(&page, offset).unwrap();
+    let (offset, _) = *before.blocks.last().unwrap();
+    rewrite(&path, offset, |seal| seal.segment_crc ^= 1);
     let (_, after) = seen(&directory, ids[0].segment);
     assert_eq!(after.entries.len(), 2);
     assert_eq!(after.damage.len(), 1);
@@ -388,6 +412,199 @@ fn a_seal_that_vouches_for_other_blocks_is_damage() {
         "{:?}",
         after.damage
     );
+}
+
+/// One run of a vault for each segment, in which it is sealed and hashed.
+fn write_chained(config: &Config, segments: u64) -> Vec<PathBuf> {
+    for seed in 0..segments {
+        let vault = open(config);
+        append(&vault, &requests(seed, 4, 300), 1, true);
+        scrub(&vault);
+        vault.close().unwrap();
+    }
+    segment_files(&config.dir)
+}
+
+/// What `vault verify` says, and whether it ends well.
+fn verify(dir: &Path, segments: &[&str]) -> (Value, bool) {
+    let dir = dir.to_str().unwrap();
+    let tail = ["--dir", dir, "--output", "json"];
+    let finished = gs_ctl(&[&["vault", "verify"], segments, &tail].concat());
+    let value: Value = serde_json::from_str(&finished.stdout).unwrap();
+    let ok = finished.code == Some(0);
+    assert_eq!(value["ok"], ok, "{finished}");
+    assert!(ok || finished.code == Some(1), "{finished}");
+    (value, ok)
+}
+
+/// States of the segments of the first lane's chain.
+fn chained(verified: &Value) -> Vec<&str> {
+    let segments = verified["chains"][0]["segments"].as_array().unwrap().iter();
+    segments
+        .map(|segment| segment["state"].as_str().unwrap())
+        .collect()
+}
+
+fn hex(hash: &Hash) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Blocks as they are, so that changing a byte changes a byte of an entry.
+fn raw(dir: &Path) -> Config {
+    Config {
+        compression: Compression::None,
+        ..small(dir)
+    }
+}
+
+#[test]
+fn verify_shows_the_chains_head_and_finds_what_was_altered() {
+    let dir = real_disk();
+    let files = write_chained(&raw(dir.path()), 3);
+    let (verified, ok) = verify(dir.path(), &[]);
+    assert!(ok, "{verified:#}");
+    assert_eq!(chained(&verified), ["intact"; 3]);
+    let head = chain::verify(&dir.path().join("lane-00")).unwrap().head;
+    let head = hex(&head.unwrap());
+    assert_eq!(verified["chains"][0]["head"], head);
+    let table = gs_ctl(&["vault", "verify", "--dir", dir.path().to_str().unwrap()]);
+    assert!(table.expect_success().stdout.contains(&head));
+
+    forge_block(&files[1], 2);
+    reseal(&files[1]);
+    let (verified, ok) = verify(dir.path(), &[]);
+    assert!(!ok);
+    assert_eq!(chained(&verified), ["intact", "altered", "intact"]);
+    assert_eq!(
+        (&verified["damaged_places"], &verified["chains"][0]["head"]),
+        (&0.into(), &head.into()),
+        "every checksum matches, and so does the chain"
+    );
+    let table = gs_ctl(&["vault", "verify", "--dir", dir.path().to_str().unwrap()]);
+    assert_eq!(table.code, Some(1));
+    assert!(table.stdout.contains("isn't what was sealed"), "{table}");
+    let numbers: Vec<_> = files
+        .iter()
+        .map(|file| file.file_stem().unwrap().to_str().unwrap())
+        .collect();
+    assert!(verify(dir.path(), &[numbers[0], numbers[2]]).1);
+    assert!(!verify(dir.path(), &[numbers[0], numbers[1]]).1);
+}
+
+#[test]
+fn verify_tells_removals_by_the_vault_from_those_by_hand() {
+    let dir = real_disk();
+    let config = raw(dir.path());
+    let files = write_chained(&config, 4);
+    let vault = open(&config);
+    let entries = read_all(&vault, 1 << 20);
+    let first = entries[0].id.segment;
+    for entry in entries.iter().filter(|entry| entry.id.segment == first) {
+        vault.settle(entry.id, 1);
+    }
+    append(&vault, &requests(9, 2, 300), 1, true);
+    wait_until("the settled segment is removed", || !files[0].exists());
+    vault.close().unwrap();
+    let (verified, ok) = verify(dir.path(), &[]);
+    assert!(ok, "{verified:#}");
+    let states = ["removed", "intact", "intact", "intact", "unchained"];
+    assert_eq!(chained(&verified), states);
+
+    // Its seal and what follows cut off: for the checksums alone a lane that was killed.
+    let (seal, _) = *blocks(&files[1]).last().unwrap();
+    let file = OpenOptions::new().write(true).open(&files[1]).unwrap();
+    file.set_len(seal).unwrap();
+    fs::remove_file(&files[3]).unwrap();
+    let (verified, ok) = verify(dir.path(), &[]);
+    assert!(!ok);
+    assert_eq!(verified["damaged_places"], 0);
+    let states = ["removed", "damaged", "intact", "missing", "unchained"];
+    assert_eq!(chained(&verified), states);
+    let table = gs_ctl(&["vault", "verify", "--dir", dir.path().to_str().unwrap()]);
+    for word in ["ends without its seal", "not by the vault"] {
+        assert!(table.stdout.contains(word), "{word}: {table}");
+    }
+}
+
+#[test]
+fn verify_finds_a_changed_and_a_damaged_manifest() {
+    const RECORD: usize = 192;
+    let dir = real_disk();
+    write_chained(&raw(dir.path()), 3);
+    let manifest = dir.path().join("lane-00/manifest");
+    let pristine = fs::read(&manifest).unwrap();
+    // Its place's hash before it is another, and its checksum mended.
+    edit(&manifest, 64 + RECORD as u64, RECORD, |record| {
+        record[96] ^= 1;
+        let crc = crc32fast::hash(&record[..RECORD - 4]);
+        record[RECORD - 4..].copy_from_slice(&crc.to_le_bytes());
+    });
+    let (verified, ok) = verify(dir.path(), &[]);
+    assert!(!ok);
+    let linked: Vec<_> = (0..3)
+        .map(|at| verified["chains"][0]["segments"][at]["linked"] == true)
+        .collect();
+    assert_eq!(linked, [true, false, true]);
+
+    fs::write(&manifest, &pristine).unwrap();
+    flip(&manifest, 64 + 5);
+    let (verified, ok) = verify(dir.path(), &[]);
+    assert!(!ok);
+    assert_eq!(verified["chains"][0]["damaged_records"], 1);
+
+    fs::write(&manifest, &pristine).unwrap();
+    flip(&manifest, 20);
+    let (verified, ok) = verify(dir.path(), &[]);
+    assert!(!ok);
+    let error = verified["chains"][0]["error"].as_str().unwrap();
+    assert!(error.contains("manifest"), "{error}");
+}
+
+#[test]
+fn verify_beside_a_vault_that_removes_and_recycles_raises_no_alarm() {
+    let dir = real_disk();
+    let config = Config {
+        segment_bytes: 256 << 10,
+        max_entry_bytes: 64 << 10,
+        ..raw(dir.path())
+    };
+    let vault = open(&config);
+    vault.set_background_weight(1000);
+    let contents = requests(14, 20, 20_000);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let churn = scope.spawn(|| {
+            on_worker(async {
+                let lane = vault.lane(0).unwrap();
+                let mut owed = VecDeque::new();
+                while !stop.load(Ordering::Relaxed) {
+                    for content in &contents {
+                        owed.push_back(lane.append(meta(1, 1), &[content]).await.unwrap());
+                    }
+                    while owed.len() > 60 {
+                        vault.settle(owed.pop_front().unwrap(), 1);
+                    }
+                }
+                lane.shutdown().await.unwrap();
+            });
+        });
+        let (mut seen, mut rounds) = (HashSet::new(), 0);
+        wait_until("all kinds were seen", || {
+            rounds += 1;
+            let (verified, ok) = verify(dir.path(), &[]);
+            stop.store(!ok, Ordering::Relaxed);
+            assert!(ok, "{verified:#}");
+            seen.extend(chained(&verified).into_iter().map(ToOwned::to_owned));
+            ["intact", "removed", "unchained"]
+                .iter()
+                .all(|&state| seen.contains(state))
+                && vault.stats().recycled_segments_total > 50
+                && rounds > 50
+        });
+        stop.store(true, Ordering::Relaxed);
+        churn.join().unwrap();
+    });
+    vault.close().unwrap();
 }
 
 #[test]

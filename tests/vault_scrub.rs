@@ -3,25 +3,19 @@
 mod vault_support;
 
 use std::{
-    fs::{self, OpenOptions},
-    os::unix::fs::FileExt,
+    fs,
     path::{Path, PathBuf},
 };
 
 use gophership::vault::{
     Compression, Config, EntryId, Vault,
     chain::{self, ChainReport, State},
-    entry::ENTRY_HEADER,
-    format::{BLOCK_HEADER, BlockHeader, BlockKind, PAGE},
-    platform::Os,
-    walk::{BlockSource, Identity, Look, Position},
 };
 use vault_support::{
-    Random, append_all, meta, on_worker, open, read_all, real_disk, segment_files, small,
-    wait_until,
+    Random, append_all, meta, on_worker, open, read_all, real_disk, scrub,
+    segment::{blocks, data_blocks, edit, flip, forge_block, reseal},
+    segment_files, small, wait_until,
 };
-
-const FULL: u32 = 1000;
 
 /// One lane; blocks as they are, so that changing a byte changes a byte of an entry.
 fn raw(dir: &Path) -> Config {
@@ -57,80 +51,6 @@ fn write_chained(config: &Config, segments: u64) -> Vec<PathBuf> {
     let files = segment_files(&config.dir);
     assert_eq!(files.len() as u64, segments);
     files
-}
-
-/// Lets the vault scrub until it has nothing left to do.
-fn scrub(vault: &Vault) {
-    vault.set_background_weight(FULL);
-    wait_until("all is scrubbed", || {
-        vault.stats().last_scrub_unix_ns.is_some()
-    });
-}
-
-fn blocks(path: &Path) -> Vec<(u64, BlockHeader)> {
-    let number = u64::from_str_radix(path.file_stem().unwrap().to_str().unwrap(), 16).unwrap();
-    let identity = Identity {
-        segment: number,
-        tag: None,
-    };
-    let limit = fs::metadata(path).unwrap().len();
-    let mut source = BlockSource::open(&Os::to_read(), path).unwrap();
-    let mut position = Position::START;
-    let mut blocks = Vec::new();
-    while let Look::Block(header) = source.look(identity, position, limit) {
-        blocks.push((position.offset, header));
-        position = Position::after(position.offset, &header);
-    }
-    blocks
-}
-
-fn data_blocks(path: &Path) -> Vec<(u64, BlockHeader)> {
-    let mut blocks = blocks(path);
-    blocks.retain(|(_, header)| header.kind == BlockKind::Data);
-    blocks
-}
-
-fn edit(path: &Path, offset: u64, len: usize, change: impl FnOnce(&mut [u8])) {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap();
-    let mut bytes = vec![0; len];
-    file.read_exact_at(&mut bytes, offset).unwrap();
-    change(&mut bytes);
-    file.write_all_at(&bytes, offset).unwrap();
-    file.sync_all().unwrap();
-}
-
-fn flip(path: &Path, offset: u64) {
-    edit(path, offset, 1, |byte| byte[0] ^= 0x40);
-}
-
-/// Changes a byte of an entry and mends its block's checksums.
-fn forge_block(path: &Path, block: usize) {
-    let (offset, mut header) = data_blocks(path)[block];
-    edit(path, offset, header.padded_len(), |bytes| {
-        bytes[BLOCK_HEADER + ENTRY_HEADER + 7] ^= 1;
-        let end = BLOCK_HEADER + header.stored_len as usize;
-        header.payload_crc = crc32fast::hash(&bytes[BLOCK_HEADER..end]);
-        header.encode(bytes);
-    });
-}
-
-/// Mends the seal's checksum of the whole segment too.
-fn forge_seal(path: &Path) {
-    let all = blocks(path);
-    let (&(offset, mut seal), before) = all.split_last().unwrap();
-    assert_eq!(seal.kind, BlockKind::Seal);
-    let mut crc = crc32fast::Hasher::new();
-    for (_, header) in before {
-        crc.update(&header.own_crc_fields());
-    }
-    seal.segment_crc = crc.finalize();
-    edit(path, offset, PAGE, |bytes| {
-        seal.encode(bytes);
-    });
 }
 
 fn verify(config: &Config) -> ChainReport {
@@ -308,7 +228,7 @@ fn a_changed_block_with_all_checksums_mended_is_found_by_its_hash() {
     let files = write_chained(&config, 3);
     assert!(verify(&config).is_intact());
     forge_block(&files[1], 2);
-    forge_seal(&files[1]);
+    reseal(&files[1]);
     let report = verify(&config);
     assert_eq!(
         states(&report),

@@ -45,6 +45,17 @@ impl Faults {
     }
 }
 
+/// What a vault leaves undone that has a mistake: the disk does as if it was never asked.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Undone {
+    /// Blocks aren't made durable when they are written.
+    pub(crate) durable_writes: bool,
+    /// Files aren't synced.
+    pub(crate) file_syncs: bool,
+    /// Directories aren't synced, after a rename or ever.
+    pub(crate) dir_syncs: bool,
+}
+
 #[derive(Debug, Clone)]
 enum Change {
     Write(usize, Vec<u8>),
@@ -109,6 +120,7 @@ pub(super) struct State {
     queue: Vec<Queued>,
     pub(super) inboxes: Vec<Inbox>,
     pub(super) faults: Faults,
+    undone: Undone,
     /// Since the machine is on, in nanoseconds.
     pub(super) clock_ns: u64,
     /// Counts restarts; what was opened before one is of no use.
@@ -137,6 +149,7 @@ impl Disk {
             queue: Vec::new(),
             inboxes: Vec::new(),
             faults: Faults::default(),
+            undone: Undone::default(),
             clock_ns: 0,
             life: 0,
             power: None,
@@ -149,6 +162,10 @@ impl Disk {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+
+    pub(crate) fn leave_undone(&self, undone: Undone) {
+        self.lock().undone = undone;
     }
 
     pub(crate) fn set_faults(&self, faults: Faults) {
@@ -256,7 +273,7 @@ impl State {
             inode,
             offset: usize::try_from(offset).unwrap(),
             bytes,
-            durable,
+            durable: durable && !self.undone.durable_writes,
         });
     }
 
@@ -319,6 +336,9 @@ impl State {
     }
 
     pub(super) fn sync(&mut self, inode: usize) -> io::Result<()> {
+        if self.undone.file_syncs {
+            return Ok(());
+        }
         if self.happens(self.faults.sync_errors) {
             self.lose_pending(inode);
             return Err(eio());
@@ -468,6 +488,9 @@ impl State {
     }
 
     pub(super) fn sync_dir(&mut self, path: &Path) -> io::Result<()> {
+        if self.undone.dir_syncs {
+            return Ok(());
+        }
         if self.happens(self.faults.sync_errors) {
             return Err(eio());
         }

@@ -7,21 +7,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gophership::vault::{
-    Background, Compression, Config, ContentEncoding, EntryMeta, Kind, Lane, OnFull, Sync, Vault,
-};
+use gophership::vault::{Background, Compression, Config, Lane, OnFull, Sync, Vault};
 use tokio::{
     runtime,
     task::{JoinHandle, LocalSet, spawn_local, yield_now},
 };
 
 use super::{
-    disk::{Disk, Faults},
+    disk::{Disk, Faults, Undone},
     image::Image,
     machine::Machine,
     model::{Model, content},
 };
-use crate::vault_support::Random;
+use crate::vault_support::{Random, meta};
 
 /// Rounds in which whatever was begun must come to its end once nothing fails any more.
 const ROUNDS_MAX: usize = 20_000;
@@ -30,6 +28,7 @@ const ROUNDS_MAX: usize = 20_000;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Profile {
     pub(crate) faults: Faults,
+    pub(crate) undone: Undone,
     /// Whether acknowledgements wait for stable storage.
     pub(crate) sync: Sync,
     /// Starts of the machine before the last one, which only reads.
@@ -49,6 +48,7 @@ pub(crate) fn run(seed: u64, profile: Profile) -> usize {
         started: Instant::now(),
         profile,
     };
+    story.disk.leave_undone(profile.undone);
     for life in 0..profile.lives {
         story.live(life);
     }
@@ -178,7 +178,7 @@ impl Story {
         let task = spawn_local(async move {
             let bytes = content(number);
             let (front, back) = bytes.split_at(bytes.len() / 3);
-            if let Ok(id) = lane.append(meta(number), &[front, back]).await {
+            if let Ok(id) = lane.append(meta(1, number), &[front, back]).await {
                 model.borrow_mut().acknowledge(number, id);
             }
         });
@@ -287,16 +287,5 @@ impl Story {
 async fn settle_tasks() {
     for _ in 0..6 {
         yield_now().await;
-    }
-}
-
-fn meta(number: u64) -> EntryMeta {
-    EntryMeta {
-        kind: Kind::OtlpLogs,
-        encoding: ContentEncoding::Identity,
-        owed: 1,
-        arrival_unix_ns: number,
-        records: 1,
-        held: false,
     }
 }

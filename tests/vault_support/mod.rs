@@ -1,5 +1,7 @@
 //! Common ground of the vault's tests: a real directory, a worker to append on, seeded content.
 
+pub(crate) mod segment;
+
 use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -102,6 +104,14 @@ pub(crate) fn read_all(vault: &Vault, max_bytes: usize) -> Vec<Entry> {
         }
         entries.extend(batch);
     }
+}
+
+/// Lets the vault scrub until it has nothing left to do.
+pub(crate) fn scrub(vault: &Vault) {
+    vault.set_background_weight(1000);
+    wait_until("all is scrubbed", || {
+        vault.stats().last_scrub_unix_ns.is_some()
+    });
 }
 
 /// Waits for a condition, with a limit.

@@ -7,6 +7,7 @@
 
 mod bench;
 mod build;
+mod fuzz;
 mod process;
 mod proto;
 mod run;
@@ -78,6 +79,15 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Give the vault's readers the inputs in tests/fuzz/corpus, and new ones made from them
+    Fuzz {
+        /// Fuzz targets; all if none is named
+        #[arg(value_parser = fuzz::target_names())]
+        targets: Vec<String>,
+        /// How long new inputs are made for each target; 0 replays the corpus alone
+        #[arg(long, default_value_t = 0)]
+        seconds: u32,
+    },
     /// Check the rules of the code that compilers and linters don't know
     Tidy,
     /// Generate the control plane's gRPC code from proto/
@@ -123,6 +133,7 @@ fn perform(task: Task) -> Result<()> {
         ),
         Task::VmInit => unreachable!("done before there was a workspace"),
         Task::Bench { args } => bench::run(&workspace, &args),
+        Task::Fuzz { targets, seconds } => fuzz::run(&workspace, &targets, seconds),
         Task::Tidy => tidy::check(&workspace.root),
         Task::Proto { check } => proto::generate(&workspace, check),
     }

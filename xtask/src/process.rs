@@ -32,6 +32,13 @@ fn describes_this_package(name: &str) -> bool {
         )
 }
 
+/// For installing a tool: none of the user's flags, and into a temporary directory, which cargo removes.
+pub(crate) fn without_build_flags(cargo: &mut Command) {
+    for name in ["CARGO_TARGET_DIR", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"] {
+        cargo.env_remove(name);
+    }
+}
+
 /// Runs to the end with our own input and output; anything but success is an error.
 pub(crate) fn succeed(command: &mut Command) -> Result<()> {
     let line = command_line(command);

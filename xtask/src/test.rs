@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, bail};
 
 use crate::{
-    bench, build, process, proto,
+    bench, build, fuzz, process, proto,
     setup::{self, KernelHalf},
     tidy,
     workspace::Workspace,
@@ -43,6 +43,10 @@ fn stages(workspace: &Workspace, test_args: &[String], report: &mut Report) -> R
         let mut cargo = build::daemon_cargo(workspace, object.as_deref());
         cargo.args(["clippy", "--all-targets", "--quiet"]);
         process::succeed(cargo.args(["--", "-D", "warnings"]))
+    })?;
+    report.stage("fuzz targets", || {
+        fuzz::lint(workspace)?;
+        fuzz::run(workspace, &[], 0)
     })?;
     report.stage("measurements", || bench::test(workspace, object.as_deref()))?;
     report.stage("tests", || {

@@ -54,6 +54,11 @@ impl Workspace {
         self.ebpf_target().join("gophership.bpf.o")
     }
 
+    /// Target directory of the fuzz targets: their flags differ, too.
+    pub(crate) fn fuzz_target(&self) -> PathBuf {
+        self.target.join("fuzz")
+    }
+
     /// State of `cargo xtask run`.
     pub(crate) fn dev(&self) -> PathBuf {
         self.target.join("dev")

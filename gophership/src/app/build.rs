@@ -25,7 +25,7 @@ use super::{
     daemon::Daemon,
     drain::Drain,
     engine::Operated,
-    metrics, pacing, service,
+    ledger, metrics, pacing, service,
     stop::Running,
     worker::{self, Own, Shared},
 };
@@ -85,6 +85,7 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
     let (daemon, replay_thread) = daemon(config, stores, pressure, mode, started_ns)?;
     daemon.tell_started();
     tokio::task::spawn_local(pacing::keep(Arc::clone(&daemon)));
+    tokio::task::spawn_local(ledger::keep(Arc::clone(&daemon)));
     let watching = Arc::clone(&daemon);
     let watch = daemon
         .pressure
@@ -147,7 +148,11 @@ impl Stores {
         Ok(Self {
             destinations,
             vault: Vault::open(&config.vault, &names)?,
-            dead_letters: DeadLetters::open(&config.vault.dir).map_err(replay::Error::from)?,
+            dead_letters: DeadLetters::open(
+                &config.vault.dir,
+                config.replay.dead_letters_max_bytes,
+            )
+            .map_err(replay::Error::from)?,
             circuits: names
                 .iter()
                 .map(|name| Arc::new(Circuit::new(name)))

@@ -145,7 +145,11 @@ impl Daemon {
         if !self.ready.load(Relaxed) {
             return Some("starting".to_owned());
         }
-        (phase != Phase::Serving).then(|| format!("draining: {}", phase.as_str()))
+        if phase != Phase::Serving {
+            return Some(format!("draining: {}", phase.as_str()));
+        }
+        let refusal = self.vault.refusal();
+        refusal.map(|reason| format!("the vault refuses requests: {reason}"))
     }
 }
 

@@ -195,6 +195,7 @@ fn vault(daemon: &Daemon, families: &mut Families) {
     for (name, help, value) in gauges {
         families.gauge(name, help).add(&[], count(value));
     }
+    recovery(&stats, families);
     sync_times(&stats, families);
     let counters = [
         (
@@ -222,12 +223,43 @@ fn vault(daemon: &Daemon, families: &mut Families) {
         families.counter(name, help).add(&[], count(value));
     }
     blocks_and_drops(&stats, families);
+    replay(daemon, families);
+}
+
+fn replay(daemon: &Daemon, families: &mut Families) {
+    let progress = daemon.replay.progress();
     families
         .counter(
             "gophership_replay_records_total",
             "Log records that replay delivered.",
         )
-        .add(&[], count(daemon.replay.progress().records));
+        .add(&[], count(progress.records));
+    families
+        .gauge("gophership_dead_letters", "Dead letters.")
+        .add(&[], count(progress.dead_letters));
+    families
+        .gauge(
+            "gophership_dead_letters_bytes",
+            "Bytes of the dead letters' files.",
+        )
+        .add(&[], count(progress.dead_letter_bytes));
+}
+
+fn recovery(stats: &Stats, families: &mut Families) {
+    families
+        .gauge(
+            "gophership_vault_recovering",
+            "Whether segments of earlier runs are still being read: 1 yes, 0 no.",
+        )
+        .add(&[], f64::from(u8::from(stats.recovering)));
+    let recovery = &stats.recovery;
+    let mut bytes = families.gauge(
+        "gophership_vault_recovery_bytes",
+        "Bytes of the segments that earlier runs have left, read since the start or still to be read.",
+    );
+    bytes.add(&[("state", "read")], count(recovery.bytes));
+    let left = recovery.bytes_total.saturating_sub(recovery.bytes);
+    bytes.add(&[("state", "left")], count(left));
 }
 
 fn blocks_and_drops(stats: &Stats, families: &mut Families) {
@@ -244,7 +276,7 @@ fn blocks_and_drops(stats: &Stats, families: &mut Families) {
             ("reason", "vault_full"),
             ("destination", destination.name.as_str()),
         ];
-        dropped.add(&labels, count(destination.dropped_records));
+        dropped.add(&labels, count(destination.settled.dropped));
     }
 }
 
@@ -354,11 +386,32 @@ fn export(daemon: &Daemon, families: &mut Families) {
 }
 
 fn ledger(daemon: &Daemon, families: &mut Families) {
+    let ledgers = daemon.ledgers();
+    let mut records = families.gauge(
+        "gophership_ledger_records",
+        "Acknowledged log records of all runs, by where they are: accepted is the sum of all but vaulted and replayed.",
+    );
+    for ledger in &ledgers {
+        for (account, value) in [
+            ("accepted", ledger.accepted),
+            ("delivered", ledger.delivered),
+            ("owed", ledger.owed),
+            ("quarantined", ledger.quarantined),
+            ("dead_lettered", ledger.dead_lettered),
+            ("rejected", ledger.rejected),
+            ("dropped", ledger.dropped),
+            ("vaulted", ledger.vaulted),
+            ("replayed", ledger.replayed),
+        ] {
+            let labels = [("destination", &*ledger.destination), ("account", account)];
+            records.add(&labels, count(value));
+        }
+    }
     let mut residue = families.gauge(
         "gophership_ledger_residue_records",
         "Acknowledged log records that the ledger can't explain; anything but 0 is a fault.",
     );
-    for ledger in daemon.ledgers() {
+    for ledger in &ledgers {
         #[expect(clippy::cast_precision_loss, reason = "Prometheus values are floats")]
         residue.add(
             &[("destination", &ledger.destination)],

@@ -5,6 +5,7 @@ mod chronicle;
 mod daemon;
 mod drain;
 mod engine;
+mod ledger;
 mod metrics;
 mod pacing;
 mod segments;
@@ -14,12 +15,15 @@ mod status;
 mod stop;
 mod worker;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use crate::{
     control, export, ingest, local_socket, pipeline, pressure, privileges, replay, somatic,
     telemetry, vault,
 };
+
+/// Longest that the end waits for blocking calls of the control service.
+const LAST_CALLS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Everything the daemon needs to know, validated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +95,9 @@ pub enum Error {
     /// The service user, its directories, or the drop of privileges.
     #[error(transparent)]
     Privileges(#[from] privileges::Error),
+    /// It has stopped, but something hung or failed meanwhile; nothing acknowledged is lost.
+    #[error("stopped, but not in order: {0}")]
+    Undone(String),
     /// A thread, a signal handler or the runtime.
     #[error("{what}: {source}")]
     System {
@@ -128,15 +135,19 @@ impl Error {
 /// Runs the daemon until SIGTERM, SIGINT or `drain --exit`, and drains it.
 ///
 /// # Errors
-/// If it can't start; nothing has been accepted then.
+/// If it can't start; nothing has been accepted then. [`Error::Undone`] if it couldn't take everything
+/// down in time.
 pub fn run(config: Config) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(Error::system("the main runtime"))?;
     let set = tokio::task::LocalSet::new();
-    set.block_on(&runtime, async {
+    let ended = set.block_on(&runtime, async {
         let running = build::start(config).await?;
         running.until_told_to_stop().await
-    })
+    });
+    // A blocking call, such as one to the audit log's disk, may hang.
+    runtime.shutdown_timeout(LAST_CALLS_TIMEOUT);
+    ended
 }

@@ -1,7 +1,7 @@
 //! The daemon → `StatusReply`.
 
 use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::atomic::Ordering::Relaxed,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -15,7 +15,6 @@ use crate::{
     replay::control::State,
     somatic::overrides::Override,
     telemetry::counters::Fate,
-    vault::DestinationStats,
 };
 
 impl Daemon {
@@ -98,7 +97,7 @@ impl Daemon {
     }
 
     fn vault_reply(&self) -> pb::Vault {
-        let stats = self.vault.stats();
+        let (stats, progress) = (self.vault.stats(), self.replay.progress());
         pb::Vault {
             bytes: stats.bytes,
             max_bytes: stats.max_bytes,
@@ -107,7 +106,10 @@ impl Daemon {
             records_pending: stats.records_pending,
             quarantined_segments: stats.quarantined_segments,
             quarantined_records: stats.quarantined_records,
-            dead_letters: self.replay.progress().dead_letters,
+            dead_letters: progress.dead_letters,
+            dead_letter_bytes: progress.dead_letter_bytes,
+            dead_letters_max_bytes: self.config.replay.dead_letters_max_bytes,
+            dead_letters_refused: self.replay.letters_refused().unwrap_or_default(),
             rung: stats.rung.to_owned(),
             scrubbed_bytes: stats.scrubbed_bytes_total,
             sync: if stats.synced { "always" } else { "never" }.to_owned(),
@@ -122,6 +124,14 @@ impl Daemon {
             dropped_segments: stats.dropped_segments_total,
             dropped_records: stats.dropped_records_total,
             fault: stats.fault.unwrap_or_default(),
+            refusing: self.vault.refusal().unwrap_or_default(),
+            recovery: Some(pb::Recovery {
+                done: !stats.recovering,
+                segments: stats.recovery.segments,
+                segments_total: stats.recovery.segments_total,
+                bytes: stats.recovery.bytes,
+                bytes_total: stats.recovery.bytes_total,
+            }),
         }
     }
 
@@ -142,50 +152,6 @@ impl Daemon {
             entries_pending: stats.entries_pending,
             records_pending: stats.records_pending,
         }
-    }
-
-    /// One ledger a destination.
-    pub(super) fn ledgers(&self) -> Vec<pb::Ledger> {
-        // In this order: what left the vault's books is then counted as delivered already.
-        let stats = self.vault.stats();
-        let direct = self.totals().delivered_records;
-        let ledger = |circuit: &Arc<Circuit>| {
-            let name = circuit.name();
-            let of_vault = stats
-                .by_destination
-                .iter()
-                .find(|destination| destination.name == name)
-                .cloned()
-                .unwrap_or_default();
-            let bit = self.vault.mask_of(name).map_or(0, u32::trailing_zeros) as usize;
-            ledger(circuit, &of_vault, direct[bit])
-        };
-        self.circuits.iter().map(ledger).collect()
-    }
-}
-
-/// The books of one destination: `direct` records never were in the vault, all others are its.
-/// What is delivered, but which the vault doesn't know yet, shows as owed, not as delivered.
-fn ledger(circuit: &Circuit, vault: &DestinationStats, direct: u64) -> pb::Ledger {
-    let counters = &circuit.counters;
-    let rejected = counters.rejected.load(Relaxed);
-    let dead_lettered = counters.dead_lettered.load(Relaxed);
-    let delivered = counters.delivered.load(Relaxed);
-    let settled =
-        vault.stored_records - vault.owed_records - vault.lost_records - vault.dropped_records;
-    let delivered = delivered.min(settled.saturating_sub(rejected + dead_lettered));
-    let explained = delivered + rejected + dead_lettered;
-    pb::Ledger {
-        destination: circuit.name().to_owned(),
-        accepted: direct + vault.stored_records,
-        delivered: direct + delivered,
-        owed: vault.owed_records,
-        in_flight: 0,
-        quarantined: vault.lost_records,
-        dead_lettered,
-        rejected,
-        dropped: vault.dropped_records,
-        residue: settled.cast_signed() - explained.cast_signed(),
     }
 }
 

@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
 
 use super::{Error, daemon::Daemon, drain::Phase};
 use crate::{export::Destinations, ingest::Mode, local_socket, pressure::WatchHandle};
@@ -16,6 +19,9 @@ use crate::{export::Destinations, ingest::Mode, local_socket, pressure::WatchHan
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest that a stop waits for threads: a disk or a destination may hang.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest that a stop waits for the vault and the destinations to be closed after that. All of it together
+/// stays within the 30 s that a container has.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The daemon and what has to be taken down with it.
 pub(super) struct Running {
@@ -41,11 +47,22 @@ impl Running {
             () = self.daemon.exit.notified() => "drain --exit",
         };
         tracing::info!(why, "stopping");
-        self.stop().await;
-        Ok(())
+        let undone = self.stop().await;
+        if undone.is_empty() {
+            tracing::info!("stopped");
+            Ok(())
+        } else {
+            let undone = undone.join("; ");
+            tracing::error!(
+                undone,
+                "stopped, but not in order; nothing acknowledged is lost"
+            );
+            Err(Error::Undone(undone))
+        }
     }
 
-    async fn stop(self) {
+    /// Takes everything down; gives what couldn't be.
+    async fn stop(self) -> Vec<String> {
         let Self {
             daemon,
             destinations,
@@ -65,28 +82,76 @@ impl Running {
         daemon.mode.send_replace(Mode::Stopping);
         drop(unix);
         daemon.replay.order(|orders| orders.stop = true);
-        let deadline = Instant::now() + JOIN_TIMEOUT;
-        let mut left = threads;
-        while !left.is_empty() && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            left.retain(|thread| !thread.is_finished());
-        }
-        for thread in &left {
-            tracing::warn!(
-                thread = thread.thread().name(),
-                "a thread did not end in time"
-            );
-        }
-        if left.is_empty() {
-            destinations.close();
-        }
-        if let Err(error) = daemon.vault.close() {
-            tracing::error!(%error, "vault: not closed cleanly; the next start recovers it");
+        let left = left_of(threads).await;
+        let mut undone: Vec<_> = left
+            .iter()
+            .map(|thread| {
+                let name = thread.thread().name().unwrap_or_default();
+                format!("thread {name} has not ended")
+            })
+            .collect();
+        daemon.note_direct();
+        let vault = daemon.vault.clone();
+        let vault = Closing::begin("vault", move || {
+            let closed = vault.close();
+            closed.map_err(|error| format!("not closed in order: {error}"))
+        });
+        let destinations = left.is_empty().then(|| {
+            Closing::begin("destinations", move || {
+                destinations.close();
+                Ok(())
+            })
+        });
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
+        for closing in [Some(vault), destinations].into_iter().flatten() {
+            undone.extend(closing.undone(deadline).await);
         }
         drop(watch);
         daemon.tell_stopped();
         // The service bounds its own end; then its socket is gone.
         let _ = control.await;
-        tracing::info!("stopped");
+        undone
+    }
+}
+
+/// Waits for threads; gives those that didn't end in time.
+async fn left_of(threads: Vec<JoinHandle<()>>) -> Vec<JoinHandle<()>> {
+    let deadline = Instant::now() + JOIN_TIMEOUT;
+    let mut left = threads;
+    while !left.is_empty() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        left.retain(|thread| !thread.is_finished());
+    }
+    left
+}
+
+/// Something that is being closed, on a thread that may hang.
+struct Closing {
+    what: &'static str,
+    ended: oneshot::Receiver<Result<(), String>>,
+}
+
+impl Closing {
+    fn begin(
+        what: &'static str,
+        close: impl FnOnce() -> Result<(), String> + Send + 'static,
+    ) -> Self {
+        let (tell, ended) = oneshot::channel();
+        // Without a thread `tell` is dropped, which reads as not closed.
+        let _ = std::thread::Builder::new()
+            .name(format!("stop-{what}"))
+            .spawn(move || drop(tell.send(close())));
+        Self { what, ended }
+    }
+
+    /// What isn't closed by then.
+    async fn undone(self, deadline: Instant) -> Option<String> {
+        let what = self.what;
+        match tokio::time::timeout_at(deadline.into(), self.ended).await {
+            Ok(Ok(Ok(()))) => None,
+            Ok(Ok(Err(why))) => Some(format!("{what}: {why}")),
+            Ok(Err(_)) => Some(format!("{what}: not closed")),
+            Err(_) => Some(format!("{what}: not closed in time, a disk may hang")),
+        }
     }
 }

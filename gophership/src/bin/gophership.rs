@@ -127,7 +127,9 @@ fn run(file: &ConfigFile) -> ExitCode {
     match app::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, "can't run");
+            if !matches!(error, app::Error::Undone(_)) {
+                tracing::error!(%error, "can't run");
+            }
             complain(&error.to_string());
             let exit = if error.is_configuration() {
                 Exit::Usage

@@ -169,6 +169,8 @@ keys! {
     VAULT_ON_FULL: OnFull = "vault.on_full", Default("refuse");
     /// Keep segments this long after all in them was delivered; they go first when room is needed.
     VAULT_RETAIN: Span = "vault.retain", Default("0s");
+    /// Most bytes of dead letters; when there is no room for one, its entry stays owed.
+    VAULT_DEAD_LETTERS_MAX_BYTES: Size = "vault.dead_letters_max_bytes", Default("256MiB");
     /// Longest an entry waits for others while a write is in flight.
     VAULT_LINGER: Span = "vault.linger", Default("500us");
     /// Codec of the blocks: lz4, none, or auto: lz4 unless the CPU is scarcer than the disk.

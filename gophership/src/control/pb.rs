@@ -256,6 +256,40 @@ pub struct Vault {
     /// Why the vault can make no more segments until a restart; empty in health.
     #[prost(string, tag = "15")]
     pub fault: ::prost::alloc::string::String,
+    /// How far the segments of earlier runs are read.
+    #[prost(message, optional, tag = "17")]
+    pub recovery: ::core::option::Option<Recovery>,
+    /// Why the vault refuses requests now; empty if it takes them, as far as is known.
+    #[prost(string, tag = "18")]
+    pub refusing: ::prost::alloc::string::String,
+    /// Bytes of the dead letters' files.
+    #[prost(uint64, tag = "19")]
+    pub dead_letter_bytes: u64,
+    /// Most bytes of them.
+    #[prost(uint64, tag = "20")]
+    pub dead_letters_max_bytes: u64,
+    /// Why dead letters can't be written now, so that their entries stay owed; empty if they can.
+    #[prost(string, tag = "21")]
+    pub dead_letters_refused: ::prost::alloc::string::String,
+}
+/// Reading the segments of earlier runs, after the start. What they hold isn't counted before it is read.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Recovery {
+    /// All are read.
+    #[prost(bool, tag = "1")]
+    pub done: bool,
+    /// Segments read.
+    #[prost(uint64, tag = "2")]
+    pub segments: u64,
+    /// Segments there were at the start.
+    #[prost(uint64, tag = "3")]
+    pub segments_total: u64,
+    /// Bytes of them read or passed over.
+    #[prost(uint64, tag = "4")]
+    pub bytes: u64,
+    /// Bytes there were.
+    #[prost(uint64, tag = "5")]
+    pub bytes_total: u64,
 }
 /// The replay at one moment; counts since the start of the daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -316,6 +350,12 @@ pub struct Ledger {
     /// What the others don't explain; anything but 0 is a fault.
     #[prost(sint64, tag = "10")]
     pub residue: i64,
+    /// Of those accepted, records that the vault had.
+    #[prost(uint64, tag = "11")]
+    pub vaulted: u64,
+    /// Of those delivered, records that replay delivered.
+    #[prost(uint64, tag = "12")]
+    pub replayed: u64,
 }
 /// Holds a zone.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -101,7 +101,7 @@ pub async fn serve(
         (Socket::Tcp(socket), Some(tls)) => {
             let handshake = tokio::select! {
                 handshake = handshake(socket, tls) => handshake,
-                _ = mode.wait_for(|mode| *mode != Mode::Serving) => return,
+                () = not_serving(&mut mode) => return,
             };
             match handshake {
                 Ok(stream) => serve_http(stream, peer, protocol, context, mode).await,
@@ -109,6 +109,12 @@ pub async fn serve(
             }
         }
     }
+}
+
+/// Completes when requests are taken no more, and keeps no look at the mode: as long as somebody has one,
+/// it can't change again, and whoever changes it waits.
+async fn not_serving(mode: &mut watch::Receiver<Mode>) {
+    drop(mode.wait_for(|mode| *mode != Mode::Serving).await);
 }
 
 struct Counted(Arc<WorkerCounters>);
@@ -178,7 +184,7 @@ async fn serve_grpc(
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        _ = mode.wait_for(|mode| *mode != Mode::Serving) => {
+        () = not_serving(&mut mode) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -217,7 +223,7 @@ async fn serve_otlp_http(
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        _ = mode.wait_for(|mode| *mode != Mode::Serving) => {
+        () = not_serving(&mut mode) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

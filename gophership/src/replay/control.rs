@@ -10,6 +10,8 @@ use std::{
 
 use tokio::sync::Notify;
 
+use super::dead_letter::Held;
+
 /// What the replay is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -60,7 +62,8 @@ pub struct Control {
     records: AtomicU64,
     bytes: AtomicU64,
     rate: AtomicU64,
-    dead_letters: AtomicU64,
+    dead_letters: Mutex<Held>,
+    letters_refused: Mutex<Option<String>>,
     meter: Mutex<Meter>,
 }
 
@@ -79,6 +82,8 @@ pub struct Progress {
     pub rate_now: u64,
     /// Dead letters in the directory.
     pub dead_letters: u64,
+    /// Bytes of their files.
+    pub dead_letter_bytes: u64,
 }
 
 /// Measures a rate over windows of a second.
@@ -109,7 +114,7 @@ impl Meter {
 }
 
 impl Control {
-    pub(super) fn new(rate: u64, dead_letters: u64) -> Self {
+    pub(super) fn new(rate: u64, dead_letters: Held) -> Self {
         let orders = Orders {
             paused: false,
             draining: false,
@@ -124,7 +129,8 @@ impl Control {
             records: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             rate: AtomicU64::new(rate),
-            dead_letters: AtomicU64::new(dead_letters),
+            dead_letters: Mutex::new(dead_letters),
+            letters_refused: Mutex::new(None),
             meter: Mutex::new(Meter {
                 since: Instant::now(),
                 bytes: 0,
@@ -146,13 +152,15 @@ impl Control {
 
     /// Progress so far.
     pub fn progress(&self) -> Progress {
+        let held = *lock(&self.dead_letters);
         Progress {
             state: *lock(&self.state),
             records: self.records.load(Relaxed),
             bytes: self.bytes.load(Relaxed),
             rate: self.rate.load(Relaxed),
             rate_now: lock(&self.meter).roll(Instant::now()),
-            dead_letters: self.dead_letters.load(Relaxed),
+            dead_letters: held.letters,
+            dead_letter_bytes: held.bytes,
         }
     }
 
@@ -185,8 +193,18 @@ impl Control {
         lock(&self.meter).add(bytes, Instant::now());
     }
 
-    pub(super) fn dead_letter(&self) {
-        self.dead_letters.fetch_add(1, Relaxed);
+    /// Why dead letters can't be written now, and entries stay owed for it; `None` if there was no need
+    /// to, or they can.
+    pub fn letters_refused(&self) -> Option<String> {
+        lock(&self.letters_refused).clone()
+    }
+
+    pub(super) fn dead_letters(&self, held: Held) {
+        *lock(&self.dead_letters) = held;
+    }
+
+    pub(super) fn refuse_letters(&self, reason: Option<String>) {
+        *lock(&self.letters_refused) = reason;
     }
 }
 

@@ -2,10 +2,12 @@
 //!
 //! One thread with its own connections reads the vault oldest first and settles an entry for a
 //! destination only when that destination has accepted it. What a destination will never take
-//! becomes a dead letter, durable before the entry is settled.
+//! becomes a dead letter, durable before the entry is settled. While none can be written, such entries stay
+//! owed and aren't tried again.
 
 use std::{sync::Arc, time::Duration};
 
+mod aside;
 pub mod control;
 pub mod dead_letter;
 mod group;
@@ -24,6 +26,8 @@ pub struct Config {
     pub after: Duration,
     /// Rate limit, in stored message bytes a second.
     pub max_bytes_per_second: u64,
+    /// Most bytes of dead letters.
+    pub dead_letters_max_bytes: u64,
 }
 
 /// The replay can't be started.

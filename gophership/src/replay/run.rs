@@ -11,6 +11,7 @@ use gophership_common::{Word, Zone};
 
 use super::{
     Config, Error, Handle,
+    aside::Aside,
     control::{Control, State},
     dead_letter::DeadLetters,
     group::{Group, Unreadable},
@@ -21,7 +22,7 @@ use crate::{
     export::{Destinations, Outcome},
     pipeline::{Member, circuit::Circuit},
     pressure::Verdict,
-    vault::{DestMask, Entry, Limiter, Reader, Vault},
+    vault::{DestMask, Entry, Limiter, Reader, Settlement, Vault},
 };
 
 /// How often the zone and the vault are looked at while nothing is sent.
@@ -55,7 +56,7 @@ pub struct Parts {
 pub fn spawn(parts: Parts) -> Result<(Handle, JoinHandle<()>), Error> {
     let control = Arc::new(Control::new(
         parts.config.max_bytes_per_second,
-        parts.dead_letters.count(),
+        parts.dead_letters.held(),
     ));
     let handle = Arc::clone(&control);
     let thread = std::thread::Builder::new()
@@ -84,7 +85,7 @@ struct Replay {
     reader: Reader,
     verdict: Verdict,
     members: Vec<Member>,
-    dead_letters: DeadLetters,
+    aside: Aside,
     control: Handle,
     limiter: Limiter,
     green: Option<(Word, Instant)>,
@@ -100,10 +101,14 @@ impl Replay {
             config: parts.config,
             batch_max_bytes: parts.batch_max_bytes,
             max_entry_bytes: parts.max_entry_bytes,
+            aside: Aside::new(
+                parts.dead_letters,
+                parts.vault.clone(),
+                Arc::clone(&control),
+            ),
             vault: parts.vault,
             verdict: parts.verdict,
             members,
-            dead_letters: parts.dead_letters,
             control,
             limiter: Limiter::new(Instant::now()),
             green: None,
@@ -162,6 +167,9 @@ impl Replay {
     /// every destination down is not repeated at once.
     async fn pass(&mut self, rate: u64) -> bool {
         self.control.set_rate(rate);
+        if self.aside.is_time_again(Instant::now()) {
+            self.reader.rewind();
+        }
         if self.vault.stats().entries_pending == 0 {
             self.control.nothing_is_owed();
             return false;
@@ -287,8 +295,13 @@ impl Replay {
         counters.rejected.fetch_add(rejected, Relaxed);
         self.control
             .sent(group.records(), group.stored_bytes() as u64);
+        // Which records it rejected isn't said: for the books, the first ones.
+        let mut left = rejected;
         for entry in &group.entries {
-            self.vault.settle(entry.id, member.bit);
+            let rejected_records = u32::try_from(left).unwrap_or(u32::MAX).min(entry.records);
+            left -= u64::from(rejected_records);
+            let how = Settlement::Replayed { rejected_records };
+            self.vault.settle_as(entry.id, member.bit, how);
         }
     }
 
@@ -332,18 +345,16 @@ impl Replay {
 
     fn dead_letter(&mut self, entry: &Entry, member: &Member, reason: &str) -> bool {
         let name = member.circuit.name();
-        if let Err(error) = self.dead_letters.put(entry, name, reason) {
-            tracing::error!(%error, "replay: a dead letter can't be written; its entry stays owed");
+        if !self.aside.put(entry, name, member.bit, reason) {
             return false;
         }
-        tracing::error!(destination = name, reason, entry = ?entry.id, records = entry.records, "replay: dead letter");
         member
             .circuit
             .counters
             .dead_lettered
             .fetch_add(u64::from(entry.records), Relaxed);
-        self.control.dead_letter();
-        self.vault.settle(entry.id, member.bit);
+        self.vault
+            .settle_as(entry.id, member.bit, Settlement::DeadLettered);
         true
     }
 }

@@ -9,7 +9,10 @@ use std::{
     cell::Cell,
     pin::pin,
     rc::Rc,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -251,12 +254,15 @@ impl Reflex {
                 return self.settled(settled, request, stored).await;
             }
             meanwhile.accepted(settled.accepted);
+            // Before the vault settles it, which is when the append is dropped.
+            count_settled(self.pipeline.members(), request.records, settled);
             settled
         };
         self.diverted(Pivot::AckTimeout, diversion, meanwhile.is_stored());
-        if meanwhile.is_stored() {
-            count_settled(self.pipeline.members(), request.records, settled);
-        } else {
+        if !meanwhile.is_stored() {
+            for counter in settled_counters(self.pipeline.members(), settled) {
+                counter.fetch_sub(u64::from(request.records), Relaxed);
+            }
             self.count_delivered(settled, request);
         }
         Answer::Delivered
@@ -357,14 +363,18 @@ pub fn settle_held(vault: &Vault, members: &[Member], held: Held, settled: Settl
     }
 }
 
-/// Ledger: records of the vault that destinations have.
+/// Ledger: records of the vault that destinations have; counted before the vault hears of it.
 fn count_settled(members: &[Member], records: u32, settled: Settled) {
-    for member in members {
-        if member.bit & settled.accepted != 0 {
-            let delivered = &member.circuit.counters.delivered;
-            delivered.fetch_add(u64::from(records), Relaxed);
-        }
+    for counter in settled_counters(members, settled) {
+        counter.fetch_add(u64::from(records), Relaxed);
     }
+}
+
+fn settled_counters(members: &[Member], settled: Settled) -> impl Iterator<Item = &AtomicU64> {
+    members
+        .iter()
+        .filter(move |member| member.bit & settled.accepted != 0)
+        .map(|member| &member.circuit.counters.delivered)
 }
 
 fn refusal(error: &AppendError) -> Answer {

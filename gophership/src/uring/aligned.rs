@@ -1,9 +1,12 @@
-//! Page-aligned memory on the heap, for O_DIRECT.
+//! Page-aligned memory for O_DIRECT, from the kernel itself.
+//!
+//! Not from the heap: there, buffers of a MiB that come and go between what stays leave holes that no other
+//! aligned buffer fits into, and a recovery of many segments would take more and more memory.
 
 use std::{
-    alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
+    alloc::{Layout, handle_alloc_error},
     ops::{Deref, DerefMut},
-    ptr::NonNull,
+    ptr::{self, NonNull},
 };
 
 use super::ALIGNMENT;
@@ -25,13 +28,16 @@ impl AlignedBytes {
     #[must_use]
     pub fn zeroed(len: usize) -> Self {
         let len = len.max(1).next_multiple_of(ALIGNMENT);
-        let layout = Self::layout(len);
-        // SAFETY: the layout's size is at least one page, so not zero.
-        let raw = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(raw) else {
-            handle_alloc_error(layout)
-        };
-        Self { start, len }
+        let (access, kind) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        );
+        // SAFETY: a new mapping of whole pages, wherever the kernel likes, touches no other memory.
+        let raw = unsafe { libc::mmap(ptr::null_mut(), len, access, kind, -1, 0) };
+        match NonNull::new(raw.cast()) {
+            Some(start) if raw != libc::MAP_FAILED => Self { start, len },
+            Some(_) | None => handle_alloc_error(Self::layout(len)),
+        }
     }
 
     /// The first byte; the memory stays where it is for the value's whole life.
@@ -62,8 +68,8 @@ impl DerefMut for AlignedBytes {
 
 impl Drop for AlignedBytes {
     fn drop(&mut self) {
-        // SAFETY: allocated in `zeroed` with this very layout, and freed once.
-        unsafe { dealloc(self.start.as_ptr(), Self::layout(self.len)) }
+        // SAFETY: mapped in `zeroed` with this very length, and unmapped once. It can't fail.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
     }
 }
 

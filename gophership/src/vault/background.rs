@@ -1,9 +1,6 @@
 //! What a vault does beside appending and reading: on threads of its own, or step by step.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use super::{
     Vault,
@@ -26,14 +23,15 @@ pub struct Background {
     cursors: CursorWriter,
     scrubber: Scrubber,
     /// What an earlier run has left; `None` once it was read.
-    left: Option<(Cursors, Vec<Found>)>,
+    left: Option<(Arc<Cursors>, Vec<Found>)>,
 }
 
 impl Background {
     pub(super) fn new(shared: Arc<Shared>, cursors: Cursors, found: Vec<Found>) -> Self {
+        let cursors = Arc::new(cursors);
         Self {
             segments: Keeper::new(Arc::clone(&shared)),
-            cursors: CursorWriter::new(shared.dir(), &cursors),
+            cursors: CursorWriter::new(shared.dir(), Arc::clone(&cursors)),
             scrubber: Scrubber::new(shared.platform.now()),
             left: Some((cursors, found)),
             shared,
@@ -57,10 +55,6 @@ impl Background {
     /// # Errors
     /// The cursors can't be written; the next step tries again.
     pub fn keep_up(&mut self) -> Result<(), Error> {
-        if self.shared.recovering.load(Ordering::Acquire) {
-            // The cursors of segments that recovery hasn't reached would be lost.
-            return Ok(());
-        }
         upkeep::pass(&self.shared, &mut self.cursors)
     }
 

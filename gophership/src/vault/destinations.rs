@@ -86,7 +86,7 @@ impl Destinations {
                 max: NAMES_MAX,
             });
         }
-        if names.len() > known || !path.exists() {
+        if names.len() > known || !platform.exists(&path) {
             replace_file(platform, dir, FILE, encode(&names).as_bytes())?;
         }
         Ok(Self {
@@ -150,13 +150,17 @@ fn decode(bytes: &[u8]) -> Result<Vec<String>, &'static str> {
     if u32::from_str_radix(crc, 16) != Ok(crc32fast::hash(body.as_bytes())) {
         return Err("checksum doesn't match");
     }
-    let names: Vec<String> = body.lines().map(str::to_owned).collect();
+    let names: Vec<String> = body.split_terminator('\n').map(str::to_owned).collect();
     if names.len() > NAMES_MAX {
         Err("too many names")
     } else {
         Ok(names)
     }
 }
+
+#[cfg(fuzzing)]
+#[path = "fuzzing/destinations.rs"]
+pub(super) mod fuzzing;
 
 #[cfg(test)]
 mod tests {

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use super::{
     error::{Error, io_error},
+    format::NUMBERS_END,
     platform::{Lock, LockError, Platform},
 };
 
@@ -135,7 +136,7 @@ pub(super) fn number_of(path: &Path) -> Option<u64> {
     let name = path.file_name()?.to_str()?.strip_suffix(".gsv")?;
     u64::from_str_radix(name, 16)
         .ok()
-        .filter(|_| name.len() == 16)
+        .filter(|&number| name.len() == 16 && number < NUMBERS_END)
 }
 
 /// Makes creations, renames and removals in `dir` durable.

@@ -49,8 +49,8 @@ pub(super) struct Damaged {
 }
 
 /// What is in a segment, from its blocks alone, beside what its seal says.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Content {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Content {
     /// The seal.
     pub(super) seal: BlockHeader,
     /// Where it is.
@@ -154,10 +154,7 @@ impl Examination {
     /// Goes on at the next intact block, or at the end if there is none.
     fn search(&mut self, reason: &'static str) -> Found {
         let position = self.position;
-        let next = self
-            .source
-            .look_ahead(self.identity, position, self.limit)
-            .next;
+        let next = self.source.next_block(self.identity, position, self.limit);
         self.position = match &next {
             Some((offset, header)) => Position {
                 offset: *offset,

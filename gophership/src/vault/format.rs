@@ -8,7 +8,7 @@
 //!  0  u64  magic "GSVSEGMT"                    0  u32  magic "GSVB"
 //!  8  u16  version (1)                         4  u16  version (1)
 //! 10  u16  lane                                6  u8   kind: 1 data, 2 mark, 3 seal
-//! 12  u32  flags: 1 previous given up          7  u8   codec: 0 raw, 1 LZ4 block format
+//! 12  u32  flags: 1 previous given up, 2 ready 7  u8   codec: 0 raw, 1 LZ4 block format
 //! 16  u64  segment number                      8  u64  segment number
 //! 24  u64  tag, random                        16  u64  tag of the segment
 //! 32  u64  lane's previous segment, 0 none    24  u32  index of the block, from 0
@@ -48,11 +48,16 @@ pub const BLOCK_BYTES_MAX: usize = 1 << 20;
 /// Most entries of a segment; bounds the cursors.
 pub const ENTRIES_MAX: u32 = 1 << 16;
 
+/// Numbers of segments and generations of cursors stay below: nobody counts that far, so that what is
+/// above was never written, and the next one always has a number too.
+pub(super) const NUMBERS_END: u64 = 1 << 63;
+
 const SEGMENT_MAGIC: u64 = u64::from_le_bytes(*b"GSVSEGMT");
 const BLOCK_MAGIC: u32 = u32::from_le_bytes(*b"GSVB");
 const CRC_AT: usize = 124;
-/// Flag of a segment header.
+/// Flags of a segment header.
 const GIVEN_UP: u32 = 1;
+const READY: u32 = 2;
 
 /// What a block holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +95,8 @@ pub struct SegmentHeader {
     /// The lane gave the previous segment up after an error: nothing beyond those blocks was ever
     /// acknowledged, sealed or not.
     pub previous_given_up: bool,
+    /// It was made ahead, and the lane hasn't begun it: all of this but number, lane and tag is still to come.
+    pub is_ready: bool,
     /// When it began, Unix nanoseconds.
     pub created_unix_ns: u64,
     /// Bytes of the file.
@@ -173,7 +180,9 @@ impl SegmentHeader {
         put(page, 24, &self.tag.to_le_bytes());
         put(page, 32, &self.previous.to_le_bytes());
         put(page, 40, &self.previous_durable.to_le_bytes());
-        put(page, 12, &u32::from(self.previous_given_up).to_le_bytes());
+        let given_up = if self.previous_given_up { GIVEN_UP } else { 0 };
+        let ready = if self.is_ready { READY } else { 0 };
+        put(page, 12, &(given_up | ready).to_le_bytes());
         put(page, 48, &self.created_unix_ns.to_le_bytes());
         put(page, 56, &self.bytes.to_le_bytes());
         put(page, 64, &self.host);
@@ -203,6 +212,7 @@ impl SegmentHeader {
             previous: u64_at(header, 32),
             previous_durable: u32_at(header, 40),
             previous_given_up: u32_at(header, 12) & GIVEN_UP != 0,
+            is_ready: u32_at(header, 12) & READY != 0,
             created_unix_ns: u64_at(header, 48),
             bytes: u64_at(header, 56),
             host,
@@ -302,11 +312,12 @@ impl BlockHeader {
         let payload_max = (BLOCK_BYTES_MAX - BLOCK_HEADER) as u64;
         let counts = u64::from(self.entries).saturating_add(self.first_entry)
             <= u64::from(ENTRIES_MAX)
-            && self.first_record <= u64::MAX - u64::from(u32::MAX);
+            && self.first_record <= self.first_entry.saturating_mul(u64::from(u32::MAX));
         let lengths =
             u64::from(self.raw_len) <= payload_max && u64::from(self.stored_len) <= payload_max;
         let codec = self.codec != Codec::Raw || self.raw_len == self.stored_len;
-        let empty = self.kind == BlockKind::Data || (self.raw_len == 0 && self.stored_len == 0);
+        let lengths_and_counts = [self.raw_len, self.stored_len, self.entries, self.records];
+        let empty = self.kind == BlockKind::Data || lengths_and_counts == [0; 4];
         counts && lengths && codec && empty && self.durable_through <= self.index
     }
 }

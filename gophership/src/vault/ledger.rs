@@ -5,7 +5,11 @@
 
 use std::ops::Range;
 
-use super::{entry::DestMask, format::ENTRIES_MAX};
+use super::{
+    books::{Books, Settlement},
+    entry::DestMask,
+    format::ENTRIES_MAX,
+};
 
 /// Entries and records still owed, lost and held of one segment.
 #[derive(Debug, Default)]
@@ -15,14 +19,17 @@ pub(super) struct Ledger {
     /// By destination: bit set where the entry is still owed to it.
     owed: Vec<Bits>,
     held: Bits,
+    /// By destination: bit set where nobody should try now; made when the first is.
+    parked: Vec<Bits>,
     /// Entries a reader couldn't read. They count as lost and not as owed, but their `owed` bits
     /// stay, and so they stay in the cursors: the next start may be able to read them.
     unread: Bits,
-    /// Records by destination: ever owed, still owed, owed but lost.
+    /// Records by destination: ever owed in this run, still owed, owed but lost.
     stored_records: Vec<u64>,
     owed_records: Vec<u64>,
     lost_owed_records: Vec<u64>,
-    dropped_records: Vec<u64>,
+    /// By destination: what was settled in this run.
+    books: Vec<Books>,
     pending_entries: u64,
     pending_records: u64,
     lost_entries: u64,
@@ -47,7 +54,7 @@ impl Ledger {
             stored_records: vec![0; destinations],
             owed_records: vec![0; destinations],
             lost_owed_records: vec![0; destinations],
-            dropped_records: vec![0; destinations],
+            books: vec![Books::default(); destinations],
             ..Self::default()
         }
     }
@@ -90,9 +97,9 @@ impl Ledger {
         }
     }
 
-    /// Adds `entries` that can't be read, with `records` in all. Who is owed them isn't known: everybody
-    /// who hasn't settled them.
-    pub(super) fn push_lost(&mut self, entries: u32, records: u64) {
+    /// Adds `entries` that can't be read, with `records` in all. Who was owed them isn't known: `owed`,
+    /// which is everybody who hasn't settled all of them.
+    pub(super) fn push_lost(&mut self, entries: u32, records: u64, owed: DestMask) {
         for _ in 0..entries {
             let index = self.records.len();
             self.records.push(0);
@@ -104,13 +111,38 @@ impl Ledger {
         }
         self.lost_entries += u64::from(entries);
         self.lost_records += records;
+        for bit in (0..self.owed.len()).filter(|bit| owed & (1 << bit) != 0) {
+            self.stored_records[bit] += records;
+            self.lost_owed_records[bit] += records;
+        }
     }
 
     /// Marks `mask` as settled for an entry; true if that changed anything.
-    pub(super) fn settle(&mut self, index: u32, mask: DestMask) -> bool {
+    pub(super) fn settle(&mut self, index: u32, mask: DestMask, how: Settlement) -> bool {
+        let (changed, records) = self.clear(index, mask);
+        for (bit, books) in self.books.iter_mut().enumerate() {
+            if changed & (1 << bit) != 0 {
+                books.settle(how, u64::from(records));
+            }
+        }
+        changed != 0
+    }
+
+    /// Leaves out what an earlier run has settled for an entry: that run has accounted for it.
+    pub(super) fn settled_before(&mut self, index: u32, mask: DestMask) {
+        let (changed, records) = self.clear(index, mask);
+        for (bit, stored) in self.stored_records.iter_mut().enumerate() {
+            if changed & (1 << bit) != 0 {
+                *stored -= u64::from(records);
+            }
+        }
+    }
+
+    /// Takes `mask` out of what is owed of an entry; gives for whom that changed anything, and its records.
+    fn clear(&mut self, index: u32, mask: DestMask) -> (DestMask, u32) {
         let index = index as usize;
         let Some(&records) = self.records.get(index) else {
-            return false;
+            return (0, 0);
         };
         let before = self.unsettled(index);
         let is_unread = self.unread.get(index);
@@ -136,7 +168,35 @@ impl Ledger {
                 self.pending_records -= u64::from(records);
             }
         }
-        before & mask != 0
+        (before & mask, records)
+    }
+
+    /// Leaves an entry out of what is wanted for `mask`, until [`Ledger::unpark`].
+    pub(super) fn park(&mut self, index: u32, mask: DestMask) {
+        if index as usize >= self.records.len() {
+            return;
+        }
+        self.parked.resize(self.owed.len(), Bits::default());
+        for (bit, parked) in self.parked.iter_mut().enumerate() {
+            if mask & (1 << bit) != 0 {
+                parked.set(index as usize);
+            }
+        }
+    }
+
+    /// Nothing is left out any more.
+    pub(super) fn unpark(&mut self) {
+        self.parked = Vec::new();
+    }
+
+    /// Destinations that an entry is owed to and that should be tried.
+    #[must_use]
+    pub(super) fn wanted(&self, index: usize) -> DestMask {
+        let parked = (0..)
+            .zip(&self.parked)
+            .filter(|(_, parked)| parked.get(index))
+            .fold(0, |mask, (bit, _)| mask | 1 << bit);
+        self.owed(index) & !parked
     }
 
     /// Drops the hold on an entry.
@@ -174,8 +234,8 @@ impl Ledger {
     /// Gives up all that is owed, because the segment is dropped; returns how much that was. What is
     /// settled afterwards changes nothing.
     pub(super) fn drop_owed(&mut self) -> Pending {
-        for (dropped, owed) in self.dropped_records.iter_mut().zip(&mut self.owed_records) {
-            *dropped += std::mem::take(owed);
+        for (books, owed) in self.books.iter_mut().zip(&mut self.owed_records) {
+            books.dropped += std::mem::take(owed);
         }
         for bits in &mut self.owed {
             for (word, owed) in bits.0.iter_mut().enumerate() {
@@ -188,10 +248,10 @@ impl Ledger {
         }
     }
 
-    /// Records owed to one destination that were given up.
+    /// What was settled for one destination in this run.
     #[must_use]
-    pub(super) fn dropped_records(&self, bit: usize) -> u64 {
-        self.dropped_records.get(bit).copied().unwrap_or(0)
+    pub(super) fn books(&self, bit: usize) -> Books {
+        self.books.get(bit).copied().unwrap_or_default()
     }
 
     /// Destinations an entry is still owed to, 0 for one that isn't known or can't be read.
@@ -245,12 +305,7 @@ impl Ledger {
         }
     }
 
-    /// Leaves what is settled out of what was stored: an earlier run has accounted for it.
-    pub(super) fn forget_settled(&mut self) {
-        self.stored_records.clone_from(&self.owed_records);
-    }
-
-    /// Records ever owed to one destination.
+    /// Records ever owed to one destination in this run.
     #[must_use]
     pub(super) fn stored_records(&self, bit: usize) -> u64 {
         self.stored_records.get(bit).copied().unwrap_or(0)
@@ -295,7 +350,7 @@ impl Ledger {
         })
     }
 
-    /// Whether some entry is owed to one of `mask` and nobody holds it.
+    /// Whether some entry is owed to one of `mask`, isn't parked for it, and nobody holds it.
     #[must_use]
     pub(super) fn is_any_wanted(&self, mask: DestMask) -> bool {
         (0..self.records.len().div_ceil(64)).any(|word| {
@@ -304,7 +359,10 @@ impl Ledger {
                 .iter()
                 .enumerate()
                 .filter(|(bit, _)| mask & (1 << bit) != 0)
-                .fold(0, |owed, (_, bits)| owed | bits.word(word));
+                .fold(0, |owed, (bit, bits)| {
+                    let parked = self.parked.get(bit).map_or(0, |parked| parked.word(word));
+                    owed | (bits.word(word) & !parked)
+                });
             owed & !self.held.word(word) & !self.unread.word(word) != 0
         })
     }
@@ -378,8 +436,11 @@ mod tests {
                 records: 15
             }
         );
-        assert!(ledger.settle(0, 0b01));
-        assert!(!ledger.settle(0, 0b01), "settling twice changes nothing");
+        assert!(ledger.settle(0, 0b01, Settlement::Delivered));
+        assert!(
+            !ledger.settle(0, 0b01, Settlement::Delivered),
+            "settling twice changes nothing"
+        );
         assert_eq!(
             (
                 ledger.owed(0),
@@ -394,7 +455,7 @@ mod tests {
         assert!(!ledger.is_held(0));
         assert!(ledger.settled(0).eq([0b111]) && ledger.settled(1).eq([0b100]));
         assert!(ledger.is_settled(2..3) && !ledger.is_settled(0..3));
-        assert!(ledger.settle(0, 0b11));
+        assert!(ledger.settle(0, 0b11, Settlement::Delivered));
         assert_eq!(
             ledger.pending(),
             Pending {
@@ -402,7 +463,10 @@ mod tests {
                 records: 5
             }
         );
-        assert!(!ledger.settle(9, 0b11), "an unknown entry");
+        assert!(
+            !ledger.settle(9, 0b11, Settlement::Delivered),
+            "an unknown entry"
+        );
         assert_eq!(
             ledger.lose(0..3),
             Pending {
@@ -433,9 +497,9 @@ mod tests {
         );
         assert!(!ledger.is_settled(0..1));
         assert_eq!(ledger.lose(0..1), Pending::default(), "counted once");
-        assert!(ledger.settle(0, 0b01));
+        assert!(ledger.settle(0, 0b01, Settlement::Delivered));
         assert_eq!(ledger.lost().records, 10);
-        assert!(ledger.settle(0, 0b10));
+        assert!(ledger.settle(0, 0b10, Settlement::Delivered));
         assert_eq!(ledger.lost(), Pending::default(), "delivered after all");
         assert_eq!((ledger.stored_records(0), ledger.lost_records(0)), (10, 0));
         assert_eq!(ledger.pending(), Pending::default());

@@ -11,6 +11,7 @@
 //! `destinations` and `directory`.
 
 mod background;
+mod books;
 mod bytes;
 pub mod chain;
 mod cursors;
@@ -20,11 +21,14 @@ pub mod entry;
 mod error;
 mod examine;
 pub mod format;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod inspect;
 mod lane;
 mod ledger;
 mod life;
 mod limiter;
+mod outlook;
 pub mod platform;
 mod port;
 mod quarantine;
@@ -62,13 +66,14 @@ use self::{
 pub(crate) use self::limiter::Limiter;
 pub use self::{
     background::Background,
+    books::{Books, Settlement},
     entry::{ContentEncoding, DestMask, Entry, EntryId, EntryMeta, Kind},
     error::{AppendError, Error},
     lane::{Lane, Meanwhile},
     quarantine::{Quarantine, QuarantineError},
     reader::Reader,
     segments::SegmentStats,
-    stats::{DestinationStats, SYNC_BOUNDS_US, Stats, SyncLatency},
+    stats::{DestinationStats, RecoveryStats, SYNC_BOUNDS_US, Stats, SyncLatency},
 };
 
 /// Codec of the blocks.
@@ -213,6 +218,10 @@ impl Vault {
                 by_destination: vec![RetiredRecords::default(); destinations.len()],
                 ..Retired::default()
             }),
+            earlier: (0..destinations.len())
+                .map(|bit| cursors.books(bit))
+                .collect(),
+            direct: (0..destinations.len()).map(|_| AtomicU64::new(0)).collect(),
             numbers_used: AtomicU64::new(cursors.next_segment),
             recycled: AtomicU64::new(0),
             fault: OnceLock::new(),
@@ -227,6 +236,7 @@ impl Vault {
             committed_bytes: AtomicU64::new(found.iter().map(|found| found.bytes).sum()),
             checksum_errors: AtomicU64::new(0),
             recovering: AtomicBool::new(true),
+            recovery: recovery::Progress::of(&found),
             first_segment: next_segment,
             cursors_dirty: AtomicBool::new(false),
             segments_wanted: Signal::default(),
@@ -280,12 +290,41 @@ impl Vault {
     /// Notes that the destinations of `accepted` have the entry, and drops its hold: an export of it
     /// is over. Bits it isn't owed to change nothing.
     pub fn settle(&self, id: EntryId, accepted: DestMask) {
-        self.inner.shared.settle(id, accepted);
+        self.settle_as(id, accepted, Settlement::Delivered);
+    }
+
+    /// As [`Vault::settle`], for `mask`, and for the books in another way.
+    pub fn settle_as(&self, id: EntryId, mask: DestMask, how: Settlement) {
+        self.inner.shared.settle(id, mask, how);
+    }
+
+    /// Notes how many records each destination, by its bit, has had without the vault since the start;
+    /// the cursors carry them, too. What is never noted is missing in the books of the next run.
+    pub fn note_direct(&self, records: &[u64]) {
+        let shared = &self.inner.shared;
+        for (noted, &records) in shared.direct.iter().zip(records) {
+            if noted.swap(records, Ordering::Relaxed) != records {
+                shared.cursors_dirty.store(true, Ordering::Release);
+            }
+        }
     }
 
     /// Drops the hold on an entry whose export failed: replay may take it.
     pub fn release(&self, id: EntryId) {
         self.inner.shared.release(id);
+    }
+
+    /// Readers leave the entry out for `mask`, until [`Vault::unpark`] or the next start; it stays owed.
+    pub fn park(&self, id: EntryId, mask: DestMask) {
+        if let Some(segment) = self.inner.shared.catalog.get(id.segment) {
+            segment.ledger().park(id.index, mask);
+        }
+    }
+
+    /// Takes back every [`Vault::park`].
+    pub fn unpark(&self) {
+        let shared = &self.inner.shared;
+        shared.catalog.for_each(|segment| segment.ledger().unpark());
     }
 
     /// A reader from the oldest entry on; for one replay thread, never a worker's.
@@ -298,6 +337,17 @@ impl Vault {
     #[must_use]
     pub fn stats(&self) -> Stats {
         upkeep::stats(&self.inner.shared)
+    }
+
+    /// Why entries are refused, in all lanes or in one; `None` if they are taken, as far as is known.
+    #[must_use]
+    pub fn refusal(&self) -> Option<String> {
+        let shared = &self.inner.shared;
+        let now = shared.platform.now();
+        shared.fault.get().cloned().or_else(|| {
+            let mut refusals = shared.ports.iter().map(|port| port.refusal(now)).zip(0..);
+            refusals.find_map(|(reason, lane)| Some(format!("lane {lane}: {}", reason?)))
+        })
     }
 
     /// Sets how much background work may be done, in thousandths of each work's own full rate: 0, as

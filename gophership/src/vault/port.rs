@@ -1,8 +1,11 @@
 //! Where a lane gets its next segment, made ready ahead of need by a background thread.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
 };
 
 use tokio::sync::Notify;
@@ -34,12 +37,32 @@ pub(super) enum Next {
     Failed(String),
 }
 
+/// Why a lane takes no entries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// It has no segment to go on in.
+    NoSegment(String),
+    /// The disk refused, twice; the next append after this time tries again.
+    Disk {
+        /// That time.
+        until: Instant,
+        /// What the disk said.
+        reason: String,
+    },
+    /// It can't write any more in this run.
+    Broken(String),
+}
+
 /// The way between one lane and the thread that makes its segments.
 #[derive(Debug)]
 pub(super) struct Port {
     next: Mutex<Next>,
     /// The lane can't go on without the next segment, and would have something dropped for it.
     starving: AtomicBool,
+    /// The last append was refused, for this.
+    refusal: Mutex<Option<Refusal>>,
+    /// There is one: most blocks are written while there is none.
+    refuses: AtomicBool,
     /// Segments whose disk refuses, handed out first.
     #[cfg(test)]
     pub(super) planted: Mutex<Vec<Ready>>,
@@ -54,6 +77,8 @@ impl Default for Port {
         Self {
             next: Mutex::new(Next::Wanted),
             starving: AtomicBool::new(false),
+            refusal: Mutex::new(None),
+            refuses: AtomicBool::new(false),
             #[cfg(test)]
             planted: Mutex::default(),
             room: Notify::new(),
@@ -129,10 +154,53 @@ impl Port {
     pub(super) fn put(&self, next: Next) {
         if matches!(next, Next::Ready(_)) {
             self.starving.store(false, Ordering::Release);
+            self.has_segment();
         }
         *self.lock() = next;
         self.room.notify_one();
         self.driver.notify_one();
+    }
+
+    /// Notes that appends are refused.
+    pub(super) fn refuse(&self, refusal: Refusal) {
+        *self.lock_refusal() = Some(refusal);
+        self.refuses.store(true, Ordering::Release);
+    }
+
+    /// Notes that there is a segment to go on in.
+    pub(super) fn has_segment(&self) {
+        self.end_refusal(|refusal| matches!(refusal, Refusal::NoSegment(_)));
+    }
+
+    /// Notes that the disk has taken a block.
+    pub(super) fn has_written(&self) {
+        self.end_refusal(|refusal| !matches!(refusal, Refusal::Broken(_)));
+    }
+
+    fn end_refusal(&self, ends: impl FnOnce(&Refusal) -> bool) {
+        if self.refuses.load(Ordering::Acquire) {
+            let mut refusal = self.lock_refusal();
+            if refusal.as_ref().is_some_and(ends) {
+                *refusal = None;
+                self.refuses.store(false, Ordering::Release);
+            }
+        }
+    }
+
+    /// Why an append would be refused at `now`, as far as is known. Nobody may be appending: once it is time
+    /// to try again, a segment that could be made says that the disk works.
+    #[must_use]
+    pub(super) fn refusal(&self, now: Instant) -> Option<String> {
+        match self.lock_refusal().as_ref()? {
+            Refusal::Disk { until, .. } if now >= *until && self.is_ready() => None,
+            Refusal::NoSegment(reason) | Refusal::Disk { reason, .. } | Refusal::Broken(reason) => {
+                Some(reason.clone())
+            }
+        }
+    }
+
+    fn lock_refusal(&self) -> MutexGuard<'_, Option<Refusal>> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Next> {

@@ -175,7 +175,7 @@ fn decode(bytes: &[u8], number: u64) -> Option<Quarantine> {
     if crc != crc32fast::hash(body.as_bytes()) {
         return None;
     }
-    let mut lines = body.lines();
+    let mut lines = body.split('\n');
     let mut field = |name: &str| lines.next()?.strip_prefix(name)?.strip_prefix(' ');
     if field("segment")? != format!("{number:016x}") {
         return None;
@@ -186,6 +186,10 @@ fn decode(bytes: &[u8], number: u64) -> Option<Quarantine> {
         reason: field("reason")?.to_owned(),
     })
 }
+
+#[cfg(fuzzing)]
+#[path = "fuzzing/quarantine.rs"]
+pub(super) mod fuzzing;
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,7 @@ use super::{
     error::{Error, io_error},
     format::{BlockHeader, BlockKind, PAGE},
     segment::Segment,
-    shared::{Damage, SEAL_MISMATCH, Shared},
+    shared::{Damage, ORPHAN, SEAL_MISMATCH, Shared},
     walk::{BlockSource, Chain, Identity, Joined, Look, Position, is_consistent},
 };
 
@@ -284,6 +284,7 @@ impl OpenSegment {
             return None;
         };
         let mut index = position.entry;
+        let mut orphans = Vec::new();
         for piece in Pieces::new(payload).flatten() {
             let joined = chain.join(&piece.header);
             let number = index;
@@ -311,6 +312,7 @@ impl OpenSegment {
                 Part::Middle | Part::Last => {
                     if joined == Joined::Orphan {
                         *large = None;
+                        orphans.extend(piece.header.part.ends_entry().then_some(number));
                     }
                     if let Some(entry) = large.as_mut().and_then(|large| large.entry.as_mut()) {
                         entry.bytes.extend_from_slice(piece.bytes);
@@ -321,6 +323,10 @@ impl OpenSegment {
                 }
             }
         }
+        for entry in orphans {
+            let position = Position { entry, ..position };
+            lose_entries(shared, &self.segment, position, entry + 1, ORPHAN);
+        }
         None
     }
 
@@ -329,7 +335,7 @@ impl OpenSegment {
         let first = header.first_entry.max(self.next_entry);
         (first..header.first_entry + u64::from(header.entries)).any(|index| {
             usize::try_from(index)
-                .is_ok_and(|index| ledger.owed(index) & wanted != 0 && !ledger.is_held(index))
+                .is_ok_and(|index| ledger.wanted(index) & wanted != 0 && !ledger.is_held(index))
         })
     }
 
@@ -354,7 +360,7 @@ impl OpenSegment {
             self.pass(&header);
             return None;
         }
-        let next = self.source.look_ahead(identity, position, limit).next;
+        let next = self.source.next_block(identity, position, limit);
         if next.is_none() && !is_closed {
             // What is lost is known when a block follows; entries are being added meanwhile.
             self.report_gap(shared);
@@ -423,7 +429,7 @@ fn wanted_entry(
 ) -> Option<Entry> {
     let index = u32::try_from(number).ok()?;
     let ledger = segment.ledger();
-    let owed = ledger.owed(index as usize) & wanted;
+    let owed = ledger.wanted(index as usize) & wanted;
     if owed == 0 || ledger.is_held(index as usize) {
         return None;
     }
@@ -473,13 +479,18 @@ pub(super) fn lose(
     following: Option<&BlockHeader>,
     reason: &str,
 ) {
-    let mut ledger = segment.ledger();
-    let known = ledger.len() as u64;
     let end = match (header, following) {
         (Some(header), _) => position.entry + u64::from(header.entries),
         (None, Some(following)) => following.first_entry,
-        (None, None) => known,
+        (None, None) => u64::MAX,
     };
+    lose_entries(shared, segment, position, end, reason);
+}
+
+/// Counts and reports the known entries from `position` to `end`, unless that was done before.
+fn lose_entries(shared: &Shared, segment: &Segment, position: Position, end: u64, reason: &str) {
+    let mut ledger = segment.ledger();
+    let known = ledger.len() as u64;
     let number = |entry: u64| u32::try_from(entry.min(known)).unwrap_or(u32::MAX);
     let lost = ledger.lose(number(position.entry)..number(end));
     drop(ledger);

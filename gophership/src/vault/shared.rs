@@ -11,11 +11,13 @@ use std::{
 
 use super::{
     Config,
+    books::{Books, Settlement},
     chain::Chains,
     destinations::Destinations,
     entry::{DestMask, EntryId},
     platform::{Lock, Platform},
     port::Port,
+    recovery::Progress,
     scrub::Counters,
     segment::{Catalog, Segment},
     stats::LaneCounters,
@@ -40,8 +42,12 @@ pub(super) struct Shared {
     pub(super) next_segment: AtomicU64,
     /// Bytes of all segment files.
     pub(super) committed_bytes: AtomicU64,
-    /// What removed segments had stored and what was dropped with them.
+    /// What removed segments had stored and what became of it.
     pub(super) retired: Mutex<Retired>,
+    /// What earlier runs have settled, by destination.
+    pub(super) earlier: Vec<Books>,
+    /// Records delivered without the vault in this run, by destination.
+    pub(super) direct: Vec<AtomicU64>,
     /// No segment with a lower number will ever be made, whatever crashes: the cursors say so.
     pub(super) numbers_used: AtomicU64,
     /// Segments made of a spent one's file.
@@ -55,6 +61,8 @@ pub(super) struct Shared {
     pub(super) fail_keeper: AtomicBool,
     /// Segments found at open are still being read.
     pub(super) recovering: AtomicBool,
+    /// How far that has come.
+    pub(super) recovery: Progress,
     /// Least number of the segments that this run makes.
     pub(super) first_segment: u64,
     /// Something changed that the cursors don't say yet.
@@ -125,14 +133,14 @@ impl Shared {
         &self.config.dir
     }
 
-    /// Notes that `accepted` have the entry, and drops its hold.
-    pub(super) fn settle(&self, id: EntryId, accepted: DestMask) {
+    /// Notes that the entry is settled for `mask`, and drops its hold.
+    pub(super) fn settle(&self, id: EntryId, mask: DestMask, how: Settlement) {
         let Some(segment) = self.catalog.get(id.segment) else {
             return;
         };
         let (changed, spent) = {
             let mut ledger = segment.ledger();
-            let changed = ledger.settle(id.index, accepted);
+            let changed = ledger.settle(id.index, mask, how);
             ledger.release(id.index);
             (changed, ledger.pending().entries == 0)
         };
@@ -157,7 +165,7 @@ impl Shared {
         let ledger = segment.ledger();
         for (bit, sums) in retired.by_destination.iter_mut().enumerate() {
             sums.stored += ledger.stored_records(bit);
-            sums.dropped += ledger.dropped_records(bit);
+            sums.books = sums.books.plus(ledger.books(bit));
         }
         drop(ledger);
         self.catalog.remove(segment.number);
@@ -184,6 +192,10 @@ pub(super) const WEIGHT_FULL: u32 = 1000;
 /// Nothing in it is unreadable, so nothing counts as lost.
 pub(super) const SEAL_MISMATCH: &str =
     "the seal's checksum of the whole segment doesn't match its blocks";
+
+/// Why an entry is lost whose last piece is whole.
+pub(super) const ORPHAN: &str = "an entry's earlier pieces are lost";
+
 /// Sums over the segments that were removed in this run.
 #[derive(Debug, Default)]
 pub(super) struct Retired {
@@ -202,8 +214,8 @@ pub(super) struct Retired {
 pub(super) struct RetiredRecords {
     /// Stored for it.
     pub(super) stored: u64,
-    /// Of those, dropped.
-    pub(super) dropped: u64,
+    /// What became of them.
+    pub(super) books: Books,
 }
 
 /// A block that can't be read, and what was in it as far as the blocks around it tell.

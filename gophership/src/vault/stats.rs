@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use super::format::Codec;
+use super::{books::Books, format::Codec};
 
 /// Upper bounds of the sync latency buckets, in microseconds; one more bucket has the rest.
 pub const SYNC_BOUNDS_US: [u64; 14] = [
@@ -107,8 +107,23 @@ pub struct DestinationStats {
     pub owed_records: u64,
     /// Of those, records that damage made unreadable before they were delivered, or that an operator withholds.
     pub lost_records: u64,
-    /// Of those, records dropped with their segment because the vault was full.
-    pub dropped_records: u64,
+    /// What became of the others.
+    pub settled: Books,
+    /// What became of records in earlier runs, as far as their cursors tell.
+    pub earlier: Books,
+}
+
+/// How far the segments of earlier runs are read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RecoveryStats {
+    /// Segments read.
+    pub segments: u64,
+    /// Segments there were at the start.
+    pub segments_total: u64,
+    /// Bytes of them read or passed over.
+    pub bytes: u64,
+    /// Bytes there were.
+    pub bytes_total: u64,
 }
 
 /// A reading of the vault.
@@ -177,6 +192,8 @@ pub struct Stats {
     pub by_destination: Vec<DestinationStats>,
     /// Segments of an earlier run are still being read; the figures above grow until this is false.
     pub recovering: bool,
+    /// How far that has come.
+    pub recovery: RecoveryStats,
     /// Latency of durable writes.
     pub sync: SyncLatency,
 }

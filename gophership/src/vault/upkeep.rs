@@ -1,9 +1,10 @@
 //! Cursors in the background, and the figures.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::atomic::Ordering;
 
 use super::{
     Sync,
+    books::Books,
     cursors::CursorWriter,
     error::Error,
     format::Codec,
@@ -18,17 +19,12 @@ pub(super) fn keep_up(shared: &Shared, mut writer: CursorWriter) -> Result<(), E
     loop {
         shared.cursors_wanted.wait(shared.config.cursor_interval);
         let is_last = shared.is_stopping();
-        // Before recovery is through, the cursors of segments it hasn't reached would be lost.
-        if !shared.recovering.load(Ordering::Acquire) {
-            let written = pass(shared, &mut writer);
-            if is_last {
-                return written;
-            }
-            if let Err(error) = written {
-                tracing::error!(error = %error, "can't write the vault's cursors; trying again");
-            }
-        } else if is_last {
-            return Ok(());
+        let written = pass(shared, &mut writer);
+        if is_last {
+            return written;
+        }
+        if let Err(error) = written {
+            tracing::error!(error = %error, "can't write the vault's cursors; trying again");
         }
     }
 }
@@ -48,18 +44,39 @@ fn write_cursors(shared: &Shared, writer: &mut CursorWriter) -> Result<(), Error
     if !shared.cursors_dirty.swap(false, Ordering::AcqRel) {
         return Ok(());
     }
-    let begun = shared.catalog.select(Segment::is_begun);
     let next_segment = shared.next_segment.load(Ordering::Relaxed);
-    let written = writer.write(
-        shared.platform.as_ref(),
-        next_segment,
-        begun.iter().map(Arc::as_ref),
-    );
+    gather(shared, writer, next_segment);
+    let written = writer.write(shared.platform.as_ref());
     match written {
         Ok(()) => shared.numbers_used.store(next_segment, Ordering::Release),
         Err(_) => shared.cursors_dirty.store(true, Ordering::Release),
     }
     written
+}
+
+/// Gathers the cursors, and the books of the same moment: what is settled meanwhile is in both or in
+/// neither, and no segment is removed.
+fn gather(shared: &Shared, writer: &mut CursorWriter, next_segment: u64) {
+    let retired = shared.retired();
+    let books = shared
+        .earlier
+        .iter()
+        .zip(&shared.direct)
+        .zip(&retired.by_destination)
+        .map(|((earlier, direct), retired)| {
+            let direct = Books {
+                direct: direct.load(Ordering::Relaxed),
+                ..Books::default()
+            };
+            earlier.plus(direct).plus(retired.books)
+        })
+        .collect();
+    // In this order: what recovery hasn't read is in the catalog or known from before.
+    if !shared.recovering.load(Ordering::Acquire) {
+        writer.recovered();
+    }
+    let begun = shared.catalog.select(Segment::is_begun);
+    writer.gather(next_segment, books, &begun);
 }
 
 /// Sums of all counters and ledgers.
@@ -77,6 +94,7 @@ pub(super) fn stats(shared: &Shared) -> Stats {
         synced: shared.config.sync == Sync::Always,
         fault: shared.fault.get().cloned(),
         recovering: shared.recovering.load(Ordering::Acquire),
+        recovery: shared.recovery.stats(),
         ..Stats::default()
     };
     add_lanes(shared, &mut stats);
@@ -87,11 +105,13 @@ pub(super) fn stats(shared: &Shared) -> Stats {
     let mut by_destination: Vec<_> = shared
         .destinations
         .names()
+        .zip(&shared.earlier)
         .zip(&retired.by_destination)
-        .map(|(name, retired)| DestinationStats {
+        .map(|((name, &earlier), retired)| DestinationStats {
             name: name.to_owned(),
             stored_records: retired.stored,
-            dropped_records: retired.dropped,
+            settled: retired.books,
+            earlier,
             ..DestinationStats::default()
         })
         .collect();
@@ -123,7 +143,7 @@ pub(super) fn stats(shared: &Shared) -> Stats {
             } else {
                 sums.owed_records += ledger.owed_records(bit);
             }
-            sums.dropped_records += ledger.dropped_records(bit);
+            sums.settled = sums.settled.plus(ledger.books(bit));
         }
     });
     drop(retired);

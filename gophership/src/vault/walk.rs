@@ -1,11 +1,11 @@
 //! Reading a segment block by block, through everything that can be wrong with it.
 
-use std::{io, ops::ControlFlow, path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use super::{
     bytes::u64_at,
     entry::{Part, PieceHeader, Pieces},
-    format::{BLOCK_BYTES_MAX, BLOCK_HEADER, BlockHeader, BlockKind, Codec, FormatError, PAGE},
+    format::{BLOCK_BYTES_MAX, BLOCK_HEADER, BlockHeader, Codec, FormatError, PAGE},
     platform::{Access, DiskFile, Platform},
 };
 use crate::uring::AlignedBytes;
@@ -41,6 +41,12 @@ impl Position {
         record: 0,
     };
 
+    /// The segment's header; what follows it is looked for, not expected.
+    pub const BEFORE_FIRST: Self = Self {
+        offset: 0,
+        ..Self::START
+    };
+
     /// Behind the block that begins at `offset`.
     #[must_use]
     pub fn after(offset: u64, header: &BlockHeader) -> Self {
@@ -70,26 +76,31 @@ pub enum Look {
     End,
 }
 
-/// What follows a place without a block.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Ahead {
-    /// The first later block of the segment, and where it is.
-    pub next: Option<(u64, BlockHeader)>,
-    /// Most blocks any later block knew to be durable.
-    pub durable_through: u32,
-    /// Index of the seal, if there is a whole one.
-    pub seal: Option<u32>,
-    /// The disk couldn't read something.
-    pub unreadable: bool,
+/// What a page is to whoever looks for blocks without knowing where they begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Page {
+    /// A block of the segment begins here.
+    Header(BlockHeader),
+    /// Something else.
+    Other,
+    /// The disk can't read it.
+    Unreadable,
+    /// The readable part ends here.
+    End,
 }
 
-/// A segment file, read through one window.
+/// A segment file, read through one window: going forward, each byte is read from the disk once.
 #[derive(Debug)]
 pub struct BlockSource {
     file: Arc<dyn DiskFile>,
-    window: AlignedBytes,
+    /// Bytes that are read at once, where nothing keeps them from it.
+    read_ahead: usize,
+    /// Allocated when something is read.
+    window: Option<AlignedBytes>,
     start: u64,
     filled: usize,
+    /// Before this, something can't be read: what is read at once is what is asked for.
+    narrow_to: u64,
 }
 
 impl BlockSource {
@@ -98,67 +109,113 @@ impl BlockSource {
     /// # Errors
     /// The file can't be opened.
     pub fn open(platform: &dyn Platform, path: &Path) -> io::Result<Self> {
-        Self::open_with_window(platform, path, BLOCK_BYTES_MAX)
+        Ok(Self::new(
+            platform.open(path, Access::Read)?,
+            BLOCK_BYTES_MAX,
+        ))
     }
 
-    /// Opens a segment to look at headers alone: what is read at once is one page.
+    /// Opens a segment to read all of it.
+    ///
+    /// # Errors
+    /// The file can't be opened.
+    pub(super) fn open_through(platform: &dyn Platform, path: &Path) -> io::Result<Self> {
+        let file = platform.open(path, Access::ReadThrough)?;
+        Ok(Self::new(file, BLOCK_BYTES_MAX))
+    }
+
+    /// Opens a segment to look at headers, or at single blocks: no more is read than is asked for.
     ///
     /// # Errors
     /// The file can't be opened.
     pub fn open_for_headers(platform: &dyn Platform, path: &Path) -> io::Result<Self> {
-        Self::open_with_window(platform, path, PAGE)
+        Ok(Self::new(platform.open(path, Access::Read)?, PAGE))
     }
 
-    fn open_with_window(platform: &dyn Platform, path: &Path, window: usize) -> io::Result<Self> {
-        Ok(Self {
-            file: platform.open(path, Access::Read)?,
-            window: AlignedBytes::zeroed(window),
+    /// The same file through a window of its own, for whoever reads at two places in turn.
+    pub(super) fn another_window(&self) -> Self {
+        Self::new(Arc::clone(&self.file), BLOCK_BYTES_MAX)
+    }
+
+    fn new(file: Arc<dyn DiskFile>, read_ahead: usize) -> Self {
+        Self {
+            file,
+            read_ahead,
+            window: None,
             start: 0,
             filled: 0,
-        })
+            narrow_to: 0,
+        }
     }
 
-    /// Up to `want` bytes from `offset` on; fewer where the file or `limit` ends.
+    /// Up to `want` bytes from `offset` on, which is a page's; fewer where the file or `limit` ends, and
+    /// never more than a block has.
     ///
     /// # Errors
     /// The disk can't read them.
     pub fn bytes(&mut self, offset: u64, want: usize, limit: u64) -> io::Result<&[u8]> {
         let want = usize::try_from(limit.saturating_sub(offset))
             .unwrap_or(usize::MAX)
-            .min(want);
-        let inside = offset
-            .checked_sub(self.start)
-            .and_then(|skip| usize::try_from(skip).ok());
-        let cached = inside.filter(|&skip| skip + want <= self.filled);
-        let skip = if let Some(skip) = cached {
-            skip
-        } else {
+            .min(want)
+            .min(BLOCK_BYTES_MAX);
+        if self.held(offset).len() < want {
             self.fill(offset, want, limit)?;
-            0
-        };
-        let end = self.filled.min(skip + want);
-        Ok(&self.window[skip.min(end)..end])
+        }
+        let bytes = self.held(offset);
+        Ok(&bytes[..bytes.len().min(want)])
     }
 
+    /// What the window has from `offset` on.
+    fn held(&self, offset: u64) -> &[u8] {
+        let skip = offset.checked_sub(self.start);
+        let skip = skip.and_then(|skip| usize::try_from(skip).ok());
+        let window = self.window.as_deref().unwrap_or_default();
+        let filled = &window[..self.filled.min(window.len())];
+        skip.and_then(|skip| filled.get(skip..)).unwrap_or_default()
+    }
+
+    /// Lets the window begin at `offset`, and reads what it doesn't have.
     fn fill(&mut self, offset: u64, want: usize, limit: u64) -> io::Result<()> {
-        (self.start, self.filled) = (offset, 0);
-        let room = usize::try_from(limit.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let room = room.min(self.window.len());
-        let most = room.next_multiple_of(PAGE).min(self.window.len());
-        let least = want.next_multiple_of(PAGE).min(most);
-        // A bad sector further on must not hide what can be read here.
-        let read = self
-            .file
-            .read_at(&mut self.window[..most], offset)
-            .or_else(|wide| {
-                if least < most {
-                    self.file.read_at(&mut self.window[..least], offset)
-                } else {
-                    Err(wide)
-                }
-            });
-        self.filled = read?.min(room);
+        let had = self.held(offset).len();
+        // Behind the file's end may be more by now, and the disk is read in whole pages.
+        let kept = if had.is_multiple_of(PAGE) { had } else { 0 };
+        self.make_room(want.max(self.read_ahead), kept);
+        (self.start, self.filled) = (offset, kept);
+        let Some(window) = &mut self.window else {
+            return Ok(());
+        };
+        let rest = &mut window[kept..];
+        let from = offset + kept as u64;
+        let room = usize::try_from(limit.saturating_sub(from)).unwrap_or(usize::MAX);
+        let room = room.min(rest.len());
+        let most = room.next_multiple_of(PAGE).min(rest.len());
+        let least = (want - kept).next_multiple_of(PAGE).min(most);
+        let most = if from < self.narrow_to { least } else { most };
+        let read = match self.file.read_at(&mut rest[..most], from) {
+            // A bad sector further on must not hide what can be read here.
+            Err(_) if least < most => {
+                self.narrow_to = from + most as u64;
+                self.file.read_at(&mut rest[..least], from)
+            }
+            read => read,
+        };
+        self.filled = kept + read?.min(room);
         Ok(())
+    }
+
+    /// Makes the window at least so long, with the last `kept` bytes that it has at its start.
+    fn make_room(&mut self, bytes: usize, kept: usize) {
+        let tail = self.filled - kept..self.filled;
+        match &mut self.window {
+            Some(window) if window.len() >= bytes => window.copy_within(tail, 0),
+            window => {
+                let mut longer = AlignedBytes::zeroed(bytes);
+                if let Some(window) = window {
+                    longer[..kept].copy_from_slice(&window[tail]);
+                }
+                *window = Some(longer);
+            }
+        }
     }
 
     /// What is at `position`, below `limit`.
@@ -211,20 +268,6 @@ impl BlockSource {
         Look::Block(header)
     }
 
-    /// Looks for the segment's blocks behind `position`, page by page, up to `limit`.
-    pub fn look_ahead(&mut self, identity: Identity, position: Position, limit: u64) -> Ahead {
-        let mut ahead = Ahead::default();
-        ahead.unreadable = self.scan(identity, position, limit, |offset, header| {
-            ahead.next.get_or_insert((offset, header));
-            ahead.durable_through = ahead.durable_through.max(header.durable_through);
-            if header.kind == BlockKind::Seal {
-                ahead.seal = Some(header.index);
-            }
-            ControlFlow::Continue(())
-        });
-        ahead
-    }
-
     /// The segment's first block behind `position`, below `limit`, and where it is.
     pub fn next_block(
         &mut self,
@@ -232,48 +275,34 @@ impl BlockSource {
         position: Position,
         limit: u64,
     ) -> Option<(u64, BlockHeader)> {
-        let mut next = None;
-        self.scan(identity, position, limit, |offset, header| {
-            next = Some((offset, header));
-            ControlFlow::Break(())
-        });
-        next
+        // A later block may be in the very place of the missing one.
+        let mut offset = position.offset;
+        loop {
+            match self.page_at(identity, offset, limit) {
+                Page::Header(header)
+                    if header.index > position.index && header.first_entry >= position.entry =>
+                {
+                    return Some((offset, header));
+                }
+                Page::Header(_) | Page::Other | Page::Unreadable => offset += PAGE as u64,
+                Page::End => return None,
+            }
+        }
     }
 
-    /// Calls `found` for the segment's blocks behind `position`; returns whether something couldn't be read.
-    fn scan(
-        &mut self,
-        identity: Identity,
-        position: Position,
-        limit: u64,
-        mut found: impl FnMut(u64, BlockHeader) -> ControlFlow<()>,
-    ) -> bool {
-        let mut unreadable = false;
-        let mut offset = position.offset + PAGE as u64;
-        let (mut entry, mut index) = (position.entry, position.index);
-        while offset + PAGE as u64 <= limit {
-            let Ok(page) = self.bytes(offset, PAGE, limit) else {
-                unreadable = true;
-                offset += PAGE as u64;
-                continue;
-            };
-            if page.is_empty() {
-                break;
-            }
-            let header = BlockHeader::decode(page).ok().filter(|header| {
-                belongs(identity, header) && header.index > index && header.first_entry >= entry
-            });
-            let Some(header) = header else {
-                offset += PAGE as u64;
-                continue;
-            };
-            if found(offset, header).is_break() {
-                break;
-            }
-            (entry, index) = (header.first_entry, header.index);
-            offset += header.padded_len() as u64;
+    /// What the page at `offset`, below `limit`, is to whoever looks for any block of the segment.
+    pub(super) fn page_at(&mut self, identity: Identity, offset: u64, limit: u64) -> Page {
+        if offset.saturating_add(PAGE as u64) > limit {
+            return Page::End;
         }
-        unreadable
+        match self.bytes(offset, PAGE, limit) {
+            Ok([]) => Page::End,
+            Ok(page) => match BlockHeader::decode(page) {
+                Ok(header) if belongs(identity, &header) => Page::Header(header),
+                Ok(_) | Err(_) => Page::Other,
+            },
+            Err(_) => Page::Unreadable,
+        }
     }
 
     /// Whether there are only zeros below `limit`; false too if something can't be read.
@@ -313,25 +342,34 @@ pub fn decode_payload<'a>(
     match header.codec {
         Codec::Raw => Some(stored),
         Codec::Lz4 => {
-            decoded.clear();
-            decoded.resize(header.raw_len as usize, 0);
+            let raw_len = header.raw_len as usize;
+            // What an earlier block has left is written over: zeros would cost as much again as its CRC.
+            if decoded.len() < raw_len {
+                decoded.resize(raw_len, 0);
+            }
+            let decoded = &mut decoded[..raw_len];
             let len = lz4_flex::block::decompress_into(stored, decoded).ok()?;
-            (len == decoded.len()).then_some(decoded.as_slice())
+            (len == raw_len).then_some(&*decoded)
         }
     }
 }
 
-/// Whether a payload is a run of pieces in which as many entries end as the header says.
+/// Whether a payload is a run of pieces in which as many entries end as the header says, and a piece of
+/// a larger entry is by itself: who needs no entry of a block passes over all of it.
 #[must_use]
 pub fn is_consistent(header: &BlockHeader, payload: &[u8]) -> bool {
-    let mut ended = 0;
+    let (mut pieces, mut ended, mut is_cut) = (0, 0, false);
     for piece in Pieces::new(payload) {
         match piece {
-            Ok(piece) => ended += u32::from(piece.header.part.ends_entry()),
+            Ok(piece) => {
+                pieces += 1;
+                ended += u32::from(piece.header.part.ends_entry());
+                is_cut |= piece.header.part != Part::Whole;
+            }
             Err(_) => return false,
         }
     }
-    ended == header.entries
+    ended == header.entries && !(is_cut && pieces > 1)
 }
 
 fn belongs(identity: Identity, header: &BlockHeader) -> bool {

@@ -97,11 +97,8 @@ fn ensure_linker(workspace: &Workspace, sysroot: &Path) -> Result<()> {
             "--root",
         ])
         .arg(&tools)
-        .env("LLVM_PREFIX", llvm)
-        // Into a temporary directory, which cargo removes.
-        .env_remove("CARGO_TARGET_DIR")
-        .env_remove("RUSTFLAGS")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+        .env("LLVM_PREFIX", llvm);
+    process::without_build_flags(&mut cargo);
     process::succeed(&mut cargo).context("bpf-linker could not be installed")?;
     ensure!(
         installed_linker_works(workspace),

@@ -3,6 +3,7 @@
 //! Operating-system packages come from apt-get and need root; everything else stays below
 //! `target/` or is a component of the pinned toolchain.
 
+mod fuzzer;
 mod kernel_half;
 mod packages;
 
@@ -18,6 +19,7 @@ pub(crate) fn all(workspace: &Workspace) -> Result<()> {
     if let KernelHalf::NotBuildable { reason } = kernel_half {
         bail!("the kernel half can't be built here: {reason}");
     }
+    for_fuzzing(workspace)?;
     println!("Everything that building and testing need is here.");
     Ok(())
 }
@@ -42,6 +44,12 @@ pub(crate) fn for_testing(workspace: &Workspace) -> Result<KernelHalf> {
 /// Installs what measures disks for comparison.
 pub(crate) fn for_measuring_disks() -> Result<()> {
     packages::ensure_present(Purpose::DiskBench)
+}
+
+/// Installs what fuzzing needs.
+pub(crate) fn for_fuzzing(workspace: &Workspace) -> Result<()> {
+    packages::ensure_present(Purpose::Fuzz)?;
+    fuzzer::ensure(workspace)
 }
 
 /// Installs what building, and booting other kernels, need.

@@ -16,6 +16,8 @@ pub(super) enum Purpose {
     VirtualMachine,
     /// Building, and measuring the vault.
     DiskBench,
+    /// Building, and fuzzing.
+    Fuzz,
 }
 
 /// Something the operating system has to provide.
@@ -92,6 +94,12 @@ const REQUIREMENTS: &[Requirement] = &[
         why: "measures what the disk can do without the vault",
         purpose: Purpose::DiskBench,
         present: || process::on_path("fio"),
+    },
+    Requirement {
+        package: "g++",
+        why: "compiles libFuzzer",
+        purpose: Purpose::Fuzz,
+        present: || process::on_path("c++"),
     },
     Requirement {
         package: "qemu-system-x86",

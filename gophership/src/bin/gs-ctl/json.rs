@@ -130,6 +130,9 @@ fn vault(vault: &pb::Vault) -> Value {
         "quarantined_segments": vault.quarantined_segments,
         "quarantined_records": vault.quarantined_records,
         "dead_letters": vault.dead_letters,
+        "dead_letter_bytes": vault.dead_letter_bytes,
+        "dead_letters_max_bytes": vault.dead_letters_max_bytes,
+        "dead_letters_refused": (!vault.dead_letters_refused.is_empty()).then_some(&vault.dead_letters_refused),
         "rung": vault.rung,
         "scrubbed_bytes": vault.scrubbed_bytes,
         "sync": vault.sync,
@@ -138,6 +141,14 @@ fn vault(vault: &pb::Vault) -> Value {
         "dropped_segments": vault.dropped_segments,
         "dropped_records": vault.dropped_records,
         "fault": (!vault.fault.is_empty()).then_some(&vault.fault),
+        "refusing": (!vault.refusing.is_empty()).then_some(&vault.refusing),
+        "recovery": vault.recovery.as_ref().map(|recovery| json!({
+            "done": recovery.done,
+            "segments": recovery.segments,
+            "segments_total": recovery.segments_total,
+            "bytes": recovery.bytes,
+            "bytes_total": recovery.bytes_total,
+        })),
     })
 }
 
@@ -152,6 +163,8 @@ fn ledger(ledger: &pb::Ledger) -> Value {
         "rejected": ledger.rejected,
         "dropped": ledger.dropped,
         "residue": ledger.residue,
+        "vaulted": ledger.vaulted,
+        "replayed": ledger.replayed,
     })
 }
 

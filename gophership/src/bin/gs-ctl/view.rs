@@ -22,6 +22,9 @@ pub(crate) fn status(status: &pb::StatusReply, colour: bool) -> String {
     }
     if let Some(vault) = &status.vault {
         fact("vault", vault_line(vault));
+        if let Some(recovery) = vault.recovery.filter(|recovery| !recovery.done) {
+            fact("recovery", recovery_line(&recovery));
+        }
         for warning in vault_warnings(vault) {
             fact("warning", paint(&warning, "31", colour));
         }
@@ -160,6 +163,16 @@ fn vault_line(vault: &pb::Vault) -> String {
     )
 }
 
+fn recovery_line(recovery: &pb::Recovery) -> String {
+    format!(
+        "{} of {} in {} of {} segments of earlier runs read; their records aren't all counted yet",
+        bytes(recovery.bytes),
+        bytes(recovery.bytes_total),
+        count(recovery.segments),
+        count(recovery.segments_total)
+    )
+}
+
 /// What an operator must not overlook.
 fn vault_warnings(vault: &pb::Vault) -> Vec<String> {
     let mut warnings = Vec::new();
@@ -173,8 +186,19 @@ fn vault_warnings(vault: &pb::Vault) -> Vec<String> {
             count(vault.dropped_records)
         ));
     }
+    if !vault.dead_letters_refused.is_empty() {
+        warnings.push(format!(
+            "entries stay owed: {}",
+            plain(&vault.dead_letters_refused)
+        ));
+    }
     if !vault.fault.is_empty() {
         warnings.push(vault.fault.clone());
+    } else if !vault.refusing.is_empty() {
+        warnings.push(format!(
+            "the vault refuses requests: {}",
+            plain(&vault.refusing)
+        ));
     }
     warnings
 }
@@ -314,7 +338,9 @@ fn ledger(ledgers: &[pb::Ledger], colour: bool) -> String {
     let rows = ledgers.iter().map(|ledger| {
         let counts = [
             ledger.accepted,
+            ledger.vaulted,
             ledger.delivered,
+            ledger.replayed,
             ledger.owed,
             ledger.in_flight,
             ledger.quarantined,
@@ -336,7 +362,9 @@ fn ledger(ledgers: &[pb::Ledger], colour: bool) -> String {
     let titles = [
         "LEDGER",
         "ACCEPTED",
+        "VAULTED",
         "DELIVERED",
+        "REPLAYED",
         "OWED",
         "IN FLIGHT",
         "QUARANTINED",
@@ -345,7 +373,7 @@ fn ledger(ledgers: &[pb::Ledger], colour: bool) -> String {
         "DROPPED",
         "RESIDUE",
     ];
-    titled(&titles, rows, &[1, 2, 3, 4, 5, 6, 7, 8, 9])
+    titled(&titles, rows, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11])
 }
 
 /// `certs show`.

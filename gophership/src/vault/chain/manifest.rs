@@ -198,6 +198,10 @@ fn hash_at(bytes: &[u8; RECORD], at: usize) -> Hash {
     hash
 }
 
+#[cfg(fuzzing)]
+#[path = "../fuzzing/manifest.rs"]
+pub(in crate::vault) mod fuzzing;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -28,15 +28,17 @@ use self::manifest::{BYTES_MAX, Image, NAME, RECORD, Record};
 use super::{
     directory,
     error::{Error, io_error},
-    examine::Content,
     platform::Platform,
     segment::Segment,
 };
 
+#[cfg(fuzzing)]
+pub(super) use self::manifest::fuzzing;
 pub use self::{
     manifest::ManifestError,
-    verify::{ChainReport, SegmentReport, State, verify},
+    verify::{ChainReport, Known, SegmentReport, State, verify, verify_known},
 };
+pub use super::examine::Content;
 
 /// A BLAKE3 hash.
 pub type Hash = [u8; 32];

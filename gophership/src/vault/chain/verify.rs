@@ -3,12 +3,11 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fs,
-    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
 use super::{
-    Hash, Sealed,
+    Content, Hash, Sealed,
     manifest::{Image, NAME, Record},
     read,
 };
@@ -76,6 +75,26 @@ pub enum State {
     },
     /// On disk and not in the chain: not sealed, not hashed yet, or added by somebody. Not read.
     Unchained,
+    /// It is there; whether it is what was sealed wasn't asked.
+    Unread,
+}
+
+/// What whoever asks knows of a segment already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// All of it was read, and this is in it.
+    Whole(Content),
+    /// All of it was read, and something is damaged.
+    Damaged {
+        /// Where in the file.
+        offset: u64,
+        /// What is wrong there.
+        reason: &'static str,
+    },
+    /// Nothing; it shall be read.
+    Nothing,
+    /// Nothing, and nobody wants to.
+    Unasked,
 }
 
 impl SegmentReport {
@@ -84,7 +103,7 @@ impl SegmentReport {
     pub fn is_intact(&self) -> bool {
         self.is_linked
             && match self.state {
-                State::Intact | State::Removed | State::Unchained => true,
+                State::Intact | State::Removed | State::Unchained | State::Unread => true,
                 State::Missing | State::Altered | State::Damaged { .. } => false,
             }
     }
@@ -107,6 +126,14 @@ impl ChainReport {
 /// It isn't a lane's directory, it can't be listed, or its manifest can't be used. What is wrong with
 /// a segment is no error.
 pub fn verify(lane_dir: &Path) -> Result<ChainReport, Error> {
+    verify_known(lane_dir, &|_| Known::Nothing)
+}
+
+/// As [`verify`], but for each segment, by number, `known` says what was read of it already.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_known(lane_dir: &Path, known: &dyn Fn(u64) -> Known) -> Result<ChainReport, Error> {
     let platform = &Os::to_read();
     let lane = directory::lane_of(lane_dir).ok_or_else(|| Error::NotALane(lane_dir.to_owned()))?;
     let mut unchained = segments_in(lane_dir)?;
@@ -114,40 +141,40 @@ pub fn verify(lane_dir: &Path) -> Result<ChainReport, Error> {
         lane,
         ..ChainReport::default()
     };
-    if let Some(image) = image(platform, lane_dir)? {
+    if let Some(mut image) = image(platform, lane_dir)? {
         if image.lane != lane {
             return Err(Error::NotALane(lane_dir.to_owned()));
         }
         report.damaged_records = image.damaged;
         report.torn_bytes = image.torn_bytes;
-        let mut removed = removed_of(&image);
+        let compacted_below = image.compacted_below;
         let mut before: Option<Sealed> = None;
-        for record in &image.records {
-            let Record::Sealed(sealed) = record else {
-                continue;
+        for record in std::mem::take(&mut image.records) {
+            let sealed = match record {
+                Record::Sealed(sealed) => sealed,
+                Record::Removed(..) => continue,
             };
-            report.count_gap(before.as_ref(), sealed, image.compacted_below);
+            report.count_gap(before.as_ref(), &sealed, compacted_below);
             let path = directory::segment_path_in(lane_dir, sealed.number);
-            let mut state = examine(platform, &path, sealed);
-            if state == State::Missing && !removed.contains(&(sealed.number, sealed.tag)) {
-                // A daemon may have removed it since: the note comes before the removal.
-                removed =
-                    self::image(platform, lane_dir)?.map_or(removed, |image| removed_of(&image));
-            }
-            if state == State::Missing && removed.contains(&(sealed.number, sealed.tag)) {
-                state = State::Removed;
-            }
             unchained.remove(&sealed.number);
             report.segments.push(SegmentReport {
                 number: sealed.number,
+                state: examine(platform, &path, &sealed, known(sealed.number)),
                 path,
-                sealed: Some(*sealed),
-                state,
-                is_linked: is_linked(before.as_ref(), sealed),
+                sealed: Some(sealed),
+                is_linked: is_linked(before.as_ref(), &sealed),
             });
-            before = Some(*sealed);
+            before = Some(sealed);
         }
         report.head = before.map(|last| last.chained);
+        // A daemon may have removed some of them since: the note comes before the removal.
+        let removals = self::image(platform, lane_dir)?.map(|image| Removals::of(&image));
+        for segment in &mut report.segments {
+            let is_noted = |sealed| removals.as_ref().is_some_and(|noted| noted.has(sealed));
+            if segment.state == State::Missing && segment.sealed.as_ref().is_some_and(is_noted) {
+                segment.state = State::Removed;
+            }
+        }
     }
     report
         .segments
@@ -166,8 +193,10 @@ impl ChainReport {
         let expected = before.map_or(0, |before| before.place.saturating_add(1));
         let gap = expected..sealed.place;
         let left_out = compacted_below.min(gap.end).saturating_sub(gap.start);
-        self.compacted_places += left_out;
-        self.missing_places += sealed.place.saturating_sub(expected) - left_out;
+        let missing = sealed.place.saturating_sub(expected) - left_out;
+        // Places that go up and down, as only a forged manifest's do, may add up to any number.
+        self.compacted_places = self.compacted_places.saturating_add(left_out);
+        self.missing_places = self.missing_places.saturating_add(missing);
     }
 }
 
@@ -182,12 +211,32 @@ fn is_linked(before: Option<&Sealed>, sealed: &Sealed) -> bool {
     follows && sealed.chained == sealed.chained_hash()
 }
 
-/// Reads the segment of a record.
-fn examine(platform: &dyn Platform, path: &Path, sealed: &Sealed) -> State {
-    let unreadable = |offset| State::Damaged {
-        offset,
-        reason: "the disk can't read it",
+/// What the segment of a record is now.
+fn examine(platform: &dyn Platform, path: &Path, sealed: &Sealed, known: Known) -> State {
+    let state = match known {
+        Known::Whole(content) => compare(sealed, &content),
+        Known::Damaged { offset, reason } => State::Damaged { offset, reason },
+        Known::Nothing => read_through(platform, path, sealed),
+        Known::Unasked => State::Unread,
     };
+    match state {
+        State::Intact => State::Intact,
+        // Removed by a daemon, which may have put another segment into the file meanwhile: it lost this
+        // name before.
+        _ if !platform.exists(path) => State::Missing,
+        found => found,
+    }
+}
+
+fn compare(sealed: &Sealed, content: &Content) -> State {
+    if sealed.is_of(content) && content.is_sealed_so() {
+        State::Intact
+    } else {
+        State::Altered
+    }
+}
+
+fn read_through(platform: &dyn Platform, path: &Path, sealed: &Sealed) -> State {
     let identity = Identity {
         segment: sealed.number,
         tag: Some(sealed.tag),
@@ -196,10 +245,11 @@ fn examine(platform: &dyn Platform, path: &Path, sealed: &Sealed) -> State {
         .open(path, Access::Read)
         .and_then(|file| file.bytes())
         .and_then(|bytes| Examination::open(platform, path, identity, bytes));
-    let mut examination = match opened {
-        Ok(examination) => examination,
-        Err(gone) if gone.kind() == ErrorKind::NotFound => return State::Missing,
-        Err(_) => return unreadable(0),
+    let Ok(mut examination) = opened else {
+        return State::Damaged {
+            offset: 0,
+            reason: "the disk can't read it",
+        };
     };
     loop {
         match examination.step() {
@@ -216,11 +266,39 @@ fn examine(platform: &dyn Platform, path: &Path, sealed: &Sealed) -> State {
                     reason: "it ends without its seal",
                 };
             }
-            Found::Seal(content) if sealed.is_of(&content) && content.is_sealed_so() => {
-                return State::Intact;
-            }
-            Found::Seal(_) => return State::Altered,
+            Found::Seal(content) => return compare(sealed, &content),
         }
+    }
+}
+
+/// Which segments the vault removed itself.
+struct Removals {
+    noted: HashSet<(u64, u64)>,
+    kept: HashSet<(u64, u64)>,
+    /// Records below this place are left out only of what was removed.
+    compacted_below: u64,
+}
+
+impl Removals {
+    fn of(image: &Image) -> Self {
+        let mut removals = Self {
+            noted: HashSet::new(),
+            kept: HashSet::new(),
+            compacted_below: image.compacted_below,
+        };
+        for record in &image.records {
+            match record {
+                Record::Removed(number, tag) => removals.noted.insert((*number, *tag)),
+                Record::Sealed(sealed) => removals.kept.insert((sealed.number, sealed.tag)),
+            };
+        }
+        removals
+    }
+
+    fn has(&self, sealed: &Sealed) -> bool {
+        let segment = (sealed.number, sealed.tag);
+        let is_left_out = sealed.place < self.compacted_below && !self.kept.contains(&segment);
+        self.noted.contains(&segment) || is_left_out
     }
 }
 
@@ -231,14 +309,6 @@ fn image(platform: &dyn Platform, lane_dir: &Path) -> Result<Option<Image>, Erro
         Some(Ok(image)) => Ok(Some(image)),
         Some(Err(reason)) => Err(Error::Manifest { path, reason }),
     }
-}
-
-fn removed_of(image: &Image) -> HashSet<(u64, u64)> {
-    let removed = image.records.iter().filter_map(|record| match record {
-        Record::Removed(number, tag) => Some((*number, *tag)),
-        Record::Sealed(_) => None,
-    });
-    removed.collect()
 }
 
 fn segments_in(lane_dir: &Path) -> Result<BTreeMap<u64, PathBuf>, Error> {

@@ -7,8 +7,10 @@ use super::{
     seen::{BlockSeen, Damage, ENTRY_BYTES_MAX, EntrySeen, Visitor},
 };
 use crate::vault::{
+    chain::Content,
     entry::{Part, Piece, Pieces},
     format::{BLOCK_HEADER, BlockHeader, BlockKind, PAGE},
+    shared::ORPHAN,
     walk::{Chain, Identity, Joined, Position},
 };
 
@@ -22,6 +24,8 @@ pub(super) struct Account<'a> {
     joining: Joining,
     /// CRC fields of all blocks so far; `None` once one of them is unknown.
     crc: Option<crc32fast::Hasher>,
+    /// Payloads of all blocks so far; `None` once one of them is unknown, or if nobody wants it.
+    content: Option<Box<blake3::Hasher>>,
 }
 
 /// The pieces of the entry that is being put together.
@@ -48,6 +52,7 @@ impl<'a> Account<'a> {
                 tag: segment.header.whole().map(|header| header.tag),
             },
             position: Position::START,
+            content: visitor.wants_content().then(Box::default),
             visitor,
             joining: Joining::default(),
             crc: Some(crc32fast::Hasher::new()),
@@ -61,6 +66,7 @@ impl<'a> Account<'a> {
     /// Notes that a payload isn't read.
     pub(super) fn pass_over(&mut self, header: &BlockHeader) {
         self.visitor.passed_over(header);
+        self.content = None;
         self.joining = Joining {
             skipped: true,
             ..Joining::default()
@@ -82,6 +88,9 @@ impl<'a> Account<'a> {
 
     /// Tells of the entries that end in a block.
     pub(super) fn take_pieces(&mut self, header: &BlockHeader, payload: &[u8]) -> ControlFlow<()> {
+        if let Some(content) = &mut self.content {
+            content.update(payload);
+        }
         let mut index = header.first_entry;
         for piece in Pieces::new(payload).flatten() {
             let joined = self.joining.chain.join(&piece.header);
@@ -163,7 +172,7 @@ impl<'a> Account<'a> {
             entries: 1,
             records: u64::from(piece.header.records),
             unsettled: self.unsettled(index, index + 1),
-            ..self.damage(offset, end, "an entry's earlier pieces are lost")
+            ..self.damage(offset, end, ORPHAN)
         };
         self.visitor.damage(&lost);
     }
@@ -171,6 +180,7 @@ impl<'a> Account<'a> {
     /// Counts a block with a whole header as lost.
     pub(super) fn lose_block(&mut self, header: &BlockHeader, reason: &'static str) {
         self.joining = Joining::default();
+        self.content = None;
         let offset = self.position.offset;
         let end = header.first_entry + u64::from(header.entries);
         let lost = Damage {
@@ -189,7 +199,7 @@ impl<'a> Account<'a> {
         reason: &'static str,
     ) -> bool {
         self.joining = Joining::default();
-        self.crc = None;
+        (self.crc, self.content) = (None, None);
         let from = self.position;
         let Some((offset, next)) = next else {
             let lost = Damage {
@@ -203,7 +213,8 @@ impl<'a> Account<'a> {
             entries: next.first_entry.saturating_sub(from.entry),
             records: next.first_record.saturating_sub(from.record),
             unsettled: self.unsettled(from.entry, next.first_entry),
-            ..self.damage(from.offset, offset, reason)
+            // A later block may be in the very place of the missing one.
+            ..self.damage(from.offset, offset.max(from.offset + PAGE as u64), reason)
         };
         self.visitor.damage(&lost);
         self.position = Position {
@@ -217,8 +228,21 @@ impl<'a> Account<'a> {
 
     /// Compares the seal with the blocks before it, as far as all their headers were whole.
     pub(super) fn check_seal(&mut self, seal: &BlockHeader) {
-        let whole = self.crc.take().map(crc32fast::Hasher::finalize);
-        if whole.is_some_and(|crc| crc != seal.segment_crc) {
+        let Some(crc) = self.crc.take().map(crc32fast::Hasher::finalize) else {
+            return;
+        };
+        if let Some(content) = self.content.take()
+            && crc == seal.segment_crc
+        {
+            self.visitor.content(&Content {
+                seal: *seal,
+                position: self.position,
+                blocks: self.position.index,
+                crc,
+                hash: *content.finalize().as_bytes(),
+            });
+        }
+        if crc != seal.segment_crc {
             let offset = self.position.offset;
             let reason = "the seal's checksum over all blocks doesn't match";
             let damage = self.damage(offset, offset + PAGE as u64, reason);

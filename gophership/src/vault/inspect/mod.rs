@@ -15,9 +15,9 @@ mod walk;
 
 use std::{
     collections::HashMap,
-    fs, io,
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 pub use self::{
@@ -28,10 +28,11 @@ pub use self::{
 use super::{
     cursors::Cursors,
     destinations::Destinations,
-    directory::{self, number_of},
+    directory::{self, lane_of, number_of},
     entry::DestMask,
     error::{Error, io_error},
     format::{BlockHeader, FormatError, PAGE, SegmentHeader},
+    outlook::{Next, Successor},
     platform::{Os, Platform},
     quarantine::{self, Quarantine, QuarantineError},
     walk::BlockSource,
@@ -52,11 +53,13 @@ pub enum Owner {
 /// A vault's directory at one moment.
 #[derive(Debug)]
 pub struct Directory {
+    files: Arc<dyn Platform>,
     dir: PathBuf,
     owner: Owner,
     destinations: Vec<String>,
     notes: Vec<String>,
     cursors: Cursors,
+    lanes: Vec<PathBuf>,
     segments: Vec<SegmentFile>,
     /// Segments by the lane's segment before them.
     successors: HashMap<u64, usize>,
@@ -93,6 +96,12 @@ pub enum Header {
 }
 
 impl Header {
+    /// The header, if it is whole and the lane has begun the segment.
+    #[must_use]
+    pub fn begun(&self) -> Option<&SegmentHeader> {
+        self.whole().filter(|header| !header.is_ready)
+    }
+
     /// The header, if it is whole and this file's.
     #[must_use]
     pub fn whole(&self) -> Option<&SegmentHeader> {
@@ -109,6 +118,15 @@ impl Directory {
     /// # Errors
     /// `dir` isn't a directory that can be listed. What else is wrong is in [`Directory::notes`].
     pub fn open(dir: &Path) -> Result<Self, Error> {
+        Self::open_on(Arc::new(FILES), dir)
+    }
+
+    /// As [`Directory::open`], with the files of any machine.
+    ///
+    /// # Errors
+    /// As [`Directory::open`].
+    pub fn open_on(files: Arc<dyn Platform>, dir: &Path) -> Result<Self, Error> {
+        let on = files.as_ref();
         let mut notes = Vec::new();
         let owner = match FILES
             .holder(&dir.join("lock"))
@@ -121,12 +139,12 @@ impl Directory {
                 Owner::Nobody
             }
         };
-        let destinations = Destinations::read_names(&FILES, dir).unwrap_or_else(|error| {
+        let destinations = Destinations::read_names(on, dir).unwrap_or_else(|error| {
             notes.push(error.to_string());
             Vec::new()
         });
         // Before the segments: what is settled meanwhile then shows as owed, not the other way round.
-        let cursors = match Cursors::read_noting(&FILES, dir) {
+        let cursors = match Cursors::read_noting(on, dir) {
             Ok((cursors, damaged)) => {
                 notes.extend(damaged);
                 cursors
@@ -136,17 +154,19 @@ impl Directory {
                 Cursors::default()
             }
         };
-        let segments = list(dir)?;
+        let (lanes, segments) = list(on, dir)?;
         let successors = (0..)
             .zip(&segments)
-            .filter_map(|(at, segment)| Some((segment.header.whole()?.previous, at)))
+            .filter_map(|(at, segment)| Some((segment.header.begun()?.previous, at)))
             .collect();
         Ok(Self {
+            files,
             dir: dir.to_path_buf(),
             owner,
             destinations,
             notes,
             cursors,
+            lanes,
             segments,
             successors,
         })
@@ -185,6 +205,12 @@ impl Directory {
         &self.notes
     }
 
+    /// The lanes' directories, in their order.
+    #[must_use]
+    pub fn lanes(&self) -> &[PathBuf] {
+        &self.lanes
+    }
+
     /// All segments, in the order of their numbers.
     #[must_use]
     pub fn segments(&self) -> &[SegmentFile] {
@@ -206,7 +232,7 @@ impl Directory {
         !self.segments.iter().any(|other| {
             other.lane == segment.lane
                 && other.number > segment.number
-                && other.header.whole().is_some()
+                && other.header.begun().is_some()
         })
     }
 
@@ -218,8 +244,27 @@ impl Directory {
     }
 
     /// What a lane began after the segment, if that is there.
-    fn successor(&self, number: u64) -> Option<&SegmentFile> {
-        self.segments.get(*self.successors.get(&number)?)
+    fn next(&self, segment: &SegmentFile) -> Next<'_> {
+        let known = self.successors.get(&segment.number);
+        let next = known.and_then(|&at| self.segments.get(at));
+        if let Some((next, header)) = next.and_then(|next| Some((next, next.header.begun()?))) {
+            return Next::Here(Successor {
+                header,
+                path: &next.path,
+                bytes: next.bytes,
+            });
+        }
+        let is_unreadable = |other: &SegmentFile| {
+            other.lane == segment.lane && matches!(other.header, Header::Unreadable(_))
+        };
+        match self.segments.iter().any(is_unreadable) {
+            true => Next::Unknown,
+            false => Next::None,
+        }
+    }
+
+    fn files(&self) -> &dyn Platform {
+        self.files.as_ref()
     }
 }
 
@@ -234,11 +279,12 @@ pub fn set_quarantine(
 ) -> Result<SegmentFile, QuarantineError> {
     if !dir.join("lock").exists() {
         // Not to make one in a directory that isn't a vault's.
-        list(dir)?;
+        list(&FILES, dir)?;
         return Err(QuarantineError::Unknown(number));
     }
     let _lock = directory::lock(&FILES, dir)?;
-    let mut segment = list(dir)?
+    let (_, segments) = list(&FILES, dir)?;
+    let mut segment = segments
         .into_iter()
         .find(|segment| segment.number == number)
         .ok_or(QuarantineError::Unknown(number))?;
@@ -266,46 +312,36 @@ impl Quarantine {
     }
 }
 
-/// Finds all segments, in the order of their numbers, and reads their first pages.
-fn list(dir: &Path) -> Result<Vec<SegmentFile>, Error> {
-    let mut segments = Vec::new();
-    for entry in fs::read_dir(dir).map_err(io_error("listing", dir))? {
-        let lane_path = entry.map_err(io_error("listing", dir))?.path();
-        let name = lane_path.file_name().and_then(|name| name.to_str());
-        let lane = name
-            .and_then(|name| name.strip_prefix("lane-"))
-            .and_then(|lane| lane.parse().ok());
-        let (Some(lane), true) = (lane, lane_path.is_dir()) else {
+/// Finds the lanes, and all segments, in the order of their numbers, of which it reads the first pages.
+fn list(files: &dyn Platform, dir: &Path) -> Result<(Vec<PathBuf>, Vec<SegmentFile>), Error> {
+    let (mut lanes, mut segments) = (Vec::new(), Vec::new());
+    for listed in files.list(dir).map_err(io_error("listing", dir))? {
+        let (Some(lane), true) = (lane_of(&listed.path), listed.is_dir) else {
             continue;
         };
-        for entry in fs::read_dir(&lane_path).map_err(io_error("listing", &lane_path))? {
-            let path = entry.map_err(io_error("listing", &lane_path))?.path();
-            let Some(number) = number_of(&path) else {
+        let in_lane = files.list(&listed.path);
+        for file in in_lane.map_err(io_error("listing", &listed.path))? {
+            let Some(number) = number_of(&file.path) else {
                 continue;
             };
-            let bytes = match fs::metadata(&path) {
-                Ok(about) => about.len(),
-                // Settled and removed meanwhile.
-                Err(gone) if gone.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(io_error("reading the length of", path)(error)),
-            };
-            let header = read_header(&path, lane, number);
             segments.push(SegmentFile {
                 lane,
                 number,
-                quarantine: quarantine::read(&FILES, dir, lane, number),
-                path,
-                bytes,
-                header,
+                header: read_header(files, &file.path, lane, number),
+                quarantine: quarantine::read(files, dir, lane, number),
+                path: file.path,
+                bytes: file.bytes,
             });
         }
+        lanes.push(listed.path);
     }
+    lanes.sort_unstable_by_key(|lane| lane_of(lane));
     segments.sort_unstable_by_key(|segment| (segment.number, segment.lane));
-    Ok(segments)
+    Ok((lanes, segments))
 }
 
-fn read_header(path: &Path, lane: u16, number: u64) -> Header {
-    let read = BlockSource::open_for_headers(&FILES, path)
+fn read_header(files: &dyn Platform, path: &Path, lane: u16, number: u64) -> Header {
+    let read = BlockSource::open_for_headers(files, path)
         .and_then(|mut source| source.bytes(0, PAGE, u64::MAX).map(SegmentHeader::decode));
     match read {
         Ok(Ok(header)) if (header.lane, header.segment) == (lane, number) => Header::Whole(header),

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use crate::vault::{
+    chain::Content,
     entry::{ContentEncoding, DestMask, Kind},
     format::BlockHeader,
 };
@@ -131,6 +132,14 @@ pub trait Visitor {
     fn wants_bytes(&mut self, _entry: u64) -> bool {
         false
     }
+
+    /// Whether a segment's content shall be hashed, if all of it is read.
+    fn wants_content(&self) -> bool {
+        false
+    }
+
+    /// What a segment holds that was read from its first block to a seal that vouches for all of it.
+    fn content(&mut self, _content: &Content) {}
 
     /// A block; its entries follow. Called for every block of which the header is whole.
     fn block(&mut self, _block: &BlockSeen) -> ControlFlow<()> {

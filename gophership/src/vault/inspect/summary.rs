@@ -8,6 +8,7 @@ use super::{
     walk::walk,
 };
 use crate::vault::{
+    chain::{Content, Known},
     entry::DestMask,
     error::Error,
     format::{BlockHeader, BlockKind, Codec},
@@ -97,6 +98,23 @@ pub struct Summary {
     pub lost_entries: u64,
     /// Records in those.
     pub lost_records: u64,
+    /// What it holds, if everything was read and nothing is wrong.
+    pub content: Option<Content>,
+}
+
+impl Summary {
+    /// What this says of the segment to whoever checks its lane's chain.
+    #[must_use]
+    pub fn known(&self) -> Known {
+        match (self.damage.first(), self.content) {
+            (Some(damage), _) => Known::Damaged {
+                offset: damage.offset,
+                reason: damage.reason,
+            },
+            (None, Some(content)) => Known::Whole(content),
+            (None, None) => Known::Nothing,
+        }
+    }
 }
 
 /// Reads a segment for its figures. At [`Depth::Needed`], payloads are read only where the cursors don't tell what is
@@ -121,6 +139,8 @@ pub fn summarize(
         damaged_places: 0,
         lost_entries: 0,
         lost_records: 0,
+        content: None,
+        depth,
     };
     let walked = walk(directory, segment, depth, &mut tally)?;
     Ok(Summary {
@@ -133,6 +153,7 @@ pub fn summarize(
         damaged_places: tally.damaged_places,
         lost_entries: tally.lost_entries,
         lost_records: tally.lost_records,
+        content: tally.content,
     })
 }
 
@@ -161,6 +182,8 @@ struct Tally<'a> {
     damaged_places: u64,
     lost_entries: u64,
     lost_records: u64,
+    content: Option<Content>,
+    depth: Depth,
 }
 
 impl Tally<'_> {
@@ -192,6 +215,17 @@ impl Tally<'_> {
 impl Visitor for Tally<'_> {
     fn wants_payload(&mut self, header: &BlockHeader) -> bool {
         header.kind == BlockKind::Data && self.owed_alike(header).is_none()
+    }
+
+    fn wants_content(&self) -> bool {
+        match self.depth {
+            Depth::Headers | Depth::Needed => false,
+            Depth::Everything => true,
+        }
+    }
+
+    fn content(&mut self, content: &Content) {
+        self.content = Some(*content);
     }
 
     fn block(&mut self, block: &BlockSeen) -> ControlFlow<()> {

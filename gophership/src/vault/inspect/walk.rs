@@ -2,17 +2,20 @@
 //!
 //! The rules are those of recovery, which the verdict's table is shared with; but nothing is changed.
 
-use std::{io, ops::ControlFlow};
+use std::{io, ops::ControlFlow, path::Path};
 
 use super::{
-    Directory, FILES, Header, Owner, SegmentFile,
+    Directory, Header, Owner, SegmentFile,
     account::Account,
+    read_header,
     seen::{Damage, Depth, Ending, Visitor, Walked},
 };
 use crate::vault::{
     error::{Error, io_error},
     format::{BlockHeader, BlockKind, FormatError, PAGE},
-    recovery::{Verdict, judge, reason},
+    outlook::Outlook,
+    platform::Platform,
+    recovery::{self, Verdict, judge, reason},
     walk::{BlockSource, Identity, Look, Position, is_consistent},
 };
 
@@ -29,27 +32,22 @@ pub fn walk(
     depth: Depth,
     visitor: &mut dyn Visitor,
 ) -> Result<Walked, Error> {
-    let opened = BlockSource::open(&FILES, &segment.path).and_then(|blocks| {
-        Ok((
-            blocks,
-            BlockSource::open_for_headers(&FILES, &segment.path)?,
-        ))
-    });
-    let (blocks, headers) = match opened {
+    let (blocks, headers) = match open(directory.files(), &segment.path, depth) {
         Ok(sources) => sources,
         Err(gone) if gone.kind() == io::ErrorKind::NotFound => {
             return Ok(walked(Ending::Gone, Position::START));
         }
         Err(error) => return Err(io_error("opening", &segment.path)(error)),
     };
+    let account = Account::new(directory, segment, visitor);
     let mut walk = Walk {
         depth,
+        outlook: outlook(&account, &blocks),
         blocks,
         headers,
         decoded: Vec::new(),
-        durable: 0,
         looked_again: None,
-        account: Account::new(directory, segment, visitor),
+        account,
     };
     let ending = match walk.begin() {
         ControlFlow::Continue(()) => walk.run(),
@@ -68,15 +66,56 @@ fn walked(ending: Ending, position: Position) -> Walked {
     }
 }
 
+/// One source for payloads, and one for headers alone.
+fn open(files: &dyn Platform, path: &Path, depth: Depth) -> io::Result<(BlockSource, BlockSource)> {
+    let blocks = match depth {
+        Depth::Headers | Depth::Needed => BlockSource::open(files, path)?,
+        Depth::Everything => BlockSource::open_through(files, path)?,
+    };
+    Ok((blocks, BlockSource::open_for_headers(files, path)?))
+}
+
+fn outlook<'a>(account: &Account<'a>, source: &BlockSource) -> Outlook<'a> {
+    let directory = account.directory;
+    let next = directory.next(account.segment);
+    Outlook::new(directory.files(), source, account.identity, next)
+}
+
+/// Whether a segment without a header of its own was never used, as far as the first pages tell; `first`
+/// says whose the first block is.
+fn is_unused(segment: &SegmentFile, first: Option<&Result<(u64, u64), FormatError>>) -> bool {
+    match &segment.header {
+        Header::Whole(header) if header.is_ready => {
+            !matches!(first, Some(Ok(first)) if *first == (segment.number, header.tag))
+        }
+        // A recycled file has the header of the segment it was, until it is used again.
+        Header::Foreign(other) if other.segment != segment.number => {
+            !matches!(first, Some(Ok((number, _))) if *number == segment.number)
+        }
+        Header::Damaged(FormatError::Blank) => {
+            matches!(first, Some(Err(FormatError::Blank | FormatError::Short)))
+        }
+        Header::Foreign(_) | Header::Damaged(_) | Header::Unreadable(_) | Header::Whole(_) => false,
+    }
+}
+
+/// Whether a crash may have left what is in place of the header, as recovery sees it.
+fn is_tearable(segment: &SegmentFile) -> bool {
+    match &segment.header {
+        Header::Foreign(other) => other.segment != segment.number,
+        Header::Damaged(error) => recovery::is_tearable(*error),
+        Header::Unreadable(_) | Header::Whole(_) => false,
+    }
+}
+
 struct Walk<'a> {
     depth: Depth,
-    /// For payloads and for looking ahead: one large window.
+    /// For payloads and for what follows damage: one large window.
     blocks: BlockSource,
     /// For headers alone: a page.
     headers: BlockSource,
     decoded: Vec<u8>,
-    /// Most blocks that something said were durable, of what was looked at so far.
-    durable: u32,
+    outlook: Outlook<'a>,
     looked_again: Option<u64>,
     account: Account<'a>,
 }
@@ -85,40 +124,85 @@ impl Walk<'_> {
     /// Finds out which blocks are the segment's if its own header doesn't say.
     fn begin(&mut self) -> ControlFlow<Ending> {
         let segment = self.account.segment;
-        let reason = match segment.header {
-            Header::Whole(_) => return ControlFlow::Continue(()),
-            Header::Foreign(_) => "the header is of another segment",
-            Header::Damaged(_) => "segment header damaged",
-            Header::Unreadable(_) => "the disk can't read the segment's header",
-        };
+        if segment.header.begun().is_some() {
+            return ControlFlow::Continue(());
+        }
         let limit = segment.bytes;
         let first = self.headers.bytes(PAGE as u64, PAGE, limit);
         let first = first.map(BlockHeader::decode);
-        // A recycled file has the header of the segment it was, until it is used again.
-        let is_recycled = matches!(&segment.header, Header::Foreign(other) if other.segment != segment.number)
-            && !matches!(&first, Ok(Ok(header)) if header.segment == segment.number);
-        if is_recycled {
+        let first = first.map(|first| first.map(|header| (header.segment, header.tag)));
+        if self.is_quick() && is_unused(segment, first.as_ref().ok()) {
             return ControlFlow::Break(Ending::Unused);
         }
-        let is_blank = segment.header == Header::Damaged(FormatError::Blank)
-            && matches!(first, Ok(Err(FormatError::Blank | FormatError::Short)));
-        if is_blank && (self.is_quick() || self.blocks.is_blank(limit)) {
-            return ControlFlow::Break(Ending::Unused);
-        }
-        let before_first = Position {
-            offset: 0,
-            ..Position::START
-        };
         let identity = self.account.identity;
+        if identity.tag.is_some() {
+            return self.begin_ready(identity);
+        }
+        let is_damage = !is_tearable(segment) || self.is_vouched_for();
         self.account.identity.tag = match first {
-            Ok(Ok(header)) if header.segment == segment.number => Some(header.tag),
+            Ok(Ok((number, tag))) if number == segment.number => Some(tag),
             Ok(_) | Err(_) => self
                 .blocks
-                .next_block(identity, before_first, limit)
+                .next_block(identity, Position::BEFORE_FIRST, limit)
                 .map(|(_, header)| header.tag),
         };
+        match self.account.identity.tag {
+            _ if is_damage => self.lose_header()?,
+            Some(_) => {}
+            None => return ControlFlow::Break(Ending::Unused),
+        }
+        self.outlook = outlook(&self.account, &self.blocks);
+        ControlFlow::Continue(())
+    }
+
+    /// Finds out whether a segment that was made ahead has blocks all the same, since the write of its own
+    /// header was lost.
+    fn begin_ready(&mut self, identity: Identity) -> ControlFlow<Ending> {
+        let limit = self.account.segment.bytes;
+        let first = self
+            .blocks
+            .next_block(identity, Position::BEFORE_FIRST, limit);
+        if first.is_some() {
+            return ControlFlow::Continue(());
+        }
+        match self.is_vouched_for() {
+            true => self.lose_header(),
+            false => ControlFlow::Break(Ending::Unused),
+        }
+    }
+
+    /// Whether something says that a block was durable, or may say so where the disk can't be read.
+    fn is_vouched_for(&mut self) -> bool {
+        let (outlook, limit) = (&mut self.outlook, self.account.segment.bytes);
+        outlook.vouched_from(Position::BEFORE_FIRST, limit);
+        let is_seal_acknowledged = outlook.is_seal_acknowledged();
+        let vouched = outlook.vouched_from(Position::BEFORE_FIRST, limit);
+        is_seal_acknowledged || vouched.durable > 0 || vouched.unsure
+    }
+
+    /// Tells of a damaged header, unless a daemon has written it since.
+    fn lose_header(&mut self) -> ControlFlow<Ending> {
+        let Account {
+            directory, segment, ..
+        } = self.account;
+        if directory.owner != Owner::Nobody {
+            let files = directory.files();
+            let header = read_header(files, &segment.path, segment.lane, segment.number);
+            if let Some(header) = header.begun() {
+                self.account.identity.tag = Some(header.tag);
+                return ControlFlow::Continue(());
+            }
+            if !files.exists(&segment.path) {
+                return ControlFlow::Break(Ending::Gone);
+            }
+        }
         let is_lost = self.account.identity.tag.is_none();
-        let end = if is_lost { limit } else { PAGE as u64 };
+        let end = if is_lost { segment.bytes } else { PAGE as u64 };
+        let reason = match segment.header {
+            Header::Foreign(_) => "the header is of another segment",
+            Header::Unreadable(_) => "the disk can't read the segment's header",
+            Header::Damaged(_) | Header::Whole(_) => "segment header damaged",
+        };
         self.account.report(&Damage {
             open_ended: is_lost,
             ..self.account.damage(0, end, reason)
@@ -225,20 +309,12 @@ impl Walk<'_> {
             true => segment.bytes.min(from.offset.saturating_add(QUICK_AHEAD)),
             false => segment.bytes,
         };
-        // The whole rest is looked at only until something vouches for this block: not again and again where
-        // much is damaged.
-        let next = if self.durable > from.index {
-            self.blocks.next_block(identity, from, limit)
-        } else {
-            let ahead = self.blocks.look_ahead(identity, from, limit);
-            self.durable = self.known_durable(ahead.durable_through, ahead.seal);
-            ahead.next
-        };
-        if judge(look, from.index, self.durable) != Some(Verdict::Damaged) {
-            let is_clean = is_blank && next.is_none();
+        let vouched = self.outlook.vouched_from(from, limit);
+        if judge(look, from.index, vouched) != Some(Verdict::Damaged) {
+            let is_clean = is_blank && self.blocks.next_block(identity, from, limit).is_none();
             return ControlFlow::Break(if is_clean { Ending::Open } else { Ending::Torn });
         }
-        if self.look_again() {
+        if self.look_again(look)? {
             return ControlFlow::Continue(());
         }
         if let Look::BadPayload(header) = look {
@@ -250,54 +326,39 @@ impl Walk<'_> {
             self.account.position = Position::after(from.offset, &header);
             return ControlFlow::Continue(());
         }
+        let next = self.blocks.next_block(identity, from, limit);
         match self.account.lose_gap(next, reason(look)) {
             true => ControlFlow::Continue(()),
             false => ControlFlow::Break(Ending::Lost),
         }
     }
 
-    /// Whether to look at this place once more, afresh: a daemon may have written it since.
-    fn look_again(&mut self) -> bool {
-        let offset = self.account.position.offset;
-        let is_again = self.looked_again == Some(offset);
-        if is_again || self.account.directory.owner == Owner::Nobody {
-            return false;
+    /// Looks at this place once more, afresh, because a daemon may have written it since, or have put
+    /// another segment into the file: whether something else is there now.
+    fn look_again(&mut self, look: Look) -> ControlFlow<Ending, bool> {
+        let Account {
+            directory,
+            segment,
+            identity,
+            position,
+            ..
+        } = self.account;
+        let is_again = self.looked_again == Some(position.offset);
+        if is_again || directory.owner == Owner::Nobody {
+            return ControlFlow::Continue(false);
         }
-        self.looked_again = Some(offset);
-        let path = &self.account.segment.path;
-        match (
-            BlockSource::open(&FILES, path),
-            BlockSource::open_for_headers(&FILES, path),
-        ) {
-            (Ok(blocks), Ok(headers)) => (self.blocks, self.headers) = (blocks, headers),
-            _ => return false,
+        self.looked_again = Some(position.offset);
+        let files = directory.files();
+        let again = BlockSource::open_for_headers(files, &segment.path)
+            .map(|mut source| source.look(identity, position, segment.bytes));
+        // It loses its name before anything is written over it.
+        if !files.exists(&segment.path) {
+            return ControlFlow::Break(Ending::Gone);
         }
-        true
-    }
-
-    /// Most blocks that are known to have been durable, from this segment and the lane's next.
-    fn known_durable(&self, ahead: u32, seal: Option<u32>) -> u32 {
-        let next = self
-            .account
-            .directory
-            .successor(self.account.segment.number);
-        let Some((file, header)) = next.and_then(|next| Some((next, next.header.whole()?))) else {
-            return ahead;
-        };
-        let known = ahead.max(header.previous_durable);
-        let is_left_whole = !header.previous_given_up;
-        let Some(seal) = seal.filter(|&seal| seal > known && is_left_whole) else {
-            return known;
-        };
-        // Blocks are acknowledged in order over segments too.
-        let identity = Identity {
-            segment: header.segment,
-            tag: Some(header.tag),
-        };
-        let is_durable = BlockSource::open(&FILES, &file.path).is_ok_and(|mut source| {
-            let ahead = source.look_ahead(identity, Position::START, file.bytes);
-            ahead.durable_through > 0
-        });
-        if is_durable { seal } else { known }
+        let is_other = again.is_ok_and(|again| again != look);
+        if is_other && let Ok(sources) = open(files, &segment.path, self.depth) {
+            (self.blocks, self.headers) = sources;
+        }
+        ControlFlow::Continue(is_other)
     }
 }

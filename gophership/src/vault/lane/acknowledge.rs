@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     uring::Completion,
-    vault::{EntryId, format::Codec, segment::Segment, stats::LaneCounters},
+    vault::{EntryId, Settlement, format::Codec, segment::Segment, stats::LaneCounters},
 };
 
 impl Core {
@@ -54,6 +54,7 @@ impl Core {
                 return;
             };
             self.first_token += 1;
+            self.port().has_written();
             let end = op.offset + op.len as u64;
             match op.purpose {
                 Purpose::Header => {}
@@ -102,7 +103,7 @@ impl Core {
                 let held = entry.held && cancelled.is_none();
                 ledger.push(entry.owed, entry.records, held);
                 if let Some(accepted) = cancelled.filter(|&accepted| accepted != 0) {
-                    ledger.settle(index, accepted);
+                    ledger.settle(index, accepted, Settlement::Delivered);
                 }
             }
         }

@@ -22,7 +22,8 @@ use crate::{
         entry::Part,
         error::AppendError,
         format::{ENTRIES_MAX, PAGE},
-        port::{Next, Port},
+        port::{Next, Port, Refusal},
+        segment::Segment,
         shared::Shared,
     },
 };
@@ -74,9 +75,12 @@ pub(super) struct Core {
     entry_lists: Vec<Vec<Pending>>,
     pub(super) open: Option<OpenBlock>,
     pub(super) current: Option<Current>,
-    pub(super) previous: (u64, u32),
+    /// The segment that the lane wrote before.
+    pub(super) previous: Option<Arc<Segment>>,
     /// That one was given up.
     pub(super) previous_given_up: bool,
+    /// The segment is old: it is sealed as soon as nothing is in flight, and takes nothing more.
+    pub(super) is_aging: bool,
     /// Writes in the order in which they are acknowledged.
     pub(super) ops: VecDeque<Op>,
     /// Token of the first of `ops`.
@@ -122,7 +126,8 @@ impl Core {
                 .collect(),
             open: None,
             current: None,
-            previous: (0, 0),
+            previous: None,
+            is_aging: false,
             previous_given_up: false,
             ops: VecDeque::with_capacity(geometry.blocks + CONTROL_PAGES),
             first_token: 0,
@@ -219,7 +224,11 @@ impl Core {
             return Ok(Placed::Wait);
         }
         self.write_open();
-        if self.is_writable()? && self.reserve(self.geometry.bytes_for(len))? {
+        let bytes = self.geometry.bytes_for(len);
+        if self.is_writable()? && self.reserve(bytes)? {
+            if let Some(current) = &mut self.current {
+                current.reserved_to = current.offset + bytes;
+            }
             Ok(Placed::Here(self.epoch))
         } else {
             Ok(Placed::Wait)
@@ -267,7 +276,7 @@ impl Core {
     /// Whether an append may go on now (`false`: wait).
     fn is_writable(&mut self) -> Result<bool, AppendError> {
         match &self.health {
-            Health::Good => Ok(true),
+            Health::Good => Ok(!self.is_aging),
             Health::Draining { .. } | Health::Moving { .. } => Ok(false),
             Health::Refusing { since, reason } if self.age_of(*since) < REFUSE_FOR => {
                 Err(AppendError::Failed {
@@ -301,6 +310,7 @@ impl Core {
             .is_some_and(|current| current.offset + bytes + TAIL_BYTES <= limit)
             && self.has_entry_numbers(1);
         if fits {
+            self.port().has_segment();
             return Ok(true);
         }
         if self.pages.available() < 2 {
@@ -324,12 +334,15 @@ impl Core {
                     self.starved_since.get_or_insert(now);
                     return Ok(false);
                 }
+                let reason = "max_bytes leave no room for another segment".to_owned();
+                self.port().refuse(Refusal::NoSegment(reason));
                 Err(AppendError::Full {
                     retry_after: REFUSE_FOR,
                 })
             }
             Next::Failed(reason) => {
                 self.seal_if_used_up();
+                self.port().refuse(Refusal::NoSegment(reason.clone()));
                 Err(AppendError::Failed { reason })
             }
         }
@@ -404,9 +417,11 @@ impl Core {
         if self.health != Health::Good {
             return;
         }
-        self.seal_if_old();
+        let now = self.now();
+        self.seal_if_old(now);
         let linger = self.shared.config.linger;
-        let waited = self.open.as_ref().map(|open| self.age_of(open.opened));
+        let opened = self.open.as_ref().map(|open| open.opened);
+        let waited = opened.map(|opened| now.saturating_duration_since(opened));
         match waited {
             Some(waited) if self.writer.writes() == 0 || waited >= linger => self.write_open(),
             Some(waited) => self.arm_linger(linger - waited),
@@ -416,20 +431,23 @@ impl Core {
 
     /// Seals the segment when its first block is `segment_max_age` old; the next append begins another
     /// one, so an idle lane has none. Whoever keeps the files wakes an idle lane for it.
-    fn seal_if_old(&mut self) {
+    fn seal_if_old(&mut self, now: Instant) {
         let max_age = self.shared.config.segment_max_age;
-        let now = self.now();
         let is_old = self
             .current
             .as_ref()
             .is_some_and(|current| current.data_age(now) >= max_age);
-        if is_old && self.pages.available() > 0 {
-            self.write_open();
-            if self.health == Health::Good {
-                // An entry of which only the first pieces are written begins again in the next one.
-                self.epoch += 1;
-                self.write_seal();
-            }
+        if !is_old || self.pages.available() == 0 {
+            return;
+        }
+        self.is_aging = true;
+        self.write_open();
+        // The seal vouches for what is durable when it is built, and an idle lane writes nothing behind it: so
+        // it comes last, when the writes in flight are done.
+        if self.health == Health::Good && self.ops.is_empty() {
+            // An entry of which only the first pieces are written begins again in the next one.
+            self.epoch += 1;
+            self.write_seal();
         }
     }
 

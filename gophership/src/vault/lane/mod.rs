@@ -30,7 +30,9 @@ use self::{
     core::{Core, Health, Placed},
     waiters::{Outcome, Ticket},
 };
-use super::{DestMask, EntryId, EntryMeta, Error, error::AppendError, port::Port, shared::Shared};
+use super::{
+    DestMask, EntryId, EntryMeta, Error, Settlement, error::AppendError, port::Port, shared::Shared,
+};
 use crate::uring::Notifier;
 
 pub(super) use self::geometry::Geometry;
@@ -373,7 +375,9 @@ impl Drop for Stored<'_> {
             .cancel(ticket, accepted);
         let Some(id) = stored else { return };
         if accepted != 0 {
-            self.inner.shared.settle(id, accepted);
+            self.inner
+                .shared
+                .settle(id, accepted, Settlement::Delivered);
         } else if self.held {
             // Stored, but nobody knows: replay must take it.
             self.inner.shared.release(id);

@@ -7,7 +7,8 @@ use std::{
 
 use super::{
     block::Packed,
-    core::{Core, Health},
+    core::{Core, Health, REFUSE_FOR},
+    geometry::TAIL_BYTES,
     ops::{Op, Purpose, State},
     waiters::Outcome,
 };
@@ -18,7 +19,7 @@ use crate::{
         error::AppendError,
         format::{BlockHeader, BlockKind, Codec, PAGE, SegmentHeader},
         platform::DiskFile,
-        port::{Next, Ready},
+        port::{Next, Ready, Refusal},
         segment::Segment,
     },
 };
@@ -30,6 +31,8 @@ pub(super) struct Current {
     file: Arc<dyn DiskFile>,
     /// Where the next block goes.
     pub(super) offset: u64,
+    /// Up to where a large entry's pieces may go.
+    pub(super) reserved_to: u64,
     index: u32,
     /// Entries that ended in the blocks so far.
     pub(super) entries: u64,
@@ -57,9 +60,14 @@ impl Core {
             lane: self.lane,
             segment: segment.number,
             tag: segment.tag,
-            previous: self.previous.0,
-            previous_durable: self.previous.1,
+            previous: self.previous.as_ref().map_or(0, |before| before.number),
+            // As of now: blocks of it may have been acknowledged since the lane left it.
+            previous_durable: self
+                .previous
+                .as_ref()
+                .map_or(0, |before| before.durable_blocks()),
             previous_given_up: self.previous_given_up,
+            is_ready: false,
             created_unix_ns: self.shared.platform.unix_nanos(),
             bytes: self.shared.config.segment_bytes,
             host: self.shared.host,
@@ -70,6 +78,7 @@ impl Core {
             segment,
             file,
             offset: 0,
+            reserved_to: 0,
             index: 0,
             entries: 0,
             records: 0,
@@ -110,8 +119,19 @@ impl Core {
         );
     }
 
-    /// Writes a mark that covers the last data block, if a page is free.
+    /// Writes a mark that covers the last data block, if a page is free. Between the pieces of a large entry it
+    /// takes none of the room that they, another mark and the seal need.
     pub(super) fn write_mark(&mut self) {
+        let limit = self.shared.config.segment_bytes;
+        let Some(current) = self.current.as_mut() else {
+            return;
+        };
+        if current.reserved_to > current.offset {
+            if current.reserved_to + PAGE as u64 + TAIL_BYTES > limit {
+                return;
+            }
+            current.reserved_to += PAGE as u64;
+        }
         let (Some(current), Some(mut page)) = (self.current.as_ref(), self.pages.acquire()) else {
             return;
         };
@@ -143,8 +163,9 @@ impl Core {
     }
 
     fn leave_segment(&mut self) {
+        self.is_aging = false;
         if let Some(current) = self.current.take() {
-            self.previous = (current.segment.number, current.segment.durable_blocks());
+            self.previous = Some(current.segment);
             self.previous_given_up = false;
         }
     }
@@ -196,7 +217,7 @@ impl Core {
         };
         let token = self.first_token + self.ops.len() as u64;
         let offset = current.offset;
-        debug_assert!(
+        assert!(
             offset + len as u64 <= self.shared.config.segment_bytes,
             "room was reserved"
         );
@@ -301,10 +322,12 @@ impl Core {
     fn refuse(&mut self, reason: String) {
         self.fail_kept(&reason);
         self.moved = false;
-        self.health = Health::Refusing {
-            since: self.now(),
-            reason,
-        };
+        let since = self.now();
+        self.port().refuse(Refusal::Disk {
+            until: since + REFUSE_FOR,
+            reason: reason.clone(),
+        });
+        self.health = Health::Refusing { since, reason };
     }
 
     /// Gives up for good: nothing more can be written, and every append that waits is told so.
@@ -314,6 +337,7 @@ impl Core {
             error = reason,
             "the lane's ring is broken: the lane refuses entries"
         );
+        self.port().refuse(Refusal::Broken(reason.to_owned()));
         self.health = Health::Broken {
             reason: reason.to_owned(),
         };

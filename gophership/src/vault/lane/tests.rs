@@ -245,6 +245,7 @@ fn when_nobody_makes_segments_any_more_appends_are_refused_with_the_reason() {
         };
         assert!(reason.contains("panicked"), "{reason}");
         assert_eq!(vault.stats().fault.as_ref(), Some(reason));
+        assert_eq!(vault.refusal().as_ref(), Some(reason));
     });
     assert!(matches!(vault.close(), Err(Error::Panicked)));
 }

@@ -6,10 +6,11 @@ use std::{
 };
 
 use super::{FILL_BYTES, Keeper, remove};
+use crate::uring::AlignedBytes;
 use crate::vault::{
     directory::{UNFINISHED, lane_dir, segment_path, sync_dir},
     error::{Error, io_error},
-    format::PAGE,
+    format::{PAGE, SegmentHeader},
     ledger::Ledger,
     platform::{Access, DiskFile},
     port::Ready,
@@ -34,6 +35,8 @@ impl Keeper {
             let tag = platform
                 .random()
                 .map_err(io_error("reading", "/dev/urandom"))?;
+            self.claim(file.as_ref(), lane, number, tag)
+                .map_err(io_error("writing the header of", &staged))?;
             platform
                 .rename(&staged, &path)
                 .map_err(io_error("renaming", &staged))?;
@@ -65,6 +68,28 @@ impl Keeper {
             segment: Arc::new(segment),
             file,
         }))
+    }
+
+    /// Writes and syncs a header with number and tag, before the file gets the segment's name: from then on
+    /// nothing that a producer may have planted in what is now old passes for one of its blocks, whatever
+    /// crashes.
+    fn claim(&self, file: &dyn DiskFile, lane: u16, number: u64, tag: u64) -> std::io::Result<()> {
+        let header = SegmentHeader {
+            lane,
+            segment: number,
+            tag,
+            previous: 0,
+            previous_durable: 0,
+            previous_given_up: false,
+            is_ready: true,
+            created_unix_ns: 0,
+            bytes: self.shared.config.segment_bytes,
+            host: self.shared.host,
+        };
+        let mut page = AlignedBytes::zeroed(PAGE);
+        header.encode(&mut page);
+        file.write_all_at(&page, 0)?;
+        file.sync_data()
     }
 
     /// Opens a file and fills it with zeros behind the `written` bytes it has; `None` if the vault stops

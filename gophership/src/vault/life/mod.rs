@@ -20,6 +20,7 @@
 
 mod make;
 mod room;
+mod trouble;
 
 use std::{
     collections::BTreeSet,
@@ -29,12 +30,13 @@ use std::{
     time::Duration,
 };
 
-use self::room::Room;
+use self::{room::Room, trouble::Trouble};
 use super::{
     OnFull,
     directory::{UNFINISHED, sync_dir},
+    error::Error,
     platform::{Access, Platform},
-    port::Next,
+    port::{Next, Ready},
     segment::Segment,
     shared::Shared,
 };
@@ -97,14 +99,17 @@ pub(super) struct Keeper {
     zeros: AlignedBytes,
     /// Shortest first.
     spares: Vec<Spare>,
+    /// By lane.
+    troubles: Vec<Trouble>,
 }
 
 impl Keeper {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self {
-            shared,
             zeros: AlignedBytes::zeroed(FILL_BYTES),
             spares: Vec::new(),
+            troubles: shared.ports.iter().map(|_| Trouble::default()).collect(),
+            shared,
         }
     }
 
@@ -159,15 +164,37 @@ impl Keeper {
                 return Next::Full { asked: is_starving };
             }
         }
-        match self.make(lane) {
+        let made = self.make(lane);
+        self.tell(lane, &made);
+        match made {
             Ok(Some(ready)) => {
                 self.shared.catalog.insert(Arc::clone(&ready.segment));
                 Next::Ready(ready)
             }
             Ok(None) => Next::Wanted,
+            Err(error) => Next::Failed(error.to_string()),
+        }
+    }
+
+    /// Logs what keeps a lane's segments from being made, but not with every attempt.
+    fn tell(&mut self, lane: u16, made: &Result<Option<Ready>, Error>) {
+        let (trouble, now) = (
+            &mut self.troubles[usize::from(lane)],
+            self.shared.platform.now(),
+        );
+        match made {
+            Ok(Some(_)) => {
+                if let Some(lasted) = trouble.ended(now) {
+                    let seconds = lasted.as_secs();
+                    tracing::info!(lane, seconds, "vault segments can be made again");
+                }
+            }
+            Ok(None) => {}
             Err(error) => {
-                tracing::error!(lane, error = %error, "can't make a vault segment");
-                Next::Failed(error.to_string())
+                if let Some(lasted) = trouble.failed(error, now) {
+                    let seconds = lasted.as_secs();
+                    tracing::error!(lane, error = %error, seconds, "can't make a vault segment; trying again");
+                }
             }
         }
     }

@@ -3,6 +3,7 @@
 //! The vault reaches them only through [`Platform`], so that the very same lanes, recovery and
 //! readers run on a simulated disk too. [`Os`] is the machine itself.
 
+mod ahead;
 mod os;
 
 use std::{
@@ -22,6 +23,8 @@ pub use os::{Os, Rung};
 pub enum Access {
     /// To read whole pages into page-aligned memory, past the page cache where the rung has it.
     Read,
+    /// As `Read`, mostly from the start to the end: what comes next may be read ahead.
+    ReadThrough,
     /// To read and write likewise.
     Write,
     /// As `Write`, and empty: made if it isn't there, cut to nothing if it is. Its owner alone may use it.

@@ -14,7 +14,7 @@ use nix::{
     fcntl::{Flock, FlockArg},
 };
 
-use super::{Access, DiskFile, Listed, Lock, LockError, Platform};
+use super::{Access, DiskFile, Listed, Lock, LockError, Platform, ahead::ReadAhead};
 use crate::uring::{
     self, ALIGNMENT, AlignedBytes, BufferPool, Ring, Syncing, Writer, WriterThread,
 };
@@ -142,10 +142,15 @@ fn try_direct(dir: &Path) -> io::Result<()> {
 
 impl Platform for Os {
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn DiskFile>> {
+        let (reads, is_ahead) = match access {
+            Access::Read => (true, false),
+            Access::ReadThrough => (true, true),
+            Access::Write | Access::Create => (false, false),
+        };
         let open = |flags: i32| {
             OpenOptions::new()
                 .read(true)
-                .write(access != Access::Read)
+                .write(!reads)
                 .create(access == Access::Create)
                 .truncate(access == Access::Create)
                 .mode(0o600)
@@ -154,14 +159,13 @@ impl Platform for Os {
         };
         let file = match open(self.flags()) {
             // Whoever only reads needn't know what the file system can do.
-            Err(refused)
-                if access == Access::Read && refused.raw_os_error() == Some(libc::EINVAL) =>
-            {
-                open(0)?
-            }
+            Err(refused) if reads && refused.raw_os_error() == Some(libc::EINVAL) => open(0)?,
             opened => opened?,
         };
-        Ok(Arc::new(file))
+        Ok(match is_ahead {
+            true => Arc::new(ReadAhead::new(file)),
+            false => Arc::new(file),
+        })
     }
 
     fn read(&self, path: &Path, at_most: u64) -> io::Result<Vec<u8>> {

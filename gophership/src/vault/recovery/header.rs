@@ -1,9 +1,10 @@
 //! What a segment's first page amounts to, from all that was found: the table, and the looking.
 
-use super::read::{Successors, has_durable_block};
+use super::{read::Successors, verdict::Vouched};
 use crate::vault::{
     directory::Found,
     format::{BlockHeader, FormatError, PAGE, SegmentHeader},
+    outlook::Outlook,
     shared::Shared,
     walk::{BlockSource, Identity, Position},
 };
@@ -26,6 +27,8 @@ pub(super) enum Begin {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum First {
     Ours(u64),
+    /// Made ahead; the lane has not written its own yet, or that write was lost.
+    Ready(u64),
     /// A crash while it was written leaves this, and so does a file that was made ahead, from zeros or
     /// from another segment's.
     Tearable,
@@ -49,10 +52,22 @@ const fn judge(first: First, blocks: Blocks) -> Begin {
         unsure,
     } = blocks;
     match (first, tag) {
-        (First::Ours(tag), _) => Begin::Whole { tag },
+        (First::Ours(tag), _) | (First::Ready(tag), Some(_)) => Begin::Whole { tag },
+        (First::Ready(_), None) if durable == 0 && !unsure => Begin::Unused,
+        (First::Ready(tag), None) => Begin::Damaged { tag: Some(tag) },
         (First::Tearable, None) if durable == 0 && !unsure => Begin::Unused,
         (First::Tearable, Some(tag)) if durable == 0 && !unsure => Begin::Torn { tag },
         (First::Tearable | First::Foreign, tag) => Begin::Damaged { tag },
+    }
+}
+
+/// Whether a crash while a header was written may have left what isn't one.
+pub(in crate::vault) const fn is_tearable(error: FormatError) -> bool {
+    match error {
+        FormatError::Short | FormatError::Blank | FormatError::Magic | FormatError::Checksum => {
+            true
+        }
+        FormatError::Version(_) | FormatError::Field => false,
     }
 }
 
@@ -66,55 +81,53 @@ pub(super) fn look(
     let first = match SegmentHeader::decode(source.bytes(0, PAGE, file.bytes)?) {
         Ok(header) if header.segment != file.number => First::Tearable,
         Ok(header) if header.lane != file.lane => First::Foreign,
+        Ok(header) if header.is_ready => First::Ready(header.tag),
         Ok(header) => First::Ours(header.tag),
-        Err(FormatError::Version(_) | FormatError::Field) => First::Foreign,
-        Err(
-            FormatError::Short | FormatError::Blank | FormatError::Magic | FormatError::Checksum,
-        ) => First::Tearable,
+        Err(error) if is_tearable(error) => First::Tearable,
+        Err(_) => First::Foreign,
     };
     if let First::Ours(tag) = first {
         return Ok(Begin::Whole { tag });
     }
-    Ok(judge(first, blocks(shared, file, source, successors)))
+    let tag = match first {
+        First::Ready(tag) => Some(tag),
+        First::Ours(_) | First::Tearable | First::Foreign => None,
+    };
+    Ok(judge(first, blocks(shared, file, tag, source, successors)))
 }
 
 fn blocks(
     shared: &Shared,
     file: &Found,
+    tag: Option<u64>,
     source: &mut BlockSource,
     successors: &Successors,
 ) -> Blocks {
     let identity = Identity {
         segment: file.number,
-        tag: None,
-    };
-    let before_first = Position {
-        offset: 0,
-        ..Position::START
+        tag,
     };
     let start = source
         .bytes(PAGE as u64, PAGE, file.bytes)
         .ok()
         .and_then(|page| BlockHeader::decode(page).ok())
-        .filter(|header| header.segment == file.number);
-    let ahead = source.look_ahead(identity, before_first, file.bytes);
-    let mut durable = ahead.durable_through;
-    if let Some((next, next_file)) = successors.get(&file.number) {
-        durable = durable.max(next.previous_durable);
-        // As in `Walk::known_durable`.
-        if ahead.seal.is_some()
-            && !next.previous_given_up
-            && has_durable_block(shared, next_file, next)
-        {
-            durable = durable.max(1);
-        }
-    }
+        .filter(|header| header.segment == file.number)
+        .filter(|header| tag.is_none_or(|tag| tag == header.tag));
+    let next = successors.next(file);
+    let mut outlook = Outlook::new(shared.platform.as_ref(), source, identity, next);
+    outlook.vouched_from(Position::BEFORE_FIRST, file.bytes);
+    let is_seal_acknowledged = outlook.is_seal_acknowledged();
+    // What was found until now, with what couldn't be read on the way.
+    let Vouched { durable, unsure } = outlook.vouched_from(Position::BEFORE_FIRST, file.bytes);
     Blocks {
         tag: start
-            .or(ahead.next.map(|(_, header)| header))
+            .or_else(|| {
+                let first = source.next_block(identity, Position::BEFORE_FIRST, file.bytes);
+                first.map(|(_, header)| header)
+            })
             .map(|header| header.tag),
-        durable,
-        unsure: ahead.unreadable,
+        durable: durable.max(u32::from(is_seal_acknowledged)),
+        unsure,
     }
 }
 
@@ -124,7 +137,7 @@ mod tests {
 
     #[test]
     fn only_what_a_crash_leaves_and_nobody_vouches_for_is_no_damage() {
-        use First::{Foreign, Ours, Tearable};
+        use First::{Foreign, Ours, Ready, Tearable};
         let blocks = |tag, durable, unsure| Blocks {
             tag,
             durable,
@@ -133,6 +146,11 @@ mod tests {
         let damaged = |tag| Begin::Damaged { tag };
         let table = [
             (Ours(7), blocks(None, 3, true), Begin::Whole { tag: 7 }),
+            (Ready(7), blocks(None, 0, false), Begin::Unused),
+            (Ready(7), blocks(None, 0, true), damaged(Some(7))),
+            (Ready(7), blocks(None, 1, false), damaged(Some(7))),
+            (Ready(7), blocks(Some(7), 0, false), Begin::Whole { tag: 7 }),
+            (Ready(7), blocks(Some(7), 2, true), Begin::Whole { tag: 7 }),
             (Tearable, blocks(None, 0, false), Begin::Unused),
             (Tearable, blocks(None, 0, true), damaged(None)),
             (Tearable, blocks(None, 1, false), damaged(None)),

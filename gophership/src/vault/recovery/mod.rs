@@ -1,21 +1,21 @@
 //! Reading the segments of earlier runs at start: torn tails are cut off, damage is kept and counted.
 
 mod header;
+mod progress;
 mod read;
 mod verdict;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use self::{
     header::Begin,
-    read::{Ended, Successors, Walk},
+    read::{Ended, Successors, Walk, lose_known},
 };
 pub(super) use self::{
+    header::is_tearable,
+    progress::Progress,
     read::reason,
-    verdict::{Verdict, judge},
+    verdict::{Verdict, Vouched, judge},
 };
 use super::{
     cursors::Cursors,
@@ -23,6 +23,7 @@ use super::{
     error::{Error, io_error},
     format::{PAGE, SegmentHeader},
     ledger::{Ledger, Pending},
+    outlook::Outlook,
     platform::Access,
     segment::Segment,
     shared::Shared,
@@ -33,15 +34,22 @@ use crate::uring::AlignedBytes;
 /// Reads `found` in order and adds what is there to the catalog, until the vault stops.
 pub(super) fn recover(shared: &Shared, cursors: &Cursors, found: Vec<Found>) {
     let successors = read_headers(shared, &found);
+    let mut decoded = Vec::new();
     for file in found {
         if shared.is_stopping() {
             return;
         }
-        if let Err(error) = recover_segment(shared, cursors, &file, &successors) {
+        if let Err(error) = recover_segment(shared, cursors, &file, &successors, &mut decoded) {
             tracing::error!(path = %file.path.display(), error = %error, "can't recover a vault segment; it is kept");
-            let segment = new_segment(&file, 0, Ledger::new(shared.destinations.len()));
+            let segment = new_segment(
+                &file,
+                tag_of(cursors, &file),
+                Ledger::new(shared.destinations.len()),
+            );
             segment.begin();
             segment.quarantine();
+            lose_known(cursors, &segment, 0);
+            cursors.apply(segment.number, segment.tag, &mut segment.ledger());
             if super::quarantine::read(
                 shared.platform.as_ref(),
                 shared.dir(),
@@ -55,6 +63,7 @@ pub(super) fn recover(shared: &Shared, cursors: &Cursors, found: Vec<Found>) {
             segment.close();
             shared.catalog.insert(Arc::new(segment));
         }
+        shared.recovery.passed(file.bytes);
     }
     shared.recovering.store(false, Ordering::Release);
     shared.cursors_wanted.raise();
@@ -62,15 +71,20 @@ pub(super) fn recover(shared: &Shared, cursors: &Cursors, found: Vec<Found>) {
 }
 
 fn read_headers(shared: &Shared, found: &[Found]) -> Successors {
-    let mut successors = HashMap::new();
+    let mut successors = Successors::default();
     for file in found {
-        let header = BlockSource::open(shared.platform.as_ref(), &file.path)
+        let header = BlockSource::open_for_headers(shared.platform.as_ref(), &file.path)
             .and_then(|mut source| source.bytes(0, PAGE, u64::MAX).map(SegmentHeader::decode));
-        // The header of another segment is left in a recycled file.
-        if let Ok(Ok(header)) = header
-            && header.segment == file.number
-        {
-            successors.insert(header.previous, (header, file.clone()));
+        match header {
+            // Another segment's says nothing of this one, and one that wasn't begun follows none.
+            Ok(Ok(header)) if header.segment == file.number && !header.is_ready => {
+                let known = &mut successors.by_previous;
+                known.insert(header.previous, (header, file.clone()));
+            }
+            Ok(Ok(_) | Err(_)) => {}
+            Err(_) => {
+                successors.unreadable.insert(file.lane);
+            }
         }
     }
     successors
@@ -81,8 +95,9 @@ fn recover_segment(
     cursors: &Cursors,
     file: &Found,
     successors: &Successors,
+    decoded: &mut Vec<u8>,
 ) -> Result<(), Error> {
-    let mut source = BlockSource::open(shared.platform.as_ref(), &file.path)
+    let mut source = BlockSource::open_through(shared.platform.as_ref(), &file.path)
         .map_err(io_error("opening", &file.path))?;
     let begin = header::look(shared, file, &mut source, successors)
         .map_err(io_error("reading", &file.path))?;
@@ -100,18 +115,24 @@ fn recover_segment(
         tag,
     };
     let ledger = Ledger::new(shared.destinations.len());
-    let segment = new_segment(file, identity.tag.unwrap_or(0), ledger);
+    let segment = new_segment(
+        file,
+        identity.tag.unwrap_or_else(|| tag_of(cursors, file)),
+        ledger,
+    );
     segment.begin();
+    let next = successors.next(file);
     let mut walk = Walk {
         shared,
         cursors,
         segment,
         identity,
         limit: file.bytes,
+        outlook: Outlook::new(shared.platform.as_ref(), &source, identity, next),
         source,
         position: Position::START,
         chain: Chain::default(),
-        decoded: Vec::new(),
+        decoded,
         crc: crc32fast::Hasher::new(),
     };
     if super::quarantine::read(
@@ -124,16 +145,25 @@ fn recover_segment(
     {
         walk.segment.withhold();
     }
+    let is_lost = identity.tag.is_none();
     if matches!(begin, Begin::Damaged { .. }) {
-        walk.report("segment header damaged", Pending::default());
+        let lost = match is_lost {
+            true => lose_known(cursors, &walk.segment, 0),
+            false => Pending::default(),
+        };
+        walk.report("segment header damaged", lost);
     }
-    let ended = if identity.tag.is_some() {
-        walk.run(successors)
-    } else {
-        Ended::Damaged
+    let ended = match is_lost {
+        true => Ended::Damaged,
+        false => walk.run(),
     };
     finish(walk, ended);
     Ok(())
+}
+
+/// Tag of a segment that doesn't tell it itself, from the cursors; 0 if they don't know it either.
+fn tag_of(cursors: &Cursors, file: &Found) -> u64 {
+    cursors.known(file.number).map_or(0, |(tag, _)| tag)
 }
 
 /// Writes a header anew that a crash has torn: the next start must not take its blocks, which are sealed
@@ -146,6 +176,7 @@ fn write_header(shared: &Shared, file: &Found, tag: u64) -> Result<(), Error> {
         previous: 0,
         previous_durable: 0,
         previous_given_up: false,
+        is_ready: false,
         created_unix_ns: shared.platform.unix_nanos(),
         bytes: file.bytes,
         host: shared.host,
@@ -194,7 +225,6 @@ fn finish(mut walk: Walk<'_>, ended: Ended) {
     {
         let mut ledger = segment.ledger();
         cursors.apply(segment.number, segment.tag, &mut ledger);
-        ledger.forget_settled();
         ledger.shrink();
     }
     if is_sealed {

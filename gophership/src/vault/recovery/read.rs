@@ -1,6 +1,10 @@
 //! Walking one segment of an earlier run from its start to its end, through damage.
 
-use std::{collections::HashMap, ops::Range, sync::atomic::Ordering};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+    sync::atomic::Ordering,
+};
 
 use super::verdict::{Verdict, judge};
 use crate::{
@@ -8,19 +12,25 @@ use crate::{
     vault::{
         cursors::Cursors,
         directory::Found,
-        entry::Pieces,
+        entry::{DestMask, Pieces},
         error::{Error, io_error},
         format::{BlockHeader, BlockKind, Codec, FormatError, PAGE, SegmentHeader},
         ledger::Pending,
+        outlook::{Next, Outlook, Successor},
         platform::Access,
         segment::Segment,
-        shared::{Damage, SEAL_MISMATCH, Shared},
-        walk::{Ahead, BlockSource, Chain, Identity, Joined, Look, Position, is_consistent},
+        shared::{Damage, ORPHAN, SEAL_MISMATCH, Shared},
+        walk::{BlockSource, Chain, Identity, Joined, Look, Position, is_consistent},
     },
 };
 
 /// Headers of the lanes' segments by the segment before.
-pub(super) type Successors = HashMap<u64, (SegmentHeader, Found)>;
+#[derive(Debug, Default)]
+pub(super) struct Successors {
+    pub(super) by_previous: HashMap<u64, (SegmentHeader, Found)>,
+    /// Lanes with a segment whose header the disk can't read.
+    pub(super) unreadable: HashSet<u16>,
+}
 
 /// A segment while it is read.
 pub(super) struct Walk<'a> {
@@ -30,9 +40,10 @@ pub(super) struct Walk<'a> {
     pub(super) identity: Identity,
     pub(super) limit: u64,
     pub(super) source: BlockSource,
+    pub(super) outlook: Outlook<'a>,
     pub(super) position: Position,
     pub(super) chain: Chain,
-    pub(super) decoded: Vec<u8>,
+    pub(super) decoded: &'a mut Vec<u8>,
     /// CRC fields of the blocks so far.
     pub(super) crc: crc32fast::Hasher,
 }
@@ -48,11 +59,12 @@ pub(super) enum Ended {
 }
 
 impl Walk<'_> {
-    pub(super) fn run(&mut self, successors: &Successors) -> Ended {
+    pub(super) fn run(&mut self) -> Ended {
         loop {
             if self.shared.is_stopping() {
                 return Ended::Stopped;
             }
+            self.shared.recovery.reached(self.position.offset);
             let look = self.source.look(self.identity, self.position, self.limit);
             match look {
                 Look::Block(header) if header.kind == BlockKind::Seal => {
@@ -61,7 +73,7 @@ impl Walk<'_> {
                 }
                 Look::Block(header) => self.take(&header),
                 bad => {
-                    if let Some(ended) = self.skip(bad, successors) {
+                    if let Some(ended) = self.skip(bad) {
                         return ended;
                     }
                 }
@@ -75,7 +87,7 @@ impl Walk<'_> {
         self.note_crc(header);
         let payload = self
             .source
-            .payload(offset, header, &mut self.decoded)
+            .payload(offset, header, self.decoded)
             .filter(|payload| is_consistent(header, payload));
         let Some(payload) = payload else {
             self.lose(header, "payload is not a run of entries");
@@ -94,7 +106,8 @@ impl Walk<'_> {
                         let records = u64::from(piece.header.records);
                         let lost =
                             lost_with(self.cursors, &self.segment, entry..entry + 1, records);
-                        ledger.push_lost(1, lost.records);
+                        let owed = owed_some(self.cursors, &self.segment, entry..entry + 1);
+                        ledger.push_lost(1, lost.records, owed);
                         orphans.push(lost);
                     }
                     Joined::Orphan | Joined::Partial => {}
@@ -102,18 +115,15 @@ impl Walk<'_> {
             }
         }
         for lost in orphans {
-            self.report("an entry's earlier pieces are lost", lost);
+            self.report(ORPHAN, lost);
         }
         self.position = Position::after(offset, header);
     }
 
     /// Deals with a place that has no block; `None` to go on behind it.
-    fn skip(&mut self, look: Look, successors: &Successors) -> Option<Ended> {
-        let ahead = self
-            .source
-            .look_ahead(self.identity, self.position, self.limit);
-        let durable = self.known_durable(&ahead, successors);
-        if judge(look, self.position.index, durable) != Some(Verdict::Damaged) {
+    fn skip(&mut self, look: Look) -> Option<Ended> {
+        let vouched = self.outlook.vouched_from(self.position, self.limit);
+        if judge(look, self.position.index, vouched) != Some(Verdict::Damaged) {
             return Some(Ended::Torn);
         }
         if let Look::BadPayload(header) = look {
@@ -123,8 +133,12 @@ impl Walk<'_> {
             self.position = Position::after(offset, &header);
             return None;
         }
-        let Some((offset, next)) = ahead.next else {
-            self.report(reason(look), Pending::default());
+        let next = self
+            .source
+            .next_block(self.identity, self.position, self.limit);
+        let Some((offset, next)) = next else {
+            let lost = lose_known(self.cursors, &self.segment, self.position.entry);
+            self.report(reason(look), lost);
             return Some(Ended::Damaged);
         };
         let entries = u32::try_from(next.first_entry - self.position.entry).unwrap_or(u32::MAX);
@@ -135,7 +149,9 @@ impl Walk<'_> {
             self.position.entry..next.first_entry,
             records,
         );
-        self.segment.ledger().push_lost(entries, lost.records);
+        let entries_lost = self.position.entry..next.first_entry;
+        let owed = owed_some(self.cursors, &self.segment, entries_lost);
+        self.segment.ledger().push_lost(entries, lost.records, owed);
         self.report(reason(look), lost);
         self.chain.break_off();
         self.position = Position {
@@ -147,37 +163,18 @@ impl Walk<'_> {
         None
     }
 
-    /// Most blocks that are known to have been durable.
-    fn known_durable(&self, ahead: &Ahead, successors: &Successors) -> u32 {
-        let Some((next, file)) = successors.get(&self.segment.number) else {
-            return ahead.durable_through;
-        };
-        let known = ahead.durable_through.max(next.previous_durable);
-        // Blocks are acknowledged in order over segments too: once one of the next segment was, all
-        // of this one were.
-        match ahead.seal {
-            Some(seal)
-                if seal > known
-                    && !next.previous_given_up
-                    && has_durable_block(self.shared, file, next) =>
-            {
-                seal
-            }
-            Some(_) | None => known,
-        }
-    }
-
     fn lose(&mut self, header: &BlockHeader, why: &str) {
         let entries = header.first_entry..header.first_entry + u64::from(header.entries);
         let lost = lost_with(
             self.cursors,
             &self.segment,
-            entries,
+            entries.clone(),
             u64::from(header.records),
         );
+        let owed = owed_some(self.cursors, &self.segment, entries);
         self.segment
             .ledger()
-            .push_lost(header.entries, lost.records);
+            .push_lost(header.entries, lost.records, owed);
         self.report(why, lost);
         self.chain.break_off();
     }
@@ -268,17 +265,38 @@ fn lost_with(cursors: &Cursors, segment: &Segment, entries: Range<u64>, records:
     }
 }
 
-pub(super) fn has_durable_block(shared: &Shared, file: &Found, header: &SegmentHeader) -> bool {
-    let identity = Identity {
-        segment: header.segment,
-        tag: Some(header.tag),
+/// Takes in, as lost, what only the cursors know of a segment from entry `from` on: nothing of it can be read, and
+/// what is settled of it must not be forgotten. There may have been more.
+pub(super) fn lose_known(cursors: &Cursors, segment: &Segment, from: u64) -> Pending {
+    let known = match cursors.known(segment.number) {
+        Some((tag, entries)) if tag == segment.tag => u64::from(entries),
+        Some(_) | None => 0,
     };
-    BlockSource::open(shared.platform.as_ref(), &file.path).is_ok_and(|mut source| {
-        source
-            .look_ahead(identity, Position::START, file.bytes)
-            .durable_through
-            > 0
-    })
+    let entries = from..known.max(from);
+    let count = u32::try_from(entries.end - entries.start).unwrap_or(u32::MAX);
+    let owed = owed_some(cursors, segment, entries.clone());
+    segment.ledger().push_lost(count, 0, owed);
+    lost_with(cursors, segment, entries, 0)
+}
+
+/// Destinations that haven't settled all of `entries`.
+fn owed_some(cursors: &Cursors, segment: &Segment, entries: Range<u64>) -> DestMask {
+    cursors.owed_some(segment.number, segment.tag, entries)
+}
+
+impl Successors {
+    /// What the lane of `file` began after it.
+    pub(super) fn next(&self, file: &Found) -> Next<'_> {
+        match self.by_previous.get(&file.number) {
+            Some((header, file)) => Next::Here(Successor {
+                header,
+                path: &file.path,
+                bytes: file.bytes,
+            }),
+            None if self.unreadable.contains(&file.lane) => Next::Unknown,
+            None => Next::None,
+        }
+    }
 }
 
 /// What to call a place without the block that belongs there.

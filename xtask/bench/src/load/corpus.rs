@@ -102,8 +102,8 @@ fn record_of(number: u64) -> LogRecord {
         span_id: mix(mixed ^ 7).to_be_bytes().to_vec(),
         ..LogRecord::default()
     };
-    let mut body = format!("order {number} accepted; items ");
-    let mut filler = mixed;
+    let mut body = format!("order {number} accepted:");
+    let mut chosen = mixed;
     loop {
         record.body = Some(AnyValue {
             value: Some(Value::StringValue(body.clone())),
@@ -112,12 +112,89 @@ fn record_of(number: u64) -> LogRecord {
         if missing == 0 {
             return record;
         }
-        filler = mix(filler);
-        let more = format!("{filler:016x}");
+        chosen = mix(chosen);
         // Near the end byte by byte, since lengths of lengths grow too.
-        let take = if missing > 32 { 16 } else { 1 };
-        body.push_str(&more[..take]);
+        if missing > 32 {
+            body.push(' ');
+            body.push_str(word(chosen));
+        } else {
+            body.push(char::from(b'a' + u8::try_from(chosen % 26).unwrap_or(0)));
+        }
     }
+}
+
+/// What log lines are made of; frequent words come more often.
+const WORDS: [&str; 64] = [
+    "the",
+    "to",
+    "for",
+    "request",
+    "from",
+    "with",
+    "user",
+    "item",
+    "in",
+    "order",
+    "failed",
+    "connection",
+    "timeout",
+    "after",
+    "retry",
+    "payment",
+    "service",
+    "response",
+    "status",
+    "cache",
+    "miss",
+    "hit",
+    "queue",
+    "worker",
+    "started",
+    "finished",
+    "session",
+    "token",
+    "expired",
+    "database",
+    "query",
+    "rows",
+    "transaction",
+    "committed",
+    "rolled",
+    "back",
+    "inventory",
+    "reserved",
+    "shipment",
+    "warehouse",
+    "address",
+    "validated",
+    "customer",
+    "discount",
+    "applied",
+    "currency",
+    "converted",
+    "invoice",
+    "generated",
+    "email",
+    "queued",
+    "notification",
+    "delivered",
+    "webhook",
+    "signature",
+    "mismatch",
+    "upstream",
+    "gateway",
+    "circuit",
+    "opened",
+    "closed",
+    "half",
+    "backpressure",
+    "checkpoint",
+];
+
+/// A word of [`WORDS`]: the square of an even draw favours those in front.
+fn word(random: u64) -> &'static str {
+    let even = random % 4096;
+    WORDS[usize::try_from(even * even / 4096 * 64 / 4096).unwrap_or(0)]
 }
 
 /// A number that looks random, always the same for the same `number` (splitmix64).

@@ -32,9 +32,10 @@ Examples:
         place: Place,
     },
 
-    /// Read everything and check every checksum; exits with 1 if something is damaged.
+    /// Read everything and check every checksum and hash; exits with 1 if something is damaged or was changed.
     #[command(after_help = "\
-Reads at the speed of the disk. A torn end isn't damage: nobody was promised what it held.
+Reads at the speed of the disk. A torn end isn't damage: nobody was promised what it held. The chain's head stands for
+all sealed segments of a lane up to then: noted elsewhere, it shows whether all of it was rewritten later.
 
 Examples:
   gs-ctl vault verify

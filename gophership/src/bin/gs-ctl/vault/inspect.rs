@@ -183,6 +183,10 @@ fn facts(opened: &Opened, row: &Row<'_>) -> Vec<Vec<String>> {
         fact("quarantine", format!("by {by} at {since} UTC: {reason}"));
     }
     match &file.header {
+        Header::Whole(header) if header.is_ready => {
+            fact("header", "made ahead; the lane hasn't begun it".to_owned());
+            fact("tag", full_number(header.tag));
+        }
         Header::Whole(header) => {
             fact(
                 "created",

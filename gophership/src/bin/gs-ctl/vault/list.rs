@@ -82,7 +82,7 @@ impl<'a> Row<'a> {
     }
 
     fn created_unix_ns(&self) -> u64 {
-        let header = self.file.header.whole();
+        let header = self.file.header.begun();
         header.map_or(0, |header| header.created_unix_ns)
     }
 

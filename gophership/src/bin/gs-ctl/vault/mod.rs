@@ -2,6 +2,7 @@
 
 mod args;
 mod cat;
+mod chain;
 mod inspect;
 mod list;
 mod quarantine;

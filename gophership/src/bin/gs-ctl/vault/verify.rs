@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::{
     Opened, Progress,
     args::SegmentNumber,
+    chain::{self, Chain},
     failed, full_number,
     list::{Row, damage_value},
     number, range,
@@ -42,28 +43,38 @@ pub(super) fn run(
     }
     let read = progress.done;
     drop(progress);
+    let chains = chain::check(opened, &rows, asked);
     let places: u64 = rows.iter().map(|row| row.summary.damaged_places).sum();
     let damaged: Vec<_> = rows
         .iter()
         .filter(|row| row.summary.damaged_places > 0)
         .map(|row| number(row.file.number))
         .collect();
+    let faults: Vec<_> = chains.iter().flat_map(Chain::faults).collect();
     let value = json!({
         "dir": opened.directory.path().display().to_string(),
-        "ok": places == 0,
+        "ok": places == 0 && faults.is_empty(),
         "notes": opened.notes(),
         "read_bytes": read,
         "damaged_segments": damaged.len(),
         "damaged_places": places,
         "segments": rows.iter().map(value).collect::<Value>(),
+        "chains": chains.iter().map(Chain::value).collect::<Value>(),
     });
-    sink.result(&value, || page(opened, &rows, read))?;
-    match places {
-        0 => Ok(()),
-        places => Err(Failure::Failed(format!(
+    sink.result(&value, || page(opened, &rows, &chains, read))?;
+    let mut wrong = Vec::new();
+    if places > 0 {
+        wrong.push(format!(
             "{places} damaged places, in {}",
             damaged.join(", ")
-        ))),
+        ));
+    }
+    if !faults.is_empty() {
+        wrong.push(format!("faults of the chain: {}", faults.join(", ")));
+    }
+    match wrong.as_slice() {
+        [] => Ok(()),
+        wrong => Err(Failure::Failed(wrong.join("; "))),
     }
 }
 
@@ -85,7 +96,7 @@ fn value(row: &Row<'_>) -> Value {
     })
 }
 
-fn page(opened: &Opened, rows: &[Row<'_>], read: u64) -> String {
+fn page(opened: &Opened, rows: &[Row<'_>], chains: &[Chain], read: u64) -> String {
     let mut out = String::new();
     for note in opened.notes() {
         out.push_str(&format!("note: {}\n", plain(&note)));
@@ -106,7 +117,13 @@ fn page(opened: &Opened, rows: &[Row<'_>], read: u64) -> String {
         "STILL OWED",
         "REASON",
     ];
-    out.push_str(&titled(&titles, damage, &[0, 1]));
+    let faults = chains.iter().flat_map(Chain::lines).map(|(segment, why)| {
+        let mut cells = vec!["-".to_owned(); titles.len()];
+        cells[0] = segment;
+        cells[titles.len() - 1] = why.to_owned();
+        cells
+    });
+    out.push_str(&titled(&titles, damage.chain(faults), &[0, 1]));
     for row in rows {
         let kept = row.summary.damage.len() as u64;
         if row.summary.damaged_places > kept {
@@ -127,6 +144,7 @@ fn page(opened: &Opened, rows: &[Row<'_>], read: u64) -> String {
         sum(|row| row.summary.walked.records),
         sum(|row| u64::from(row.summary.damaged_places > 0)),
     ));
+    out.extend(chains.iter().map(Chain::sums));
     out
 }
 

@@ -1,0 +1,5 @@
+//! See `gophership_fuzz::block`.
+
+#![no_main]
+
+gophership_fuzz::target!(block);

@@ -1,0 +1,5 @@
+//! See `gophership_fuzz::tables`.
+
+#![no_main]
+
+gophership_fuzz::target!(tables);
