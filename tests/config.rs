@@ -54,7 +54,7 @@ fn problem(result: Result<Config, Errors>) -> String {
 fn defaults_are_those_of_the_contract() {
     let config = parse_more("").unwrap();
     assert_eq!(config.ingest.grpc_listen, "0.0.0.0:4317".parse().unwrap());
-    assert_eq!(config.ingest.tls.client_auth, ClientAuth::Required);
+    assert_eq!(config.ingest.tls.unwrap().client_auth, ClientAuth::Required);
     assert_eq!(config.ingest.max_request_bytes, 16 << 20);
     assert_eq!(config.ingest.workers, 2);
     assert_eq!(config.memory_total_bytes, 1 << 30);
@@ -131,8 +131,8 @@ fn levels(yellow_permille: u32, red_permille: u32) -> Levels {
 fn every_key_can_be_written_and_takes_effect() {
     let config = parse_with(EVERYTHING, &[]).unwrap();
     assert_eq!(config.ingest.workers, 3);
-    assert_eq!(config.ingest.tls.client_auth, ClientAuth::None);
-    assert_eq!(config.ingest.tls.client_ca, None);
+    let tls = config.ingest.tls.unwrap();
+    assert_eq!((tls.client_auth, tls.client_ca), (ClientAuth::None, None));
     assert_eq!(config.memory_total_bytes, 64 << 20);
     assert_eq!(config.pressure.kernel, KernelMode::Off);
     assert_eq!(config.pressure.listen_backlog, levels(100, 200));
@@ -176,6 +176,9 @@ fn every_key_can_be_written_and_takes_effect() {
 const EVERYTHING: &str = r#"
 ingest:
   grpc: { listen: "127.0.0.1:0" }
+  http: { listen: "127.0.0.1:0" }
+  unix: { path: null, mode: "0660" }
+  plaintext: false
   tls: { cert: a, key: b, client_ca: null, client_auth: none }
   max_request_bytes: 1MiB
   workers: 3
@@ -297,7 +300,7 @@ fn a_key_in_the_wrong_section_is_found_where_it_belongs() {
 #[test]
 fn what_is_in_the_contract_but_not_built_is_unknown() {
     for key in [
-        "ingest: { http: { listen: \"0.0.0.0:4318\" } }",
+        "ingest: { max_connections: 4096 }",
         "archive: { url: null }",
         "enrich: { mark_replayed: false }",
     ] {
@@ -309,6 +312,28 @@ fn what_is_in_the_contract_but_not_built_is_unknown() {
     assert!(
         message.ends_with("\"zstd\": expected auto, lz4 or none"),
         "{message}"
+    );
+}
+
+#[test]
+fn plaintext_needs_no_certificates_and_is_for_loopback_addresses_only() {
+    let destinations = "export: { destinations: [{ name: a, file: { path: /a } }] }\n";
+    let parse = |ingest: &str| parse_with(&format!("ingest: {{ {ingest} }}\n{destinations}"), &[]);
+    let config = parse(
+        "plaintext: true, grpc: { listen: \"127.0.0.1:4317\" }, http: { listen: \"[::1]:4318\" }, unix: { path: /s }",
+    )
+    .unwrap();
+    assert_eq!(config.ingest.tls, None);
+    let unix = config.ingest.unix.unwrap();
+    assert_eq!((unix.path.to_str(), unix.mode), (Some("/s"), 0o666));
+    assert_eq!(
+        problems(parse(
+            "plaintext: true, grpc: { listen: \"127.0.0.1:4317\" }"
+        )),
+        [
+            "test.yaml:1: ingest.http.listen = 0.0.0.0:4318 is no loopback address, and \
+             ingest.plaintext = true serves only those"
+        ]
     );
 }
 

@@ -15,6 +15,7 @@ use gophership::control::{
     self, Config, ControlError, DrainSpec, Engine, Error, OverrideSpec, QuarantineSpec,
     ReplayCommand, SocketsSpec, pb,
 };
+use gophership::local_socket;
 use gophership::pressure::{SocketOrder, Zone};
 use gophership::telemetry::timeline::{self, Event, Moment, Stay, Timeline};
 use serde_json::Value;
@@ -723,7 +724,10 @@ fn the_socket_has_exactly_the_configured_mode() {
 fn a_live_socket_is_refused_and_a_stale_one_replaced() {
     let daemon = Daemon::start();
     let error = control::bind(&daemon.config).unwrap_err();
-    assert!(matches!(error, Error::InUse { .. }), "{error}");
+    assert!(
+        matches!(error, Error::Socket(local_socket::Error::InUse { .. })),
+        "{error}"
+    );
     daemon.ctl_ok(&["status"]);
 
     let dir = tempfile::tempdir().unwrap();
@@ -747,7 +751,10 @@ fn a_file_in_the_way_of_the_socket_is_left_alone() {
     fs::create_dir_all(config.path.parent().unwrap()).unwrap();
     fs::write(&config.path, "precious").unwrap();
     let error = control::bind(&config).unwrap_err();
-    assert!(matches!(error, Error::NotASocket { .. }), "{error}");
+    assert!(
+        matches!(error, Error::Socket(local_socket::Error::NotASocket { .. })),
+        "{error}"
+    );
     assert_eq!(fs::read_to_string(&config.path).unwrap(), "precious");
 }
 

@@ -9,6 +9,7 @@ pub mod control;
 pub mod doctor;
 pub mod export;
 pub mod ingest;
+pub mod local_socket;
 pub mod otel;
 pub mod pipeline;
 pub mod pressure;

@@ -81,6 +81,7 @@ impl Settings {
         format!(
             r#"ingest:
   grpc: {{ listen: "{listen}" }}
+  http: {{ listen: "127.0.0.1:0" }}
   tls:
     cert: "{cert}"
     key: "{key}"

@@ -18,7 +18,6 @@ use tokio::{
     net::{TcpListener, TcpSocket},
     sync::{Notify, Semaphore, mpsc, watch},
 };
-use tokio_rustls::TlsAcceptor;
 
 use super::{
     Config, Error,
@@ -34,17 +33,18 @@ use crate::{
     control,
     export::Destinations,
     ingest::{
-        Mode,
-        acceptor::{self, INBOX_CAPACITY, Inbox},
+        Mode, UnixConfig,
+        acceptor::{self, INBOX_CAPACITY, Inbox, Listener},
         connection::STALLED_WINDOW_BYTES,
-        tls,
+        tls::Tls,
     },
+    local_socket,
     pipeline::circuit::Circuit,
     pressure::{IngestScope, Pressure, monotonic_ns},
     privileges,
     replay::{self, dead_letter::DeadLetters},
     somatic::overrides::Override,
-    telemetry::{self, timeline::Timeline},
+    telemetry::{self, counters::Protocol, timeline::Timeline},
     vault::Vault,
 };
 
@@ -52,25 +52,33 @@ use crate::{
 pub(super) async fn start(config: Config) -> Result<Running, Error> {
     privileges::raise_limits();
     let (service, needs) = service::prepare(&config)?;
-    let tls = TlsAcceptor::from(tls::server_config(&config.ingest.tls)?);
-    let ingest = Bound::to("ingest.grpc.listen", config.ingest.grpc_listen)?;
-    let grpc = ingest.address;
+    let tls = config.ingest.tls.as_ref().map(Tls::load).transpose()?;
+    let grpc = Bound::to("ingest.grpc.listen", config.ingest.grpc_listen)?;
+    let http = Bound::to("ingest.http.listen", config.ingest.http_listen)?;
+    let addresses = [grpc.address, http.address];
     let telemetry = Bound::to("telemetry.listen", config.telemetry.listen)?;
     let telemetry_address = telemetry.address;
     let telemetry = telemetry.listen()?;
     let destinations = Destinations::open(&config.destinations)?;
     let scope = IngestScope {
-        ports: vec![grpc.port()],
+        ports: addresses.iter().map(SocketAddr::port).collect(),
         h2_window_bytes: STALLED_WINDOW_BYTES,
         vault_dir: Some(config.vault.dir.clone()),
     };
     let started_ns = monotonic_ns();
     let pressure = Pressure::start(&config.pressure, &scope, config.ingest.workers)?;
     // Only now: the kernel half follows the accept queue of a socket that it sees begin to listen.
-    let ingest = ingest.listen()?;
+    let mut listeners = vec![
+        Listener::Tcp(grpc.listen()?, Protocol::Grpc),
+        Listener::Tcp(http.listen()?, Protocol::Http),
+    ];
     service::enter(&service, &needs, &pressure)?;
 
     let control = control::bind(&config.control)?;
+    let unix = local_producers(&config)?;
+    if let Some(unix) = &unix {
+        listeners.push(Listener::Unix(unix.listener()?));
+    }
     destinations.start()?;
     let stores = Stores::open(&config, destinations.clone())?;
     let (mode, mode_seen) = watch::channel(Mode::Serving);
@@ -87,7 +95,9 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
 
     let (inboxes, mut threads) = workers(&daemon, tls, mode_seen.clone(), &destinations)?;
     threads.push(replay_thread);
-    tokio::task::spawn_local(acceptor::run(ingest, inboxes, mode_seen));
+    for listener in listeners {
+        tokio::task::spawn_local(acceptor::run(listener, inboxes.clone(), mode_seen.clone()));
+    }
     let pages = Rc::new(metrics::Pages(Arc::clone(&daemon)));
     tokio::task::spawn_local(telemetry::http::serve(telemetry, pages, stopping(&daemon)));
     let engine = Arc::new(Operated(Arc::clone(&daemon)));
@@ -98,14 +108,26 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
         }
     });
     daemon.ready.store(true, Relaxed);
-    announce(&daemon, grpc, telemetry_address);
+    announce(&daemon, addresses, telemetry_address);
     Ok(Running {
         daemon,
         destinations,
         threads,
         watch,
         control,
+        unix,
     })
+}
+
+/// Connections that may wait to be accepted; the kernel's `net.core.somaxconn` is the limit.
+const BACKLOG: u16 = 4096;
+
+/// The socket of local producers, if there is to be one.
+fn local_producers(config: &Config) -> Result<Option<local_socket::Socket>, Error> {
+    let bind = |unix: &UnixConfig| {
+        local_socket::bind("ingest.unix.path", &unix.path, unix.mode, BACKLOG.into())
+    };
+    Ok(config.ingest.unix.as_ref().map(bind).transpose()?)
 }
 
 /// What is open on disk, and where it goes.
@@ -219,9 +241,6 @@ struct Bound {
 }
 
 impl Bound {
-    /// Connections that may wait to be accepted; the kernel's `net.core.somaxconn` is the limit.
-    const BACKLOG: u32 = 4096;
-
     fn to(key: &'static str, address: SocketAddr) -> Result<Self, Error> {
         let error = |source| Error::Bind {
             key,
@@ -249,7 +268,7 @@ impl Bound {
             socket,
             address,
         } = self;
-        socket.listen(Self::BACKLOG).map_err(|source| Error::Bind {
+        socket.listen(BACKLOG.into()).map_err(|source| Error::Bind {
             key,
             address,
             source,
@@ -262,7 +281,7 @@ type Workers = (Vec<Inbox>, Vec<JoinHandle<()>>);
 /// Starts the workers and waits until each has its lane and its destinations.
 fn workers(
     daemon: &Daemon,
-    tls: TlsAcceptor,
+    tls: Option<Tls>,
     mode: watch::Receiver<Mode>,
     destinations: &Destinations,
 ) -> Result<Workers, Error> {
@@ -307,11 +326,13 @@ fn workers(
     Ok((inboxes, threads))
 }
 
-fn announce(daemon: &Daemon, grpc: SocketAddr, telemetry: SocketAddr) {
+fn announce(daemon: &Daemon, [grpc, http]: [SocketAddr; 2], telemetry: SocketAddr) {
     let judged = daemon.pressure.snapshot();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         %grpc,
+        %http,
+        tls = daemon.config.ingest.tls.is_some(),
         %telemetry,
         control = %daemon.config.control.path.display(),
         vault = %daemon.config.vault.dir.display(),

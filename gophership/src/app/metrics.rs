@@ -7,7 +7,7 @@ use crate::{
     pressure::InterfaceCounts,
     somatic::route::Pivot,
     telemetry::{
-        counters::{ACK_BOUNDS_US, Fate, HistogramTotal},
+        counters::{ACK_BOUNDS_US, AnsweredTotal, ByFate, Fate, HistogramTotal, Protocol},
         http::Source,
         metrics::{Families, Samples},
     },
@@ -89,29 +89,31 @@ fn zone(daemon: &Daemon, families: &mut Families) {
 
 fn ingest(daemon: &Daemon, families: &mut Families) {
     let totals = daemon.totals();
-    let by_fate = |mut samples: Samples<'_>, counts: &[u64; 4]| {
-        for fate in Fate::ALL {
-            samples.add(
-                &[("protocol", "grpc"), ("outcome", fate.as_str())],
-                count(counts[fate as usize]),
-            );
+    let by_fate = |mut samples: Samples<'_>, of: fn(&AnsweredTotal) -> &ByFate<u64>| {
+        for protocol in Protocol::ALL {
+            for fate in Fate::ALL {
+                samples.add(
+                    &[("protocol", protocol.as_str()), ("outcome", fate.as_str())],
+                    count(of(&totals.answered[protocol as usize])[fate as usize]),
+                );
+            }
         }
     };
     let requests = families.counter(
         "gophership_ingester_requests_total",
         "Requests answered, by outcome.",
     );
-    by_fate(requests, &totals.requests);
+    by_fate(requests, |answered| &answered.requests);
     let records = families.counter(
         "gophership_ingester_records_total",
         "Log records in answered requests.",
     );
-    by_fate(records, &totals.records);
+    by_fate(records, |answered| &answered.records);
     let bytes = families.counter(
         "gophership_ingester_bytes_total",
         "Message bytes in answered requests.",
     );
-    by_fate(bytes, &totals.bytes);
+    by_fate(bytes, |answered| &answered.bytes);
     families
         .gauge("gophership_ingester_connections", "Connections open.")
         .add(&[], count(totals.connections));

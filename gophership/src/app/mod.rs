@@ -18,7 +18,8 @@ mod worker;
 use std::{net::SocketAddr, time::Duration};
 
 use crate::{
-    control, export, ingest, pipeline, pressure, privileges, replay, somatic, telemetry, vault,
+    control, export, ingest, local_socket, pipeline, pressure, privileges, replay, somatic,
+    telemetry, vault,
 };
 
 /// Longest that the end waits for blocking calls of the control service.
@@ -88,6 +89,9 @@ pub enum Error {
     /// The control socket.
     #[error(transparent)]
     Control(#[from] control::Error),
+    /// The socket of local producers.
+    #[error(transparent)]
+    LocalSocket(#[from] local_socket::Error),
     /// The service user, its directories, or the drop of privileges.
     #[error(transparent)]
     Privileges(#[from] privileges::Error),

@@ -81,13 +81,19 @@ fn written(config: &Config) -> Vec<Written> {
             path: config.control.path.clone(),
         },
     ];
-    own.into_iter().chain(files).collect()
+    let unix = config.ingest.unix.as_ref().map(|unix| Written::Socket {
+        key: "ingest.unix.path",
+        path: unix.path.clone(),
+    });
+    own.into_iter().chain(unix).chain(files).collect()
 }
 
 fn read(config: &Config) -> Vec<std::path::PathBuf> {
-    let tls = &config.ingest.tls;
-    let mut read = vec![tls.cert.clone(), tls.key.clone()];
-    read.extend(tls.client_ca.clone());
+    let mut read = Vec::new();
+    if let Some(tls) = &config.ingest.tls {
+        read.extend([tls.cert.clone(), tls.key.clone()]);
+        read.extend(tls.client_ca.clone());
+    }
     read.extend(config.file.clone());
     for destination in &config.destinations {
         if let DestinationKind::Otlp(otlp) = &destination.kind {

@@ -87,11 +87,11 @@ impl Daemon {
         let totals = self.totals();
         let (_, records, bytes) = totals.acknowledged();
         pb::Ingest {
-            requests: totals.requests.iter().sum(),
+            requests: totals.requests().iter().sum(),
             records,
             bytes,
-            refused: totals.requests[Fate::Refused as usize]
-                + totals.requests[Fate::Invalid as usize],
+            refused: totals.requests()[Fate::Refused as usize]
+                + totals.requests()[Fate::Invalid as usize],
             connections: totals.connections,
         }
     }

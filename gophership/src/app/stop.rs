@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{Error, daemon::Daemon, drain::Phase};
-use crate::{export::Destinations, ingest::Mode, pressure::WatchHandle};
+use crate::{export::Destinations, ingest::Mode, local_socket, pressure::WatchHandle};
 
 /// Longest that a stop waits for requests and destinations; then the vault has what was
 /// acknowledged and the rest was not.
@@ -30,6 +30,8 @@ pub(super) struct Running {
     pub(super) threads: Vec<JoinHandle<()>>,
     pub(super) watch: WatchHandle,
     pub(super) control: tokio::task::JoinHandle<()>,
+    /// The socket of local producers, whose file goes with it.
+    pub(super) unix: Option<local_socket::Socket>,
 }
 
 impl Running {
@@ -67,6 +69,7 @@ impl Running {
             threads,
             watch,
             control,
+            unix,
         } = self;
         let order = daemon.begin_last_drain();
         let ended = daemon.drained_within(order, DRAIN_TIMEOUT).await;
@@ -77,6 +80,7 @@ impl Running {
             );
         }
         daemon.mode.send_replace(Mode::Stopping);
+        drop(unix);
         daemon.replay.order(|orders| orders.stop = true);
         let left = left_of(threads).await;
         let mut undone: Vec<_> = left

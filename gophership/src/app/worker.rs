@@ -14,7 +14,6 @@ use tokio::{
     sync::{Semaphore, mpsc, watch},
     task::{JoinSet, LocalSet},
 };
-use tokio_rustls::TlsAcceptor;
 
 use crate::{
     export::Destinations,
@@ -23,6 +22,7 @@ use crate::{
         acceptor::Accepted,
         connection::{self, Context},
         inflate::Inflater,
+        tls::Tls,
     },
     pipeline::{self, Member, Pipeline, circuit::Circuit},
     pressure::{Budget, CpuWait, EngineLine, Verdict},
@@ -37,7 +37,8 @@ const HEARTBEAT: Duration = Duration::from_millis(100);
 /// What every worker is made of.
 #[derive(Clone)]
 pub(super) struct Shared {
-    pub(super) tls: TlsAcceptor,
+    /// `None`: plaintext.
+    pub(super) tls: Option<Tls>,
     pub(super) mode: watch::Receiver<Mode>,
     pub(super) verdict: Verdict,
     pub(super) cpu_wait: CpuWait,
@@ -210,7 +211,9 @@ impl Worker {
     }
 
     fn connect(&mut self, accepted: Accepted) {
-        let (tls, context) = (self.shared.tls.clone(), Rc::clone(&self.context));
+        let tls = self.shared.tls.as_ref();
+        let tls = tls.map(|tls| tls.acceptor(accepted.protocol).clone());
+        let context = Rc::clone(&self.context);
         self.connections.spawn_local(connection::serve(
             accepted,
             tls,

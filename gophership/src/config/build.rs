@@ -1,6 +1,6 @@
 //! Settings → the configuration of every module, with the checks between keys.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use super::{
     Host, destinations,
@@ -137,28 +137,75 @@ fn ingest(
     workers: Option<usize>,
 ) -> Option<ingest::Config> {
     let grpc_listen = s.get(&schema::INGEST_GRPC_LISTEN);
-    let cert = s.get(&schema::INGEST_TLS_CERT);
-    let key = s.get(&schema::INGEST_TLS_KEY);
-    let client_ca = s.get(&schema::INGEST_TLS_CLIENT_CA);
-    let client_auth = s.get(&schema::INGEST_TLS_CLIENT_AUTH);
+    let http_listen = s.get(&schema::INGEST_HTTP_LISTEN);
+    let unix_path = s.get(&schema::INGEST_UNIX_PATH);
+    let unix_mode = s.get(&schema::INGEST_UNIX_MODE);
     let max_request_bytes = s.get(&schema::INGEST_MAX_REQUEST_BYTES);
-    if client_auth == Some(ingest::ClientAuth::Required) && client_ca.is_none() {
-        let why = "producers' certificates are checked against it, as \
-                   ingest.tls.client_auth = required demands (`gs-ctl certs init` makes one)";
-        s.missing("ingest.tls.client_ca".to_owned(), why.to_owned());
+    let plaintext = s.get(&schema::INGEST_PLAINTEXT);
+    let tls = ingest_tls(s, plaintext == Some(false));
+    if plaintext == Some(true) {
+        let addresses = [
+            ("ingest.grpc.listen", grpc_listen),
+            ("ingest.http.listen", http_listen),
+        ];
+        for (key, address) in addresses {
+            check_loopback(s, key, address);
+        }
     }
+    let unix = match unix_path {
+        Some(path) => Some(ingest::UnixConfig {
+            path,
+            mode: unix_mode?,
+        }),
+        None => None,
+    };
     Some(ingest::Config {
         grpc_listen: grpc_listen?,
-        tls: ingest::TlsConfig {
-            cert: cert?,
-            key: key?,
-            client_ca,
-            client_auth: client_auth?,
-        },
+        http_listen: http_listen?,
+        unix,
+        tls: if plaintext? { None } else { Some(tls?) },
         max_request_bytes: size(max_request_bytes?)?,
         budget_bytes: size(budgets?.ingest)?,
         workers: workers?,
     })
+}
+
+fn ingest_tls(s: &mut Settings, is_needed: bool) -> Option<ingest::TlsConfig> {
+    let cert = s.get(&schema::INGEST_TLS_CERT);
+    let key = s.get(&schema::INGEST_TLS_KEY);
+    let client_ca = s.get(&schema::INGEST_TLS_CLIENT_CA);
+    let client_auth = s.get(&schema::INGEST_TLS_CLIENT_AUTH);
+    if is_needed {
+        for (key, value) in [
+            (&schema::INGEST_TLS_CERT, &cert),
+            (&schema::INGEST_TLS_KEY, &key),
+        ] {
+            if value.is_none() {
+                s.missing(key.entry.path.to_owned(), key.entry.doc.to_owned());
+            }
+        }
+        if client_auth == Some(ingest::ClientAuth::Required) && client_ca.is_none() {
+            let why = "producers' certificates are checked against it, as \
+                       ingest.tls.client_auth = required demands (`gs-ctl certs init` makes one)";
+            s.missing("ingest.tls.client_ca".to_owned(), why.to_owned());
+        }
+    }
+    Some(ingest::TlsConfig {
+        cert: cert?,
+        key: key?,
+        client_ca,
+        client_auth: client_auth?,
+    })
+}
+
+/// Nobody but this machine's own processes may be served in plaintext.
+fn check_loopback(s: &mut Settings, key: &'static str, address: Option<SocketAddr>) {
+    if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
+        let message = format!(
+            "{key} = {address} is no loopback address, and ingest.plaintext = true serves only those"
+        );
+        s.conflict(&[key, "ingest.plaintext"], message);
+    }
 }
 
 fn pipeline(s: &mut Settings, budgets: Option<Budgets>) -> Option<pipeline::Config> {

@@ -75,10 +75,18 @@ use Fallback::{Default, Required, Unset};
 keys! {
     /// Address of the OTLP/gRPC listener.
     INGEST_GRPC_LISTEN: Address = "ingest.grpc.listen", Default("0.0.0.0:4317");
-    /// PEM certificate chain of the ingest listeners.
-    INGEST_TLS_CERT: Path = "ingest.tls.cert", Required;
-    /// PEM key of the ingest listeners.
-    INGEST_TLS_KEY: Path = "ingest.tls.key", Required;
+    /// Address of the OTLP/HTTP listener.
+    INGEST_HTTP_LISTEN: Address = "ingest.http.listen", Default("0.0.0.0:4318");
+    /// Unix socket of OTLP/gRPC for local producers, without TLS; their credentials are logged. Unset: none.
+    INGEST_UNIX_PATH: Path = "ingest.unix.path", Unset;
+    /// Its permissions, octal.
+    INGEST_UNIX_MODE: Mode = "ingest.unix.mode", Default("0666");
+    /// Serve both listeners without TLS; their addresses must be loopback ones.
+    INGEST_PLAINTEXT: Bool = "ingest.plaintext", Default("false");
+    /// PEM certificate chain of the ingest listeners; needed unless plaintext is true.
+    INGEST_TLS_CERT: Path = "ingest.tls.cert", Unset;
+    /// PEM key of the ingest listeners; needed unless plaintext is true.
+    INGEST_TLS_KEY: Path = "ingest.tls.key", Unset;
     /// PEM bundle that producers' certificates must chain to; needed if client_auth is required.
     INGEST_TLS_CLIENT_CA: Path = "ingest.tls.client_ca", Unset;
     /// Whether producers must present a certificate: required (mTLS) or none.

@@ -11,8 +11,8 @@ mod events;
 pub mod pb;
 mod request;
 mod service;
-mod socket;
 
+use crate::local_socket;
 use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
 
 pub use engine::{
@@ -39,28 +39,9 @@ pub struct Config {
 /// The control service can't be offered.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Another daemon answers on the socket.
-    #[error("{} answers: another daemon is running on it", path.display())]
-    InUse {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// Something that isn't a socket is in the way; it is left alone.
-    #[error("{} is not a socket; move it away or set control.unix.path", path.display())]
-    NotASocket {
-        /// It.
-        path: PathBuf,
-    },
-    /// The socket can't be made.
-    #[error("cannot {step} {}: {source}", path.display())]
-    Socket {
-        /// What was tried.
-        step: &'static str,
-        /// The socket.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    /// The socket can't be offered.
+    #[error(transparent)]
+    Socket(#[from] local_socket::Error),
     /// The audit log can't be written, so no call may change anything.
     #[error("cannot write the audit log {}: {source}", path.display())]
     Audit {
@@ -77,7 +58,7 @@ pub enum Error {
 /// The socket is bound and the audit log open; callers wait in the backlog until [`Bound::serve`].
 #[derive(Debug)]
 pub struct Bound {
-    socket: socket::Socket,
+    socket: local_socket::Socket,
     allowed: service::Allowed,
     audit: audit::Log,
 }
@@ -88,7 +69,7 @@ pub struct Bound {
 /// Whatever keeps the service from being offered: see [`Error`].
 pub fn bind(config: &Config) -> Result<Bound, Error> {
     let audit = audit::Log::open(&config.audit_log)?;
-    let socket = socket::bind(&config.path, config.mode)?;
+    let socket = local_socket::bind(SOCKET_KEY, &config.path, config.mode, BACKLOG)?;
     let allowed = service::Allowed {
         uids: config.allow_uids.clone(),
         gids: config.allow_gids.clone(),
@@ -138,6 +119,9 @@ impl Bound {
     }
 }
 
+const SOCKET_KEY: &str = "control.unix.path";
+/// Callers that wait to be accepted.
+const BACKLOG: i32 = 64;
 /// Requests are a few fields and a reason.
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// Calls under way at shutdown get this long to end.

@@ -15,7 +15,7 @@ use crate::{
     app, config,
     control::certs,
     export::DestinationKind,
-    ingest::tls,
+    ingest::tls::Tls,
     pressure::{self, KernelMode, missing_network_capability},
 };
 
@@ -39,6 +39,10 @@ pub(super) fn check(config: &Result<app::Config, config::Errors>) -> Vec<Check> 
     checks.push(address(
         "config.ingest.grpc.listen",
         config.ingest.grpc_listen,
+    ));
+    checks.push(address(
+        "config.ingest.http.listen",
+        config.ingest.http_listen,
     ));
     checks.push(address("config.telemetry.listen", config.telemetry.listen));
     checks.push(interfaces(&config.pressure));
@@ -110,7 +114,10 @@ fn interfaces(pressure: &pressure::Config) -> Check {
 /// Certificate, key and authority, read as the daemon reads them.
 fn ingest_tls(config: &app::Config) -> Check {
     let name = "config.ingest.tls";
-    match tls::server_config(&config.ingest.tls) {
+    let Some(tls) = &config.ingest.tls else {
+        return Check::not_applicable(name, "plaintext, on loopback addresses");
+    };
+    match Tls::load(tls) {
         Ok(_) => Check::ok(name, "certificate, key and client_ca go together"),
         Err(error) => Check::failed(
             name,
@@ -122,13 +129,12 @@ fn ingest_tls(config: &app::Config) -> Check {
 
 /// The dates of every certificate the configuration names.
 fn certificates(config: &app::Config) -> Vec<Check> {
-    let tls = &config.ingest.tls;
-    let mut named = vec![("ingest.tls.cert".to_owned(), tls.cert.as_path())];
-    named.extend(
-        tls.client_ca
-            .as_deref()
-            .map(|ca| ("ingest.tls.client_ca".to_owned(), ca)),
-    );
+    let mut named = Vec::new();
+    if let Some(tls) = &config.ingest.tls {
+        named.push(("ingest.tls.cert".to_owned(), tls.cert.as_path()));
+        let client_ca = tls.client_ca.as_deref();
+        named.extend(client_ca.map(|ca| ("ingest.tls.client_ca".to_owned(), ca)));
+    }
     for destination in &config.destinations {
         if let DestinationKind::Otlp(otlp) = &destination.kind {
             let key = |leaf: &str| format!("destination.{}.tls.{leaf}", destination.name);

@@ -1,26 +1,101 @@
 //! Accepts connections and hands each to the worker that has the fewest.
 
 use std::{
+    fmt, io,
     net::SocketAddr,
+    os::unix::net::UnixStream,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, UnixListener},
     sync::{mpsc, watch},
 };
 
 use super::Mode;
-use crate::telemetry::counters::WorkerCounters;
+use crate::telemetry::counters::{Protocol, WorkerCounters};
 
-/// A connection on its way to a worker; `std`'s, since runtimes don't share sockets.
+/// Where connections come in.
+#[derive(Debug)]
+pub enum Listener {
+    /// OTLP/gRPC or OTLP/HTTP over TCP.
+    Tcp(TcpListener, Protocol),
+    /// OTLP/gRPC of local producers.
+    Unix(UnixListener),
+}
+
+/// A connection's socket, non-blocking; `std`'s, since runtimes don't share sockets.
+#[derive(Debug)]
+pub enum Socket {
+    /// Over TCP.
+    Tcp(std::net::TcpStream),
+    /// Over a Unix socket.
+    Unix(UnixStream),
+}
+
+/// Who is at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// A TCP peer.
+    Tcp(SocketAddr),
+    /// A local process, by `SO_PEERCRED`.
+    Local {
+        /// Its user.
+        uid: u32,
+        /// Its process id as seen from here; 0 if it is in another namespace.
+        pid: i32,
+    },
+}
+
+/// A connection on its way to a worker.
 #[derive(Debug)]
 pub struct Accepted {
-    /// The socket, non-blocking.
-    pub stream: std::net::TcpStream,
+    /// The socket.
+    pub socket: Socket,
     /// The producer.
-    pub peer: SocketAddr,
+    pub peer: Peer,
+    /// What it speaks.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Local { uid, pid } => write!(f, "uid {uid}, pid {pid}"),
+        }
+    }
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Self::Tcp(listener, protocol) => {
+                let (stream, address) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(Accepted {
+                    socket: Socket::Tcp(stream.into_std()?),
+                    peer: Peer::Tcp(address),
+                    protocol: *protocol,
+                })
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let credentials = stream.peer_cred()?;
+                let peer = Peer::Local {
+                    uid: credentials.uid(),
+                    pid: credentials.pid().unwrap_or(0),
+                };
+                tracing::info!(%peer, "ingest: a local producer has connected");
+                Ok(Accepted {
+                    socket: Socket::Unix(stream.into_std()?),
+                    peer,
+                    protocol: Protocol::Grpc,
+                })
+            }
+        }
+    }
 }
 
 /// Where one worker takes its connections from.
@@ -37,7 +112,7 @@ pub const INBOX_CAPACITY: usize = 64;
 
 /// Accepts while the mode is [`Mode::Serving`]; otherwise connections wait in the backlog. Returns
 /// when the daemon stops or every worker is gone.
-pub async fn run(listener: TcpListener, workers: Vec<Inbox>, mut mode: watch::Receiver<Mode>) {
+pub async fn run(listener: Listener, workers: Vec<Inbox>, mut mode: watch::Receiver<Mode>) {
     loop {
         let now = *mode.borrow_and_update();
         match now {
@@ -52,10 +127,13 @@ pub async fn run(listener: TcpListener, workers: Vec<Inbox>, mut mode: watch::Re
         }
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => {
-                    if !hand_over(stream, peer, &workers).await {
+                Ok(accepted) => {
+                    if !hand_over(accepted, &workers).await {
                         return;
                     }
+                }
+                Err(error) if is_of_the_peer(&error) => {
+                    tracing::debug!(%error, "ingest: connection lost before it was served");
                 }
                 Err(error) => {
                     // Descriptors or memory have run out; the connection stays in the backlog.
@@ -72,14 +150,18 @@ pub async fn run(listener: TcpListener, workers: Vec<Inbox>, mut mode: watch::Re
     }
 }
 
-async fn hand_over(stream: TcpStream, peer: SocketAddr, workers: &[Inbox]) -> bool {
-    let stream = match stream.set_nodelay(true).and_then(|()| stream.into_std()) {
-        Ok(stream) => stream,
-        Err(error) => {
-            tracing::debug!(%peer, %error, "ingest: connection lost before it was served");
-            return true;
-        }
-    };
+/// Whether a connection was gone before it could be served, which says nothing of the next one.
+fn is_of_the_peer(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::InvalidInput
+    )
+}
+
+async fn hand_over(accepted: Accepted, workers: &[Inbox]) -> bool {
     let load = |worker: &&Inbox| worker.counters.connections.load(Relaxed);
     // A worker that is stuck must not keep connections from the others.
     let free = workers.iter().filter(|worker| worker.sender.capacity() > 0);
@@ -88,7 +170,7 @@ async fn hand_over(stream: TcpStream, peer: SocketAddr, workers: &[Inbox]) -> bo
     };
     // Counted here, so that a burst of connections spreads before a worker has looked.
     least.counters.connections.fetch_add(1, Relaxed);
-    let sent = least.sender.send(Accepted { stream, peer }).await;
+    let sent = least.sender.send(accepted).await;
     if sent.is_err() {
         tracing::error!("ingest: a worker has ended; no more connections are accepted");
     }

@@ -1,18 +1,29 @@
-//! One producer's connection: TLS handshake, HTTP/2, requests until it closes.
+//! One producer's connection: TLS handshake, HTTP, requests until it closes.
 
-use std::{convert::Infallible, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{convert::Infallible, rc::Rc, sync::Arc, time::Duration};
 
-use http::Request;
+use ::http::Request;
 use hyper::{body::Incoming, rt::Executor, server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::conn::auto,
+};
 use tokio::{
-    net::TcpStream,
+    net::{TcpStream, UnixStream},
     sync::{Semaphore, watch},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{Mode, acceptor::Accepted, grpc, inflate::Inflater};
-use crate::{somatic::Reflex, telemetry::counters::WorkerCounters};
+use super::{
+    Mode,
+    acceptor::{Accepted, Peer, Socket},
+    grpc, http,
+    inflate::Inflater,
+};
+use crate::{
+    somatic::Reflex,
+    telemetry::counters::{Protocol, WorkerCounters},
+};
 
 /// Bytes that a peer may send on one connection before the daemon reads.
 pub const CONNECTION_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
@@ -22,6 +33,11 @@ const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const FRAME_BYTES_MAX: u32 = 1024 * 1024;
 const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
 const STREAMS_MAX: u32 = 256;
+const HEADERS_MAX: usize = 64;
+/// What HTTP/1.1 may read ahead of the handler; the head of a request must fit.
+const HTTP1_BUFFER_BYTES_MAX: usize = 512 * 1024;
+/// A request's head must be here within this; it also ends a connection that idles between requests.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(60);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -60,22 +76,38 @@ where
 }
 
 /// Serves one connection until it closes, or until the mode changes and its requests are
-/// answered.
+/// answered. Without `tls` it is served in plaintext.
 pub async fn serve(
     accepted: Accepted,
-    tls: TlsAcceptor,
+    tls: Option<TlsAcceptor>,
     context: Rc<Context>,
     mut mode: watch::Receiver<Mode>,
 ) {
-    let peer = accepted.peer;
+    let Accepted {
+        socket,
+        peer,
+        protocol,
+    } = accepted;
     let _counted = Counted(Arc::clone(&context.counters));
-    let handshake = tokio::select! {
-        handshake = handshake(accepted, tls) => handshake,
-        () = not_serving(&mut mode) => return,
-    };
-    match handshake {
-        Ok(stream) => serve_http2(stream, peer, context, mode).await,
-        Err(reason) => tracing::warn!(%peer, reason, "ingest: connection refused"),
+    match (socket, tls) {
+        (Socket::Unix(socket), _) => match UnixStream::from_std(socket) {
+            Ok(stream) => serve_http(stream, peer, protocol, context, mode).await,
+            Err(error) => tracing::warn!(%peer, %error, "ingest: connection lost"),
+        },
+        (Socket::Tcp(socket), None) => match TcpStream::from_std(socket) {
+            Ok(stream) => serve_http(stream, peer, protocol, context, mode).await,
+            Err(error) => tracing::warn!(%peer, %error, "ingest: connection lost"),
+        },
+        (Socket::Tcp(socket), Some(tls)) => {
+            let handshake = tokio::select! {
+                handshake = handshake(socket, tls) => handshake,
+                () = not_serving(&mut mode) => return,
+            };
+            match handshake {
+                Ok(stream) => serve_http(stream, peer, protocol, context, mode).await,
+                Err(reason) => tracing::warn!(%peer, reason, "ingest: connection refused"),
+            }
+        }
     }
 }
 
@@ -95,8 +127,11 @@ impl Drop for Counted {
     }
 }
 
-async fn handshake(accepted: Accepted, tls: TlsAcceptor) -> Result<impl Stream, String> {
-    let stream = TcpStream::from_std(accepted.stream).map_err(|error| error.to_string())?;
+async fn handshake(
+    socket: std::net::TcpStream,
+    tls: TlsAcceptor,
+) -> Result<TlsStream<TcpStream>, String> {
+    let stream = TcpStream::from_std(socket).map_err(|error| error.to_string())?;
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await;
     match handshake {
         Ok(Ok(stream)) => Ok(stream),
@@ -111,12 +146,27 @@ async fn handshake(accepted: Accepted, tls: TlsAcceptor) -> Result<impl Stream, 
 trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static {}
 impl<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static> Stream for S {}
 
-async fn serve_http2(
+async fn serve_http(
     stream: impl Stream,
-    peer: SocketAddr,
+    peer: Peer,
+    protocol: Protocol,
+    context: Rc<Context>,
+    mode: watch::Receiver<Mode>,
+) {
+    let ended = match protocol {
+        Protocol::Grpc => serve_grpc(stream, context, mode).await,
+        Protocol::Http => serve_otlp_http(stream, context, mode).await,
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, error, "ingest: connection ended");
+    }
+}
+
+async fn serve_grpc(
+    stream: impl Stream,
     context: Rc<Context>,
     mut mode: watch::Receiver<Mode>,
-) {
+) -> Result<(), String> {
     let service = service_fn(move |request: Request<Incoming>| {
         let context = Rc::clone(&context);
         async move { Ok::<_, Infallible>(grpc::respond(&context, request).await) }
@@ -139,7 +189,44 @@ async fn serve_http2(
             connection.await
         }
     };
-    if let Err(error) = ended {
-        tracing::debug!(%peer, %error, "ingest: connection ended");
-    }
+    ended.map_err(|error| error.to_string())
+}
+
+/// HTTP/1.1 or HTTP/2, whichever the client begins with.
+async fn serve_otlp_http(
+    stream: impl Stream,
+    context: Rc<Context>,
+    mut mode: watch::Receiver<Mode>,
+) -> Result<(), String> {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let context = Rc::clone(&context);
+        async move { Ok::<_, Infallible>(http::respond(&context, request).await) }
+    });
+    let mut builder = auto::Builder::new(LocalExecutor);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(HTTP1_BUFFER_BYTES_MAX)
+        .max_headers(HEADERS_MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .max_concurrent_streams(STREAMS_MAX)
+        .keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = not_serving(&mut mode) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    ended.map_err(|error| error.to_string())
 }

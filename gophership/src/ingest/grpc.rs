@@ -7,7 +7,6 @@ use std::{
     convert::Infallible,
     pin::Pin,
     task::{Context as TaskContext, Poll},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -16,8 +15,16 @@ use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use tonic::{Code, Status};
 
-use super::{connection::Context, export};
-use crate::otel::status::with_retry_delay;
+use super::{
+    body::next_frame,
+    connection::Context,
+    export::{Received, admit, export},
+    message::{Gather, Progress},
+    refusal::Refusal,
+};
+use crate::{
+    otel::status::with_retry_delay, telemetry::counters::Protocol, vault::ContentEncoding,
+};
 
 const LOGS_EXPORT: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
 const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
@@ -33,10 +40,14 @@ pub(super) async fn respond(context: &Context, request: Request<Incoming>) -> Re
         return response;
     }
     let status = match (request.method(), request.uri().path()) {
-        (&Method::POST, LOGS_EXPORT) => match export::export(context, request).await {
-            Ok(()) => return success(),
-            Err(status) => status,
-        },
+        (&Method::POST, LOGS_EXPORT) => {
+            let (head, body) = request.into_parts();
+            let received = receive(context, &head.headers, body).await;
+            match export(context, Protocol::Grpc, received).await {
+                Ok(()) => return success(),
+                Err(refusal) => status(refusal),
+            }
+        }
         (_, path) => Status::unimplemented(format!(
             "{path} is not served here; GopherShip takes logs: {LOGS_EXPORT}"
         )),
@@ -90,8 +101,67 @@ impl Body for GrpcBody {
     }
 }
 
-/// `UNAVAILABLE` with a `google.rpc.RetryInfo` detail, as OTLP clients need it to try again.
-pub(super) fn unavailable(reason: &str, retry_after: Duration) -> Status {
-    let details = with_retry_delay(Code::Unavailable as i32, reason, retry_after);
-    Status::with_details(Code::Unavailable, reason, details.into())
+/// Reads the body: the length is reserved before any of it is kept.
+async fn receive<'a>(
+    context: &'a Context,
+    headers: &HeaderMap,
+    mut body: Incoming,
+) -> Result<Received<'a>, Refusal> {
+    let malformed = |error: super::message::Error| Refusal::Malformed(error.to_string());
+    let mut gather = Gather::default();
+    let mut announced = None;
+    while let Some(frame) = next_frame(&mut body).await? {
+        let progress = gather.push(frame).map_err(malformed)?;
+        if let Progress::Announced { compressed, len } = progress {
+            let encoding = encoding(headers, compressed)?;
+            announced = Some((len, encoding, admit(context, len).await?));
+        }
+    }
+    let parts = gather.finish().map_err(malformed)?;
+    // A whole message has announced its length.
+    let (len, encoding, admitted) =
+        announced.ok_or_else(|| Refusal::Malformed("the message has no prefix".to_owned()))?;
+    Ok(Received {
+        parts,
+        len,
+        encoding,
+        admitted,
+    })
+}
+
+fn encoding(headers: &HeaderMap, compressed: bool) -> Result<ContentEncoding, Refusal> {
+    let name = headers
+        .get("grpc-encoding")
+        .map_or(&b"identity"[..], |value| value.as_bytes());
+    match (compressed, name) {
+        (false, _) => Ok(ContentEncoding::Identity),
+        (true, b"gzip") => Ok(ContentEncoding::Gzip),
+        (true, b"identity") => Err(Refusal::Malformed(
+            "the compressed flag is set, but grpc-encoding names no codec".to_owned(),
+        )),
+        (true, other) => {
+            let name = String::from_utf8_lossy(other);
+            Err(Refusal::Unsupported(format!(
+                "grpc-encoding {name:?} is not served; identity and gzip are"
+            )))
+        }
+    }
+}
+
+/// A refusal in gRPC's words. OTLP clients need `RetryInfo` to try again.
+fn status(refusal: Refusal) -> Status {
+    match refusal {
+        Refusal::Malformed(what) => Status::invalid_argument(what),
+        Refusal::TooLarge(what) => Status::resource_exhausted(what),
+        Refusal::Unsupported(what) => Status::unimplemented(what),
+        Refusal::TooSlow(what) => Status::deadline_exceeded(what),
+        Refusal::Gone(what) => Status::cancelled(what),
+        Refusal::Busy {
+            reason,
+            retry_after,
+        } => {
+            let details = with_retry_delay(Code::Unavailable as i32, &reason, retry_after);
+            Status::with_details(Code::Unavailable, reason, details.into())
+        }
+    }
 }

@@ -45,6 +45,13 @@ pub enum Error {
 pub struct Parts(Vec<Bytes>);
 
 impl Parts {
+    /// Adds a frame behind the others.
+    pub fn push(&mut self, frame: Bytes) {
+        if !frame.is_empty() {
+            self.0.push(frame);
+        }
+    }
+
     /// The frames.
     pub fn as_slice(&self) -> &[Bytes] {
         &self.0
@@ -97,10 +104,8 @@ impl Gather {
         if frame.len() > room {
             return Err(Error::Excess(frame.len() - room));
         }
-        if !frame.is_empty() {
-            self.have += frame.len();
-            self.parts.0.push(frame);
-        }
+        self.have += frame.len();
+        self.parts.push(frame);
         Ok(progress)
     }
 

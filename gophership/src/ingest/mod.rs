@@ -1,4 +1,4 @@
-//! Listeners, TLS and the OTLP/gRPC endpoint.
+//! Listeners, TLS, and the endpoints of OTLP/gRPC and OTLP/HTTP.
 //!
 //! One acceptor hands each connection to the worker with the fewest; a worker serves its own and
 //! shares nothing that is written in the hot path but the admission budget. A request reserves its
@@ -8,11 +8,14 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 pub mod acceptor;
+mod body;
 pub mod connection;
 mod export;
 mod grpc;
+mod http;
 pub mod inflate;
 pub mod message;
+mod refusal;
 pub mod tls;
 
 /// Whether producers must present a certificate.
@@ -37,13 +40,26 @@ pub struct TlsConfig {
     pub client_auth: ClientAuth,
 }
 
+/// A Unix socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnixConfig {
+    /// Its path.
+    pub path: PathBuf,
+    /// Its file's mode, such as `0o666`.
+    pub mode: u32,
+}
+
 /// The front door.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Address of the OTLP/gRPC listener; port 0 lets the OS pick.
     pub grpc_listen: SocketAddr,
-    /// Certificates.
-    pub tls: TlsConfig,
+    /// Address of the OTLP/HTTP listener; port 0 lets the OS pick.
+    pub http_listen: SocketAddr,
+    /// Socket of OTLP/gRPC for local producers, without TLS.
+    pub unix: Option<UnixConfig>,
+    /// Certificates; `None`: the addresses, which are loopback ones, are served in plaintext.
+    pub tls: Option<TlsConfig>,
     /// Largest accepted message, compressed and decompressed, in bytes.
     pub max_request_bytes: usize,
     /// Bytes that requests being received may hold, over all workers.

@@ -1,4 +1,4 @@
-//! TLS 1.3 for the ingest listener, with client certificates demanded by default.
+//! TLS 1.3 for the ingest listeners, with client certificates demanded by default.
 
 use std::{
     path::{Path, PathBuf},
@@ -7,8 +7,10 @@ use std::{
 
 use rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier, version::TLS13};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject};
+use tokio_rustls::TlsAcceptor;
 
 use super::{ClientAuth, TlsConfig};
+use crate::telemetry::counters::Protocol;
 
 /// Why the listener's TLS can't be set up.
 #[derive(Debug, thiserror::Error)]
@@ -38,11 +40,40 @@ pub enum Error {
     NoClientCa,
 }
 
-/// Reads the files and builds the listener's configuration.
+/// TLS of both listeners.
+#[derive(Clone)]
+pub struct Tls {
+    grpc: TlsAcceptor,
+    http: TlsAcceptor,
+}
+
+impl Tls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// If a file can't be read or used, naming the configuration key and the path.
+    pub fn load(config: &TlsConfig) -> Result<Self, Error> {
+        Ok(Self {
+            grpc: server_config(config, Protocol::Grpc)?.into(),
+            http: server_config(config, Protocol::Http)?.into(),
+        })
+    }
+
+    /// Of the listener that serves `protocol`.
+    #[must_use]
+    pub const fn acceptor(&self, protocol: Protocol) -> &TlsAcceptor {
+        match protocol {
+            Protocol::Grpc => &self.grpc,
+            Protocol::Http => &self.http,
+        }
+    }
+}
+
+/// Reads the files and builds the configuration of the listener that serves `protocol`.
 ///
 /// # Errors
 /// If a file can't be read or used, naming the configuration key and the path.
-pub fn server_config(config: &TlsConfig) -> Result<Arc<ServerConfig>, Error> {
+fn server_config(config: &TlsConfig, protocol: Protocol) -> Result<Arc<ServerConfig>, Error> {
     let cert_key = "ingest.tls.cert";
     let chain = certificates(cert_key, &config.cert)?;
     let key = PrivateKeyDer::from_pem_file(&config.key).map_err(|source| Error::Pem {
@@ -75,7 +106,10 @@ pub fn server_config(config: &TlsConfig) -> Result<Arc<ServerConfig>, Error> {
         }
     };
     let mut server = builder.with_single_cert(chain, key).map_err(unusable)?;
-    server.alpn_protocols = vec![b"h2".to_vec()];
+    server.alpn_protocols = match protocol {
+        Protocol::Grpc => vec![b"h2".to_vec()],
+        Protocol::Http => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+    };
     Ok(Arc::new(server))
 }
 

@@ -45,6 +45,17 @@ pub fn retry_delay(details: &[u8]) -> Option<Duration> {
     Some(Duration::new(seconds, nanos))
 }
 
+/// A status without details.
+#[must_use]
+pub fn plain(code: i32, message: &str) -> Vec<u8> {
+    Status {
+        code,
+        message: message.to_owned(),
+        details: Vec::new(),
+    }
+    .encode_to_vec()
+}
+
 /// The details of a status that asks to come again after `delay`.
 #[must_use]
 pub fn with_retry_delay(code: i32, message: &str, delay: Duration) -> Vec<u8> {

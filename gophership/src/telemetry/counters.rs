@@ -35,6 +35,51 @@ impl Fate {
     }
 }
 
+/// How a request came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// OTLP/gRPC, over TCP or a Unix socket.
+    Grpc,
+    /// OTLP/HTTP.
+    Http,
+}
+
+impl Protocol {
+    /// Every protocol, in the order of its counters.
+    pub const ALL: [Self; 2] = [Self::Grpc, Self::Http];
+
+    /// Value of the `protocol` label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+            Self::Http => "http",
+        }
+    }
+}
+
+/// Something counted by [`Fate`].
+pub type ByFate<T> = [T; Fate::ALL.len()];
+
+/// Answered requests of one protocol.
+#[derive(Debug, Default)]
+struct Answered {
+    requests: ByFate<AtomicU64>,
+    records: ByFate<AtomicU64>,
+    bytes: ByFate<AtomicU64>,
+}
+
+/// Answered requests of one protocol, summed over workers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AnsweredTotal {
+    /// Requests.
+    pub requests: ByFate<u64>,
+    /// Log records.
+    pub records: ByFate<u64>,
+    /// Message bytes.
+    pub bytes: ByFate<u64>,
+}
+
 /// Upper bounds of the acknowledgement-time buckets, in microseconds.
 pub const ACK_BOUNDS_US: [u64; 14] = [
     100, 250, 500, 1_000, 2_500, 5_000, 10_000, 20_000, 30_000, 50_000, 100_000, 250_000,
@@ -107,9 +152,7 @@ impl Diverted {
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct WorkerCounters {
-    requests: [AtomicU64; Fate::ALL.len()],
-    records: [AtomicU64; Fate::ALL.len()],
-    bytes: [AtomicU64; Fate::ALL.len()],
+    answered: [Answered; Protocol::ALL.len()],
     pivots: [AtomicU64; PIVOT_CAUSES_MAX],
     delivered_records: [AtomicU64; DESTINATIONS_MAX],
     diverted: [Diverted; ZONES],
@@ -122,11 +165,11 @@ pub struct WorkerCounters {
 impl WorkerCounters {
     /// Counts one finished request of `records` records and `bytes` message bytes, acknowledged
     /// (or not) after `ack_us` microseconds.
-    pub fn finished(&self, fate: Fate, records: u64, bytes: u64, ack_us: u64) {
-        let index = fate as usize;
-        self.requests[index].fetch_add(1, Relaxed);
-        self.records[index].fetch_add(records, Relaxed);
-        self.bytes[index].fetch_add(bytes, Relaxed);
+    pub fn finished(&self, protocol: Protocol, fate: Fate, records: u64, bytes: u64, ack_us: u64) {
+        let (answered, index) = (&self.answered[protocol as usize], fate as usize);
+        answered.requests[index].fetch_add(1, Relaxed);
+        answered.records[index].fetch_add(records, Relaxed);
+        answered.bytes[index].fetch_add(bytes, Relaxed);
         match fate {
             Fate::Delivered => self.delivered_ack.observe(ack_us),
             Fate::Vaulted => self.vaulted_ack.observe(ack_us),
@@ -170,12 +213,8 @@ impl WorkerCounters {
 /// The counters of all workers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Requests by [`Fate`].
-    pub requests: [u64; Fate::ALL.len()],
-    /// Log records by [`Fate`].
-    pub records: [u64; Fate::ALL.len()],
-    /// Message bytes by [`Fate`].
-    pub bytes: [u64; Fate::ALL.len()],
+    /// Answered requests by [`Protocol`].
+    pub answered: [AnsweredTotal; Protocol::ALL.len()],
     /// Pivots by cause.
     pub pivots: [u64; PIVOT_CAUSES_MAX],
     /// Records that a destination accepted without the vault, by its bit.
@@ -195,9 +234,11 @@ impl Totals {
     pub fn of<'a>(workers: impl IntoIterator<Item = &'a WorkerCounters>) -> Self {
         let mut total = Self::default();
         for worker in workers {
-            add(&mut total.requests, &worker.requests);
-            add(&mut total.records, &worker.records);
-            add(&mut total.bytes, &worker.bytes);
+            for (sum, answered) in total.answered.iter_mut().zip(&worker.answered) {
+                add(&mut sum.requests, &answered.requests);
+                add(&mut sum.records, &answered.records);
+                add(&mut sum.bytes, &answered.bytes);
+            }
             add(&mut total.pivots, &worker.pivots);
             add(&mut total.delivered_records, &worker.delivered_records);
             for (sum, diverted) in total.diverted.iter_mut().zip(&worker.diverted) {
@@ -210,22 +251,43 @@ impl Totals {
         total
     }
 
+    /// Requests of all protocols, by [`Fate`].
+    #[must_use]
+    pub fn requests(&self) -> ByFate<u64> {
+        self.over_protocols(|answered| answered.requests)
+    }
+
     /// Requests, records and bytes acknowledged.
     #[must_use]
     pub fn acknowledged(&self) -> (u64, u64, u64) {
         let of =
-            |counts: &[u64; 4]| counts[Fate::Delivered as usize] + counts[Fate::Vaulted as usize];
-        (of(&self.requests), of(&self.records), of(&self.bytes))
+            |counts: ByFate<u64>| counts[Fate::Delivered as usize] + counts[Fate::Vaulted as usize];
+        (
+            of(self.requests()),
+            of(self.over_protocols(|answered| answered.records)),
+            of(self.over_protocols(|answered| answered.bytes)),
+        )
     }
 
     /// What was acknowledged because the destinations have it.
     #[must_use]
-    pub const fn delivered(&self) -> Amount {
+    pub fn delivered(&self) -> Amount {
+        let fate = Fate::Delivered as usize;
         Amount {
-            requests: self.requests[Fate::Delivered as usize],
-            records: self.records[Fate::Delivered as usize],
-            bytes: self.bytes[Fate::Delivered as usize],
+            requests: self.requests()[fate],
+            records: self.over_protocols(|answered| answered.records)[fate],
+            bytes: self.over_protocols(|answered| answered.bytes)[fate],
         }
+    }
+
+    fn over_protocols(&self, of: impl Fn(&AnsweredTotal) -> ByFate<u64>) -> ByFate<u64> {
+        let mut sums = ByFate::default();
+        for answered in &self.answered {
+            for (sum, count) in sums.iter_mut().zip(of(answered)) {
+                *sum += count;
+            }
+        }
+        sums
     }
 }
 
@@ -242,9 +304,9 @@ mod tests {
     #[test]
     fn totals_sum_over_workers() {
         let workers = [WorkerCounters::default(), WorkerCounters::default()];
-        workers[0].finished(Fate::Delivered, 10, 1000, 90);
-        workers[1].finished(Fate::Vaulted, 5, 500, 300);
-        workers[1].finished(Fate::Refused, 7, 700, 300);
+        workers[0].finished(Protocol::Grpc, Fate::Delivered, 10, 1000, 90);
+        workers[1].finished(Protocol::Grpc, Fate::Vaulted, 5, 500, 300);
+        workers[1].finished(Protocol::Http, Fate::Refused, 7, 700, 300);
         workers[1].pivoted(3);
         workers[0].delivered(0b101, 10);
         workers[1].delivered(0b100, 5);
@@ -260,7 +322,11 @@ mod tests {
         };
         assert_eq!(totals.diverted, [Amount::default(), Amount::default(), red]);
         assert_eq!(totals.acknowledged(), (2, 15, 1500));
-        assert_eq!(totals.requests, [1, 1, 1, 0]);
+        assert_eq!(totals.requests(), [1, 1, 1, 0]);
+        assert_eq!(
+            totals.answered[Protocol::Http as usize].requests,
+            [0, 0, 1, 0]
+        );
         assert_eq!(totals.pivots[3], 1);
         assert_eq!(totals.delivered_records[..3], [10, 0, 15]);
         assert_eq!(totals.delivered_ack.buckets[0], 1);
@@ -271,7 +337,7 @@ mod tests {
     #[test]
     fn an_observation_beyond_the_last_bound_is_counted() {
         let worker = WorkerCounters::default();
-        worker.finished(Fate::Vaulted, 1, 1, u64::from(u32::MAX));
+        worker.finished(Protocol::Grpc, Fate::Vaulted, 1, 1, u64::from(u32::MAX));
         let totals = Totals::of([&worker]);
         assert_eq!(totals.vaulted_ack.buckets[ACK_BOUNDS_US.len()], 1);
     }

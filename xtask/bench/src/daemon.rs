@@ -71,6 +71,7 @@ impl Site {
             "\
 ingest:
   grpc: {{ listen: \"127.0.0.1:0\" }}
+  http: {{ listen: \"127.0.0.1:0\" }}
   tls:
     cert: '{cert}'
     key: '{key}'

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{DevFiles, GRPC_ADDRESS, TELEMETRY_ADDRESS};
+use super::{DevFiles, GRPC_ADDRESS, HTTP_ADDRESS, TELEMETRY_ADDRESS};
 
 /// The configuration file's text. Paths are absolute: the daemon may be started from anywhere.
 ///
@@ -15,6 +15,7 @@ pub(crate) fn yaml(files: &DevFiles, own_uid: u32, owner: (u32, u32)) -> String 
 # defaults, which README.md lists.
 ingest:
   grpc: {{ listen: \"{GRPC_ADDRESS}\" }}
+  http: {{ listen: \"{HTTP_ADDRESS}\" }}
   tls:
     cert: {cert}
     key: {key}

@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{build, process, setup, workspace::Workspace};
 
 const GRPC_ADDRESS: &str = "127.0.0.1:4317";
+const HTTP_ADDRESS: &str = "127.0.0.1:4318";
 const TELEMETRY_ADDRESS: &str = "127.0.0.1:9091";
 
 /// Where the state of the development daemon is.

@@ -39,6 +39,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "privileges",
             "otel",
             "telemetry",
+            "local_socket",
         ],
     ),
     (
@@ -69,11 +70,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "pressure",
             "otel",
             "telemetry",
+            "local_socket",
         ],
     ),
     (
         "ingest",
         &[
+            "local_socket",
             "somatic",
             "pipeline",
             "export",
@@ -112,6 +115,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("privileges", &[]),
     ("render", &[]),
     ("uring", &[]),
+    ("local_socket", &[]),
     ("otel", &[]),
     ("telemetry", &[]),
 ];

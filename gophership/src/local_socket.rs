@@ -1,4 +1,4 @@
-//! The Unix socket, bound so that it is never more open than configured.
+//! A Unix socket, bound so that it is never more open than configured; operators' and producers'.
 
 use std::{
     fs,
@@ -20,24 +20,52 @@ use nix::sys::{
     stat::{Mode, fchmod},
 };
 
-use super::Error;
-
-/// Callers that wait to be accepted.
-const BACKLOG: i32 = 64;
+/// A socket can't be offered.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another daemon answers on it.
+    #[error("{} answers: another daemon is running on it", path.display())]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Something that isn't a socket is in the way; it is left alone.
+    #[error("{} is not a socket; move it away or set {key}", path.display())]
+    NotASocket {
+        /// The configuration key.
+        key: &'static str,
+        /// It.
+        path: PathBuf,
+    },
+    /// It can't be made.
+    #[error("cannot {step} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        step: &'static str,
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
 
 /// A bound socket; its file is removed with it.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
     /// Device and inode of our file: a successor's is not ours to remove.
     file: (u64, u64),
 }
 
-/// Binds `path` with `mode`, in place of the socket that a dead daemon may have left.
-pub(super) fn bind(path: &Path, mode: u32) -> Result<Socket, Error> {
+/// Binds `path`, the value of `key`, with `mode`, in place of the socket that a dead daemon may have left. Up to
+/// `backlog` callers wait to be accepted; the kernel's `net.core.somaxconn` is the limit.
+///
+/// # Errors
+/// [`Error`].
+pub fn bind(key: &'static str, path: &Path, mode: u32, backlog: i32) -> Result<Socket, Error> {
     let failed = |step| {
-        move |source: io::Error| Error::Socket {
+        move |source: io::Error| Error::Io {
             step,
             path: path.to_owned(),
             source,
@@ -51,8 +79,8 @@ pub(super) fn bind(path: &Path, mode: u32) -> Result<Socket, Error> {
         let made = dir.recursive(true).mode(0o755).create(parent);
         made.map_err(failed("make the directory of"))?;
     }
-    remove_stale(path)?;
-    let listener = bind_private(path, mode).map_err(failed("bind"))?;
+    remove_stale(key, path)?;
+    let listener = bind_private(path, mode, backlog).map_err(failed("bind"))?;
     // The umask may have taken permissions away that the configuration gives.
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
         .map_err(failed("set the mode of"))?;
@@ -67,18 +95,18 @@ pub(super) fn bind(path: &Path, mode: u32) -> Result<Socket, Error> {
 /// Creates, restricts, then binds: on Linux the file gets the mode of the unbound socket's inode,
 /// less the umask (`unix_bind_bsd` in net/unix/af_unix.c), so no moment leaves it open wider, and
 /// the umask, which all threads share, is not touched.
-fn bind_private(path: &Path, mode: u32) -> io::Result<UnixListener> {
+fn bind_private(path: &Path, mode: u32, backlog: i32) -> io::Result<UnixListener> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     fchmod(&fd, Mode::from_bits_truncate(mode))?;
     bind_fd(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-    listen(&fd, Backlog::new(BACKLOG)?)?;
+    listen(&fd, Backlog::new(backlog)?)?;
     Ok(UnixListener::from(fd))
 }
 
 /// Removes a socket that nobody answers on.
-fn remove_stale(path: &Path) -> Result<(), Error> {
-    let failed = |step, source| Error::Socket {
+fn remove_stale(key: &'static str, path: &Path) -> Result<(), Error> {
+    let failed = |step, source| Error::Io {
         step,
         path: path.to_owned(),
         source,
@@ -88,7 +116,7 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
         Err(error) => return Err(failed("look at", error)),
         Ok(metadata) if !metadata.file_type().is_socket() => {
             let path = path.to_owned();
-            return Err(Error::NotASocket { path });
+            return Err(Error::NotASocket { key, path });
         }
         Ok(_) => {}
     }
@@ -106,11 +134,14 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
 
 impl Socket {
     /// The listener, for the runtime that this is called on.
-    pub(super) fn listener(&self) -> Result<tokio::net::UnixListener, Error> {
+    ///
+    /// # Errors
+    /// [`Error::Io`]: the runtime can't watch it.
+    pub fn listener(&self) -> Result<tokio::net::UnixListener, Error> {
         let listener = self.listener.try_clone();
         listener
             .and_then(tokio::net::UnixListener::from_std)
-            .map_err(|source| Error::Socket {
+            .map_err(|source| Error::Io {
                 step: "listen on",
                 path: self.path.clone(),
                 source,
