@@ -113,7 +113,12 @@ fn rapid_resets_end_the_connection() {
         }
         // The daemon may close before it has taken all.
         drop(attacker.write(&burst));
-        assert_eq!(attacker.good_bye(), Some(ENHANCE_YOUR_CALM));
+        // What is said may be lost with the connection, which is closed on unread bytes.
+        let said = attacker.good_bye();
+        assert!(
+            said.is_none_or(|code| code == ENHANCE_YOUR_CALM),
+            "{said:?}"
+        );
         scene.others_are_served();
     }
     scene.grew_by_at_most(GROWTH_MAX);
