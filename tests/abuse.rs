@@ -156,6 +156,14 @@ fn endless_continuations_end_the_connection() {
         }
     }
     assert!(taken.is_err(), "a header of 50 MiB was taken");
+    let floods = [("reason", "flood")];
+    let closed = scene
+        .daemon
+        .metric("gophership_ingester_connections_closed_total", &floods);
+    assert!(
+        closed >= 1.0,
+        "the library gathers six frames before it ends this"
+    );
     scene.others_are_served();
     scene.grew_by_at_most(GROWTH_MAX);
 }
