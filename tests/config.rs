@@ -181,6 +181,7 @@ ingest:
   plaintext: false
   tls: { cert: a, key: b, client_ca: null, client_auth: none }
   max_request_bytes: 1MiB
+  max_connections: 100
   workers: 3
 memory: { total: 64MiB, ingest: 40%, export: 40%, vault: 20% }
 pressure:
@@ -299,11 +300,7 @@ fn a_key_in_the_wrong_section_is_found_where_it_belongs() {
 
 #[test]
 fn what_is_in_the_contract_but_not_built_is_unknown() {
-    for key in [
-        "ingest: { max_connections: 4096 }",
-        "archive: { url: null }",
-        "enrich: { mark_replayed: false }",
-    ] {
+    for key in ["archive: { url: null }", "enrich: { mark_replayed: false }"] {
         let errors = parse_with(key, &[]).unwrap_err();
         let unknown = |p: &config::Problem| matches!(p.kind, Kind::UnknownKey { .. });
         assert!(errors.problems().iter().any(unknown), "{key}: {errors}");
@@ -512,6 +509,14 @@ fn the_largest_request_is_the_one_that_the_vault_takes() {
 
 /// Each: what is added to `REQUIRED`, and what the only problem must name.
 const CONFLICTS: &[(&str, &[&str])] = &[
+    (
+        "memory: { total: 40MiB }",
+        &[
+            "ingest.max_request_bytes = 16MiB",
+            "three quarters",
+            "memory.ingest",
+        ],
+    ),
     (
         "memory: { total: 20MiB, export: 40%, vault: 10% }",
         &[

@@ -201,6 +201,9 @@ fn status(held: Option<pb::Override>) -> pb::StatusReply {
             bytes: 1536,
             refused: 2,
             connections: 3,
+            remote_connections: 1,
+            max_connections: 4096,
+            connections_waiting: 0,
         }),
         export: vec![pb::Destination {
             name: "main".to_owned(),

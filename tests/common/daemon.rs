@@ -222,6 +222,16 @@ impl<'h> Daemon<'h> {
         self.grpc
     }
 
+    /// Where producers of OTLP/HTTP connect.
+    #[track_caller]
+    pub(crate) fn http(&self) -> SocketAddr {
+        let ready = self.log_lines("\"ready\"");
+        let ready: Value = serde_json::from_str(&ready[0]).expect("the log is JSON");
+        let fields = ready.get("fields").unwrap_or(&ready);
+        let address = fields["http"].as_str().and_then(|http| http.parse().ok());
+        address.expect("the address of OTLP/HTTP")
+    }
+
     /// Where metrics and health are.
     pub(crate) fn telemetry(&self) -> SocketAddr {
         self.telemetry
@@ -299,6 +309,18 @@ impl<'h> Daemon<'h> {
     pub(crate) fn log_lines(&self, text: &str) -> Vec<String> {
         let log = self.log.lock().expect("the collector didn't panic");
         log.iter().filter(|l| l.contains(text)).cloned().collect()
+    }
+
+    /// A value of `/proc/PID/status` in bytes, such as `VmRSS`.
+    #[track_caller]
+    pub(crate) fn memory(&self, name: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("the daemon runs");
+        let value = status.lines().find_map(|line| {
+            let value = line.strip_prefix(name)?.strip_prefix(':')?;
+            value.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+        });
+        value.expect("a number of kB") * 1024
     }
 
     /// Sends a signal.

@@ -22,6 +22,7 @@ pub(crate) mod settings;
 pub(crate) mod sink;
 pub(crate) mod telemetry;
 pub(crate) mod verdict;
+pub(crate) mod wire;
 
 use std::time::{Duration, Instant};
 

@@ -16,7 +16,7 @@ use std::{
 
 use tokio::{
     net::{TcpListener, TcpSocket},
-    sync::{Notify, Semaphore, mpsc, watch},
+    sync::{Notify, mpsc, watch},
 };
 
 use super::{
@@ -35,7 +35,9 @@ use crate::{
     ingest::{
         Mode, UnixConfig,
         acceptor::{self, INBOX_CAPACITY, Inbox, Listener},
+        budget::Budget,
         connection::STALLED_WINDOW_BYTES,
+        room::Room,
         tls::Tls,
     },
     local_socket,
@@ -51,6 +53,7 @@ use crate::{
 /// Starts everything; the listener accepts when this returns.
 pub(super) async fn start(config: Config) -> Result<Running, Error> {
     privileges::raise_limits();
+    files_suffice(&config);
     let (service, needs) = service::prepare(&config)?;
     let tls = config.ingest.tls.as_ref().map(Tls::load).transpose()?;
     let grpc = Bound::to("ingest.grpc.listen", config.ingest.grpc_listen)?;
@@ -95,9 +98,8 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
 
     let (inboxes, mut threads) = workers(&daemon, tls, mode_seen.clone(), &destinations)?;
     threads.push(replay_thread);
-    for listener in listeners {
-        tokio::task::spawn_local(acceptor::run(listener, inboxes.clone(), mode_seen.clone()));
-    }
+    let room = Arc::clone(&daemon.room);
+    tokio::task::spawn_local(acceptor::run(listeners, inboxes, room, mode_seen));
     let pages = Rc::new(metrics::Pages(Arc::clone(&daemon)));
     tokio::task::spawn_local(telemetry::http::serve(telemetry, pages, stopping(&daemon)));
     let engine = Arc::new(Operated(Arc::clone(&daemon)));
@@ -117,6 +119,19 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
         control,
         unix,
     })
+}
+
+/// Warns if connections may need more descriptors than there are: those that find none wait in the backlog.
+fn files_suffice(config: &Config) {
+    let limit = privileges::files_limit();
+    let wanted = acceptor::files_wanted(config.ingest.max_connections);
+    if limit < wanted {
+        tracing::warn!(
+            limit,
+            wanted,
+            "RLIMIT_NOFILE is low for ingest.max_connections: connections may have to wait"
+        );
+    }
 }
 
 /// Connections that may wait to be accepted; the kernel's `net.core.somaxconn` is the limit.
@@ -181,13 +196,22 @@ fn daemon(
     })?;
     let timeline = Timeline::open(&config.telemetry.timeline)
         .map_err(Error::system("the timeline's thread"))?;
+    let ingest = &config.ingest;
+    let budget = Arc::new(Budget::new(ingest.budget_bytes));
+    let room = Room::new(
+        Arc::clone(&budget),
+        ingest.max_request_bytes,
+        ingest.max_connections,
+        ingest.workers,
+    );
     let daemon = Daemon {
         vault: stores.vault,
         pressure: Arc::new(pressure),
         circuits: stores.circuits,
         replay,
         workers: (0..config.ingest.workers).map(|_| Arc::default()).collect(),
-        budget: Arc::new(Semaphore::new(config.ingest.budget_bytes)),
+        budget,
+        room: Arc::new(room),
         mode,
         drain: Mutex::new(Drain::serving()),
         overridden: Mutex::new(None),
@@ -297,7 +321,6 @@ fn workers(
         budget: Arc::clone(&daemon.budget),
         pipeline: config.pipeline.clone(),
         workers: config.ingest.workers,
-        budget_bytes: config.ingest.budget_bytes,
         vault_budget_bytes: config.vault.budget_bytes / config.ingest.workers.max(1),
         max_request_bytes: config.ingest.max_request_bytes,
     };

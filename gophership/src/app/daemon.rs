@@ -9,7 +9,7 @@ use std::{
 };
 
 use gophership_common::{Cause, Zone};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 
 use super::{
     Config,
@@ -18,7 +18,7 @@ use super::{
     pacing, worker,
 };
 use crate::{
-    ingest::Mode,
+    ingest::{Mode, budget::Budget, room::Room},
     pipeline::circuit::Circuit,
     pressure::{Occurrence, Pressure, Transition, monotonic_ns},
     replay,
@@ -38,7 +38,8 @@ pub(super) struct Daemon {
     pub(super) circuits: Vec<Arc<Circuit>>,
     pub(super) replay: replay::Handle,
     pub(super) workers: Vec<Arc<worker::Status>>,
-    pub(super) budget: Arc<Semaphore>,
+    pub(super) budget: Arc<Budget>,
+    pub(super) room: Arc<Room>,
     pub(super) mode: watch::Sender<Mode>,
     pub(super) drain: Mutex<Drain>,
     pub(super) overridden: Mutex<Option<Override>>,
@@ -116,8 +117,6 @@ impl Daemon {
 
     /// Bytes of the budgets in use, by component: ingest, export, vault.
     pub(super) fn memory(&self) -> [(&'static str, u64, u64); 3] {
-        let ingest = self.config.ingest.budget_bytes as u64;
-        let free = self.budget.available_permits() as u64;
         let sum = |of: fn(&worker::Status) -> &AtomicU64| {
             self.workers
                 .iter()
@@ -125,7 +124,11 @@ impl Daemon {
                 .sum()
         };
         [
-            ("ingest", ingest.saturating_sub(free), ingest),
+            (
+                "ingest",
+                self.budget.used() as u64,
+                self.budget.limit() as u64,
+            ),
             (
                 "export",
                 sum(|worker| &worker.export_bytes),

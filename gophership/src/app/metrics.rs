@@ -7,7 +7,7 @@ use crate::{
     pressure::InterfaceCounts,
     somatic::route::Pivot,
     telemetry::{
-        counters::{ACK_BOUNDS_US, AnsweredTotal, ByFate, Fate, HistogramTotal, Protocol},
+        counters::{ACK_BOUNDS_US, AnsweredTotal, ByFate, Fate, HistogramTotal, Protocol, Totals},
         http::Source,
         metrics::{Families, Samples},
     },
@@ -117,6 +117,7 @@ fn ingest(daemon: &Daemon, families: &mut Families) {
     families
         .gauge("gophership_ingester_connections", "Connections open.")
         .add(&[], count(totals.connections));
+    admission(daemon, &totals, families);
     let mut acks = families.histogram(
         "gophership_ingester_ack_seconds",
         "Time from a request's last byte to its acknowledgement, by route.",
@@ -130,6 +131,56 @@ fn ingest(daemon: &Daemon, families: &mut Families) {
             &[("cause", pivot.as_str())],
             count(totals.pivots[pivot.index()]),
         );
+    }
+}
+
+fn admission(daemon: &Daemon, totals: &Totals, families: &mut Families) {
+    let room = &daemon.room;
+    let charged = room.charged_bytes() as u64;
+    let requests = (daemon.budget.used() as u64).saturating_sub(charged);
+    let gauges = [
+        (
+            "gophership_ingester_remote_connections",
+            "Connections open from other hosts.",
+            room.remote() as u64,
+        ),
+        (
+            "gophership_ingester_remote_connections_limit",
+            "Most of them: ingest.max_connections.",
+            room.remote_max() as u64,
+        ),
+        (
+            "gophership_ingester_connections_waiting",
+            "Connections accepted that wait for room to be served.",
+            room.waiting.load(Relaxed) as u64,
+        ),
+        (
+            "gophership_ingester_readers_stopped",
+            "Connections that aren't read because the ingest budget is spent.",
+            totals.readers_stopped,
+        ),
+    ];
+    for (name, help, value) in gauges {
+        families.gauge(name, help).add(&[], count(value));
+    }
+    let mut reserved = families.gauge(
+        "gophership_ingester_reserved_bytes",
+        "Bytes of the ingest budget that connections are charged with, and that requests have reserved.",
+    );
+    reserved.add(&[("for", "connections")], count(charged));
+    reserved.add(&[("for", "requests")], count(requests));
+    let mut closed = families.counter(
+        "gophership_ingester_connections_closed_total",
+        "Connections closed: idle ones to make room, new ones because too many waited, stuck ones, floods.",
+    );
+    let by_reason = [
+        ("idle", room.evicted.load(Relaxed)),
+        ("no_room", room.turned_away.load(Relaxed)),
+        ("stuck", totals.cut_off),
+        ("flood", totals.abusive),
+    ];
+    for (reason, value) in by_reason {
+        closed.add(&[("reason", reason)], count(value));
     }
 }
 

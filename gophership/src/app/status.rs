@@ -93,6 +93,9 @@ impl Daemon {
             refused: totals.requests()[Fate::Refused as usize]
                 + totals.requests()[Fate::Invalid as usize],
             connections: totals.connections,
+            remote_connections: self.room.remote() as u64,
+            max_connections: self.room.remote_max() as u64,
+            connections_waiting: self.room.waiting.load(Relaxed) as u64,
         }
     }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     task::{JoinSet, LocalSet},
 };
 
@@ -20,8 +20,11 @@ use crate::{
     ingest::{
         Mode,
         acceptor::Accepted,
+        budget::Budget as IngestBudget,
         connection::{self, Context},
+        gate::TICK,
         inflate::Inflater,
+        state::Connections,
         tls::Tls,
     },
     pipeline::{self, Member, Pipeline, circuit::Circuit},
@@ -45,10 +48,9 @@ pub(super) struct Shared {
     pub(super) vault: Vault,
     pub(super) destinations: Destinations,
     pub(super) circuits: Vec<Arc<Circuit>>,
-    pub(super) budget: Arc<Semaphore>,
+    pub(super) budget: Arc<IngestBudget>,
     pub(super) pipeline: pipeline::Config,
     pub(super) workers: usize,
-    pub(super) budget_bytes: usize,
     /// This worker's share of the vault's block buffers.
     pub(super) vault_budget_bytes: usize,
     pub(super) max_request_bytes: usize,
@@ -154,6 +156,7 @@ impl Worker {
             reflex,
             counters,
             budget: Arc::clone(&shared.budget),
+            connections: Connections::default(),
             max_request_bytes: shared.max_request_bytes,
             inflater: Inflater::default(),
         });
@@ -172,6 +175,8 @@ impl Worker {
         tokio::task::spawn_local(self.pipeline.clone().run());
         let beat = self.heartbeat();
         tokio::task::spawn_local(beat);
+        tokio::task::spawn_local(look_after(Rc::clone(&self.context)));
+        tokio::task::spawn_local(resume_readers(Rc::clone(&self.context)));
         let mut mode = self.shared.mode.clone();
         loop {
             let now = *mode.borrow_and_update();
@@ -189,6 +194,7 @@ impl Worker {
         }
         self.connections.abort_all();
         while self.connections.join_next().await.is_some() {}
+        self.context.connections.resume();
         if let Err(error) = self.lane.shutdown().await {
             tracing::error!(worker = self.own.index, %error, "vault lane: not closed cleanly");
         }
@@ -251,10 +257,7 @@ impl Worker {
 
     fn heartbeat(&self) -> impl Future<Output = ()> + 'static {
         let (engine, pipeline, lane) = (self.own.engine, self.pipeline.clone(), self.lane.clone());
-        let (budget, limit) = (
-            Arc::clone(&self.shared.budget),
-            self.shared.budget_bytes as u64,
-        );
+        let context = Rc::clone(&self.context);
         let (first, status) = (self.own.index == 0, Arc::clone(&self.own.status));
         let vault_limit = self.shared.vault_budget_bytes as u64;
         let cpu_wait = self.shared.cpu_wait;
@@ -273,15 +276,38 @@ impl Worker {
                 let used = lane.bytes_in_use() as u64;
                 engine.set_used(Budget::Vault, used, vault_limit);
                 status.vault_bytes.store(used, Relaxed);
+                let stopped = context.connections.stopped() as u64;
+                context.counters.readers_stopped.store(stopped, Relaxed);
                 // The admission budget is one for all workers: the first one reports it.
                 if first {
-                    engine.set_used(
-                        Budget::Ingest,
-                        limit.saturating_sub(budget.available_permits() as u64),
-                        limit,
-                    );
+                    let budget = &context.budget;
+                    let (used, limit) = (budget.used() as u64, budget.limit() as u64);
+                    engine.set_used(Budget::Ingest, used, limit);
                 }
             }
         }
+    }
+}
+
+/// Cuts off peers that are stuck, and lets stopped readers through once in a while.
+async fn look_after(context: Rc<Context>) {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        context.connections.look_after();
+    }
+}
+
+/// Lets stopped readers go on when the budget has bytes again.
+async fn resume_readers(context: Rc<Context>) {
+    loop {
+        let mut no_longer_spent = std::pin::pin!(context.budget.no_longer_spent());
+        // From here on nothing is missed.
+        no_longer_spent.as_mut().enable();
+        if !context.budget.is_spent() {
+            context.connections.resume();
+        }
+        no_longer_spent.await;
     }
 }

@@ -141,6 +141,7 @@ fn ingest(
     let unix_path = s.get(&schema::INGEST_UNIX_PATH);
     let unix_mode = s.get(&schema::INGEST_UNIX_MODE);
     let max_request_bytes = s.get(&schema::INGEST_MAX_REQUEST_BYTES);
+    let max_connections = s.get(&schema::INGEST_MAX_CONNECTIONS);
     let plaintext = s.get(&schema::INGEST_PLAINTEXT);
     let tls = ingest_tls(s, plaintext == Some(false));
     if plaintext == Some(true) {
@@ -166,6 +167,7 @@ fn ingest(
         tls: if plaintext? { None } else { Some(tls?) },
         max_request_bytes: size(max_request_bytes?)?,
         budget_bytes: size(budgets?.ingest)?,
+        max_connections: size(max_connections?.get())?,
         workers: workers?,
     })
 }
@@ -324,10 +326,11 @@ fn segments(
 /// A request must fit the memory it is received into and the segment it may have to go to; by the
 /// vault's own rule, so that what passes here starts.
 fn check_request(s: &mut Settings, request: u64, budgets: Budgets, vault: Option<&vault::Config>) {
-    if request > budgets.ingest {
+    // What is left must do for connections.
+    if request > budgets.ingest / 4 * 3 {
         let message = format!(
-            "ingest.max_request_bytes = {} is more than the ingest budget, memory.ingest of \
-             memory.total = {}",
+            "ingest.max_request_bytes = {} is more than three quarters of the ingest budget, \
+             memory.ingest of memory.total = {}",
             exact_bytes(request),
             exact_bytes(budgets.ingest)
         );
@@ -335,6 +338,15 @@ fn check_request(s: &mut Settings, request: u64, budgets: Budgets, vault: Option
             &["ingest.max_request_bytes", "memory.ingest", "memory.total"],
             message,
         );
+    }
+    let least = ingest::budget_bytes_min();
+    if budgets.ingest < least {
+        let message = format!(
+            "the ingest budget, memory.ingest of memory.total, is {}: one connection needs {} of it",
+            exact_bytes(budgets.ingest),
+            exact_bytes(least)
+        );
+        s.conflict(&["memory.ingest", "memory.total"], message);
     }
     match vault.map(vault::Config::check) {
         // Half of a segment, and what its blocks need for their headers.

@@ -93,6 +93,9 @@ keys! {
     INGEST_TLS_CLIENT_AUTH: ClientAuth = "ingest.tls.client_auth", Default("required");
     /// Largest message that is accepted, compressed and decompressed.
     INGEST_MAX_REQUEST_BYTES: Size = "ingest.max_request_bytes", Default("16MiB");
+    /// Connections of other hosts that are open at once; beyond, the newest idle one is closed for a new one. Local ones
+    /// are limited by the memory alone.
+    INGEST_MAX_CONNECTIONS: Count = "ingest.max_connections", Default("4096");
     /// Worker threads; auto: one per core.
     INGEST_WORKERS: Auto<Count> = "ingest.workers", Default("auto");
 

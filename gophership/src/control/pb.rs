@@ -181,6 +181,15 @@ pub struct Ingest {
     /// Connections open now.
     #[prost(uint64, tag = "5")]
     pub connections: u64,
+    /// Those of other hosts.
+    #[prost(uint64, tag = "6")]
+    pub remote_connections: u64,
+    /// Most of those.
+    #[prost(uint64, tag = "7")]
+    pub max_connections: u64,
+    /// Connections accepted that wait for room to be served.
+    #[prost(uint64, tag = "8")]
+    pub connections_waiting: u64,
 }
 /// One destination, counted since the start.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

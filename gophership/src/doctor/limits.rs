@@ -8,7 +8,7 @@ use super::{Check, Verdict, effective_capabilities};
 use crate::{pressure::memory_limit_bytes, vault};
 
 /// Descriptors for some thousand connections, segments and logs.
-const FILES_WANTED: u64 = 4096;
+const FILES_WANTED: u64 = 8192;
 
 pub(super) fn check(vault: Option<&vault::Config>) -> Vec<Check> {
     let mut checks = vec![memlock(vault), files(), cgroup()];
@@ -42,12 +42,13 @@ fn may_raise() -> bool {
     effective_capabilities() >> 24 & 1 == 1
 }
 
+/// The daemon raises its soft limit, so the hard one counts.
 fn files() -> Check {
     let name = "limits.nofile";
     match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok((soft, hard)) => {
             let found = format!("{soft} soft, {hard} hard");
-            if soft >= FILES_WANTED {
+            if hard >= FILES_WANTED {
                 Check::ok(name, found)
             } else {
                 let remedy = format!(

@@ -1,19 +1,32 @@
-//! Accepts connections and hands each to the worker that has the fewest.
+//! Accepts connections, finds room for them, and hands each to the worker that has the fewest.
+//!
+//! Where a connection comes from is known only once it is accepted. So remote ones that find no room wait here, not read,
+//! or there would be no way past them for local ones; of too many, the newest is closed. A local one that finds no room
+//! stops the accepting: it and those behind it wait in the backlog.
 
 use std::{
-    fmt, io,
+    collections::VecDeque,
+    fmt,
+    future::poll_fn,
+    io,
     net::SocketAddr,
-    os::unix::net::UnixStream,
+    os::{fd::AsFd, unix::net::UnixStream},
     sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
+use nix::sys::socket::{setsockopt, sockopt::RcvBuf};
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::{mpsc, watch},
 };
 
-use super::Mode;
+use super::{
+    Mode,
+    room::{Full, Room, Seat, is_local},
+    window::Windows,
+};
 use crate::telemetry::counters::{Protocol, WorkerCounters};
 
 /// Where connections come in.
@@ -57,6 +70,17 @@ pub struct Accepted {
     pub peer: Peer,
     /// What it speaks.
     pub protocol: Protocol,
+    /// Its place.
+    pub seat: Seat,
+}
+
+/// A connection that has no place yet.
+#[derive(Debug)]
+struct Newcomer {
+    socket: Socket,
+    peer: Peer,
+    protocol: Protocol,
+    is_remote: bool,
 }
 
 impl fmt::Display for Peer {
@@ -69,30 +93,33 @@ impl fmt::Display for Peer {
 }
 
 impl Listener {
-    async fn accept(&self) -> io::Result<Accepted> {
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Newcomer>> {
         match self {
             Self::Tcp(listener, protocol) => {
-                let (stream, address) = listener.accept().await?;
+                let (stream, address) = ready!(listener.poll_accept(cx))?;
                 stream.set_nodelay(true)?;
-                Ok(Accepted {
+                let is_remote = !is_local(address, stream.local_addr()?);
+                Poll::Ready(Ok(Newcomer {
                     socket: Socket::Tcp(stream.into_std()?),
                     peer: Peer::Tcp(address),
                     protocol: *protocol,
-                })
+                    is_remote,
+                }))
             }
             Self::Unix(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, _) = ready!(listener.poll_accept(cx))?;
                 let credentials = stream.peer_cred()?;
                 let peer = Peer::Local {
                     uid: credentials.uid(),
                     pid: credentials.pid().unwrap_or(0),
                 };
                 tracing::info!(%peer, "ingest: a local producer has connected");
-                Ok(Accepted {
+                Poll::Ready(Ok(Newcomer {
                     socket: Socket::Unix(stream.into_std()?),
                     peer,
                     protocol: Protocol::Grpc,
-                })
+                    is_remote: false,
+                }))
             }
         }
     }
@@ -110,9 +137,48 @@ pub struct Inbox {
 /// Connections on their way to one worker; more wait in the listener's backlog.
 pub const INBOX_CAPACITY: usize = 64;
 
+/// Remote connections that wait for room.
+const WAITING_MAX: usize = 256;
+/// Descriptors for everything else: segments, destinations, logs, the kernel half.
+const OTHER_FILES: usize = 512;
+/// How often those who wait look for room.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Descriptors or memory have run out: others may give some back meanwhile.
+const OUT_OF_SOMETHING: Duration = Duration::from_millis(50);
+
+/// Descriptors that a daemon needs for `max_connections` remote ones, and as many local ones as there mostly are.
+#[must_use]
+pub const fn files_wanted(max_connections: usize) -> u64 {
+    (max_connections + WAITING_MAX + OTHER_FILES) as u64
+}
+
+/// The way in.
+struct Door {
+    listeners: Vec<Listener>,
+    /// Which listener is asked first, so that none keeps the others out.
+    turn: usize,
+    workers: Vec<Inbox>,
+    room: Arc<Room>,
+    local: Option<Newcomer>,
+    remote: VecDeque<Newcomer>,
+}
+
 /// Accepts while the mode is [`Mode::Serving`]; otherwise connections wait in the backlog. Returns
 /// when the daemon stops or every worker is gone.
-pub async fn run(listener: Listener, workers: Vec<Inbox>, mut mode: watch::Receiver<Mode>) {
+pub async fn run(
+    listeners: Vec<Listener>,
+    workers: Vec<Inbox>,
+    room: Arc<Room>,
+    mut mode: watch::Receiver<Mode>,
+) {
+    let mut door = Door {
+        listeners,
+        turn: 0,
+        workers,
+        room,
+        local: None,
+        remote: VecDeque::new(),
+    };
     loop {
         let now = *mode.borrow_and_update();
         match now {
@@ -126,26 +192,107 @@ pub async fn run(listener: Listener, workers: Vec<Inbox>, mut mode: watch::Recei
             Mode::Stopping => return,
         }
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok(accepted) => {
-                    if !hand_over(accepted, &workers).await {
-                        return;
-                    }
-                }
+            accepted = door.accept(), if door.local.is_none() => match accepted {
+                Ok(newcomer) => door.welcome(newcomer),
                 Err(error) if is_of_the_peer(&error) => {
                     tracing::debug!(%error, "ingest: connection lost before it was served");
                 }
                 Err(error) => {
-                    // Descriptors or memory have run out; the connection stays in the backlog.
                     tracing::warn!(%error, "ingest: accept failed");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    tokio::time::sleep(OUT_OF_SOMETHING).await;
                 }
             },
+            () = tokio::time::sleep(LOOK_AGAIN), if door.is_waited_at() => {}
             changed = mode.changed() => {
                 if changed.is_err() {
                     return;
                 }
             }
+        }
+        if !door.seat_those_who_wait().await {
+            return;
+        }
+    }
+}
+
+impl Door {
+    fn accept(&mut self) -> impl Future<Output = io::Result<Newcomer>> {
+        self.turn = (self.turn + 1) % self.listeners.len().max(1);
+        let (first, rest) = self.listeners.split_at(self.turn);
+        poll_fn(move |cx| {
+            let mut asked = rest.iter().chain(first);
+            let accepted = asked.find_map(|listener| match listener.poll_accept(cx) {
+                Poll::Ready(accepted) => Some(accepted),
+                Poll::Pending => None,
+            });
+            accepted.map_or(Poll::Pending, Poll::Ready)
+        })
+    }
+
+    fn is_waited_at(&self) -> bool {
+        self.local.is_some() || !self.remote.is_empty()
+    }
+
+    fn welcome(&mut self, newcomer: Newcomer) {
+        if !newcomer.is_remote {
+            self.local = Some(newcomer);
+        } else if self.remote.len() < WAITING_MAX {
+            self.remote.push_back(newcomer);
+        } else {
+            self.room.turned_away.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Local ones first. False if there is no worker any more.
+    async fn seat_those_who_wait(&mut self) -> bool {
+        let mut full = None;
+        while full.is_none() {
+            let next = self.local.take().or_else(|| self.remote.pop_front());
+            let Some(newcomer) = next else { break };
+            match self.room.seat(newcomer.is_remote) {
+                Ok(seat) => {
+                    if !hand_over(newcomer.take(seat), &self.workers).await {
+                        return false;
+                    }
+                }
+                Err(why) => {
+                    full = Some(why);
+                    if newcomer.is_remote {
+                        self.remote.push_front(newcomer);
+                    } else {
+                        self.local = Some(newcomer);
+                    }
+                }
+            }
+        }
+        let waiting = usize::from(self.local.is_some()) + self.remote.len();
+        self.room.waiting.store(waiting, Relaxed);
+        if full == Some(Full::Connections) {
+            self.room.make_room(waiting);
+        }
+        true
+    }
+}
+
+impl Newcomer {
+    fn take(self, seat: Seat) -> Accepted {
+        // A peer with a small HTTP/2 window fills no more of the queue than that. The kernel half takes a
+        // socket's capacity from its buffer, so that has to be as small. The kernel doubles it, for its own overhead.
+        if seat.windows() != Windows::LARGEST
+            && let Socket::Tcp(socket) = &self.socket
+            && let Err(error) = setsockopt(
+                &socket.as_fd(),
+                RcvBuf,
+                &(seat.windows().stalled() as usize),
+            )
+        {
+            tracing::debug!(%error, "ingest: the socket's buffer stays as it is");
+        }
+        Accepted {
+            socket: self.socket,
+            peer: self.peer,
+            protocol: self.protocol,
+            seat,
         }
     }
 }

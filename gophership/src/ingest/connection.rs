@@ -1,50 +1,58 @@
 //! One producer's connection: TLS handshake, HTTP, requests until it closes.
 
-use std::{convert::Infallible, rc::Rc, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt::Display, pin::Pin, rc::Rc, sync::Arc, time::Duration};
 
-use ::http::Request;
 use hyper::{body::Incoming, rt::Executor, server::conn::http2, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
-    sync::{Semaphore, watch},
+    sync::watch,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     Mode,
-    acceptor::{Accepted, Peer, Socket},
+    acceptor::{Accepted, Socket},
+    budget::Budget,
+    frames::Screened,
+    gate::Gated,
     grpc, http,
     inflate::Inflater,
+    room::Seat,
+    state::{Connections, State},
+    window::Windows,
 };
 use crate::{
     somatic::Reflex,
     telemetry::counters::{Protocol, WorkerCounters},
 };
 
-/// Bytes that a peer may send on one connection before the daemon reads.
-pub const CONNECTION_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
-/// Bytes that a peer may send on one stream before the daemon reads.
-const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-/// Clients that use larger frames than 16 KiB spare both sides work.
-const FRAME_BYTES_MAX: u32 = 1024 * 1024;
 const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
-const STREAMS_MAX: u32 = 256;
 const HEADERS_MAX: usize = 64;
-/// What HTTP/1.1 may read ahead of the handler; the head of a request must fit.
-const HTTP1_BUFFER_BYTES_MAX: usize = 512 * 1024;
 /// A request's head must be here within this; it also ends a connection that idles between requests.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(60);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Room that a pipelining peer surely has when the daemon stops reading: HTTP/2 windows are
-/// re-opened when half of them is spent, so between half and all of it is left.
-pub const STALLED_WINDOW_BYTES: u32 = CONNECTION_WINDOW_BYTES / 2;
+/// Streams that a peer opened and reset before they were looked at; more end the connection.
+const RESET_STREAMS_MAX: usize = 20;
+/// Streams that a peer has had reset by its errors; more end the connection.
+const ERROR_STREAMS_MAX: usize = 256;
+/// An answer has some hundred bytes.
+const SEND_BUFFER_BYTES_MAX: usize = 16 * 1024;
+/// rustls' buffer of what is to be sent.
+const TLS_BUFFER_BYTES_MAX: usize = 16 * 1024;
+/// A connection that has to go, and has no request, takes leave within this.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Room that a pipelining peer surely has when the daemon stops reading; the socket's own buffer is as small for
+/// peers with smaller windows.
+pub const STALLED_WINDOW_BYTES: u32 = Windows::LARGEST.stalled();
 
 /// What the connections of one worker share.
 pub struct Context {
@@ -52,12 +60,32 @@ pub struct Context {
     pub reflex: Reflex,
     /// The worker's counters.
     pub counters: Arc<WorkerCounters>,
-    /// Bytes of requests being received, over all workers.
-    pub budget: Arc<Semaphore>,
+    /// Bytes of connections and of requests being received, over all workers.
+    pub budget: Arc<Budget>,
+    /// Every connection of the worker.
+    pub connections: Connections,
     /// Largest message, compressed and decompressed, in bytes.
     pub max_request_bytes: usize,
     /// Decompression, with its buffer.
     pub inflater: Inflater,
+}
+
+/// HTTP/2's limits, for both kinds of builders.
+macro_rules! limits {
+    ($builder:expr, $windows:expr) => {
+        $builder
+            .timer(TokioTimer::new())
+            .initial_connection_window_size($windows.connection)
+            .initial_stream_window_size($windows.stream())
+            .max_frame_size($windows.frame())
+            .max_concurrent_streams($windows.streams())
+            .max_header_list_size(HEADER_LIST_BYTES_MAX)
+            .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
+            .max_local_error_reset_streams(ERROR_STREAMS_MAX)
+            .max_send_buf_size(SEND_BUFFER_BYTES_MAX)
+            .keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+    };
 }
 
 /// Runs hyper's stream tasks on the worker's own thread.
@@ -75,40 +103,55 @@ where
     }
 }
 
-/// Serves one connection until it closes, or until the mode changes and its requests are
+/// Serves one connection until it closes, has to leave, or until the mode changes and its requests are
 /// answered. Without `tls` it is served in plaintext.
 pub async fn serve(
     accepted: Accepted,
     tls: Option<TlsAcceptor>,
     context: Rc<Context>,
-    mut mode: watch::Receiver<Mode>,
+    mode: watch::Receiver<Mode>,
 ) {
     let Accepted {
         socket,
         peer,
         protocol,
+        mut seat,
     } = accepted;
     let _counted = Counted(Arc::clone(&context.counters));
-    match (socket, tls) {
-        (Socket::Unix(socket), _) => match UnixStream::from_std(socket) {
-            Ok(stream) => serve_http(stream, peer, protocol, context, mode).await,
-            Err(error) => tracing::warn!(%peer, %error, "ingest: connection lost"),
-        },
-        (Socket::Tcp(socket), None) => match TcpStream::from_std(socket) {
-            Ok(stream) => serve_http(stream, peer, protocol, context, mode).await,
-            Err(error) => tracing::warn!(%peer, %error, "ingest: connection lost"),
-        },
-        (Socket::Tcp(socket), Some(tls)) => {
-            let handshake = tokio::select! {
-                handshake = handshake(socket, tls) => handshake,
-                () = not_serving(&mut mode) => return,
-            };
-            match handshake {
-                Ok(stream) => serve_http(stream, peer, protocol, context, mode).await,
-                Err(reason) => tracing::warn!(%peer, reason, "ingest: connection refused"),
+    let state = State::new(context, Arc::clone(seat.presence()));
+    let served = match socket {
+        Socket::Unix(socket) => match UnixStream::from_std(socket) {
+            Ok(stream) => {
+                seat.shook_hands();
+                serve_http(
+                    Gated::new(stream, Rc::clone(&state)),
+                    protocol,
+                    &seat,
+                    state,
+                    mode,
+                )
+                .await
             }
-        }
+            Err(error) => Err(Ended::Refused(error.to_string())),
+        },
+        Socket::Tcp(socket) => match TcpStream::from_std(socket) {
+            Ok(stream) => serve_tcp(stream, tls, protocol, seat, state, mode).await,
+            Err(error) => Err(Ended::Refused(error.to_string())),
+        },
+    };
+    match served {
+        Ok(()) => {}
+        Err(Ended::Refused(reason)) => tracing::warn!(%peer, reason, "ingest: connection refused"),
+        Err(Ended::Broken(error)) => tracing::debug!(%peer, error, "ingest: connection ended"),
     }
+}
+
+/// Why a connection ended otherwise than by its peer's good-bye.
+enum Ended {
+    /// Before it was served.
+    Refused(String),
+    /// While it was served.
+    Broken(String),
 }
 
 /// Completes when requests are taken no more, and keeps no look at the mode: as long as somebody has one,
@@ -127,14 +170,37 @@ impl Drop for Counted {
     }
 }
 
-async fn handshake(
-    socket: std::net::TcpStream,
-    tls: TlsAcceptor,
-) -> Result<TlsStream<TcpStream>, String> {
-    let stream = TcpStream::from_std(socket).map_err(|error| error.to_string())?;
-    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await;
-    match handshake {
-        Ok(Ok(stream)) => Ok(stream),
+async fn serve_tcp(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    protocol: Protocol,
+    mut seat: Seat,
+    state: Rc<State>,
+    mut mode: watch::Receiver<Mode>,
+) -> Result<(), Ended> {
+    let stream = Gated::new(stream, Rc::clone(&state));
+    let Some(tls) = tls else {
+        seat.shook_hands();
+        return serve_http(stream, protocol, &seat, state, mode).await;
+    };
+    let stream = tokio::select! {
+        handshake = handshake(stream, &tls) => handshake.map_err(Ended::Refused)?,
+        () = not_serving(&mut mode) => return Ok(()),
+    };
+    seat.shook_hands();
+    serve_http(stream, protocol, &seat, state, mode).await
+}
+
+async fn handshake<S>(stream: S, tls: &TlsAcceptor) -> Result<TlsStream<S>, String>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+        Ok(Ok(mut stream)) => {
+            let (_, session) = stream.get_mut();
+            session.set_buffer_limit(Some(TLS_BUFFER_BYTES_MAX));
+            Ok(stream)
+        }
         Ok(Err(error)) => Err(format!("TLS handshake: {error}")),
         Err(_) => Err(format!(
             "TLS handshake: not done within {} s",
@@ -143,90 +209,99 @@ async fn handshake(
     }
 }
 
-trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static {}
-impl<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static> Stream for S {}
-
 async fn serve_http(
-    stream: impl Stream,
-    peer: Peer,
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     protocol: Protocol,
-    context: Rc<Context>,
+    seat: &Seat,
+    state: Rc<State>,
     mode: watch::Receiver<Mode>,
-) {
+) -> Result<(), Ended> {
+    let stream = Screened::new(stream, Rc::clone(&state));
     let ended = match protocol {
-        Protocol::Grpc => serve_grpc(stream, context, mode).await,
-        Protocol::Http => serve_otlp_http(stream, context, mode).await,
+        Protocol::Grpc => serve_grpc(stream, seat.windows(), state, mode).await,
+        Protocol::Http => serve_otlp_http(stream, seat.windows(), state, mode).await,
     };
-    if let Err(error) = ended {
-        tracing::debug!(%peer, error, "ingest: connection ended");
-    }
+    ended.map_err(Ended::Broken)
 }
 
 async fn serve_grpc(
-    stream: impl Stream,
-    context: Rc<Context>,
-    mut mode: watch::Receiver<Mode>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    windows: Windows,
+    state: Rc<State>,
+    mode: watch::Receiver<Mode>,
 ) -> Result<(), String> {
-    let service = service_fn(move |request: Request<Incoming>| {
-        let context = Rc::clone(&context);
-        async move { Ok::<_, Infallible>(grpc::respond(&context, request).await) }
-    });
-    let connection = http2::Builder::new(LocalExecutor)
-        .timer(TokioTimer::new())
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .max_frame_size(FRAME_BYTES_MAX)
-        .max_header_list_size(HEADER_LIST_BYTES_MAX)
-        .max_concurrent_streams(STREAMS_MAX)
-        .keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = not_serving(&mut mode) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let of = Rc::clone(&state);
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let begun = of.begin();
+        async move {
+            let response = grpc::respond(begun.state(), request).await;
+            Ok::<_, Infallible>(begun.answer(response))
         }
-    };
-    ended.map_err(|error| error.to_string())
+    });
+    let mut builder = http2::Builder::new(LocalExecutor);
+    limits!(builder, windows);
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let connection = std::pin::pin!(connection);
+    let shut = |connection: Pin<&mut http2::Connection<_, _, _>>| connection.graceful_shutdown();
+    until_closed(connection, shut, &state, mode).await
 }
 
 /// HTTP/1.1 or HTTP/2, whichever the client begins with.
 async fn serve_otlp_http(
-    stream: impl Stream,
-    context: Rc<Context>,
-    mut mode: watch::Receiver<Mode>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    windows: Windows,
+    state: Rc<State>,
+    mode: watch::Receiver<Mode>,
 ) -> Result<(), String> {
-    let service = service_fn(move |request: Request<Incoming>| {
-        let context = Rc::clone(&context);
-        async move { Ok::<_, Infallible>(http::respond(&context, request).await) }
+    let of = Rc::clone(&state);
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let begun = of.begin();
+        async move {
+            let response = http::respond(begun.state(), request).await;
+            Ok::<_, Infallible>(begun.answer(response))
+        }
     });
     let mut builder = auto::Builder::new(LocalExecutor);
     builder
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(HTTP1_BUFFER_BYTES_MAX)
+        .max_buf_size(windows.http1_buffer())
         .max_headers(HEADERS_MAX);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .max_frame_size(FRAME_BYTES_MAX)
-        .max_header_list_size(HEADER_LIST_BYTES_MAX)
-        .max_concurrent_streams(STREAMS_MAX)
-        .keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+    limits!(builder.http2(), windows);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = not_serving(&mut mode) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let connection = std::pin::pin!(connection);
+    let shut = |connection: Pin<&mut auto::Connection<'_, _, _, _>>| connection.graceful_shutdown();
+    until_closed(connection, shut, &state, mode).await
+}
+
+/// Drives a connection to its end, which the daemon may ask for.
+async fn until_closed<C, E>(
+    mut connection: Pin<&mut C>,
+    shut: impl Fn(Pin<&mut C>),
+    state: &State,
+    mut mode: watch::Receiver<Mode>,
+) -> Result<(), String>
+where
+    C: Future<Output = Result<(), E>>,
+    E: Display,
+{
+    let ended = |ended: Result<(), E>| ended.map_err(|error| error.to_string());
+    tokio::select! {
+        done = connection.as_mut() => return ended(done),
+        () = state.asked_to_leave() => {}
+        () = not_serving(&mut mode) => {}
+    }
+    if state.is_cut_off() {
+        return Err("the peer takes no answers, or sends nothing".to_owned());
+    }
+    shut(connection.as_mut());
+    // A peer that has no request may not answer the good-bye either.
+    loop {
+        match tokio::time::timeout(LEAVE_TIMEOUT, connection.as_mut()).await {
+            Ok(done) => return ended(done),
+            Err(_) if state.is_idle() || state.is_cut_off() => return Ok(()),
+            Err(_) => {}
         }
-    };
-    ended.map_err(|error| error.to_string())
+    }
 }

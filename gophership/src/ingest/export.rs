@@ -20,16 +20,20 @@ pub(super) struct Received<'a> {
     pub(super) admitted: SemaphorePermit<'a>,
 }
 
+/// A request waits this long for its bytes of the budget. Bounded, because what it has sent already fills its
+/// connection's window, which an admitted request of the same connection may need to become whole.
+const ADMITTED_WITHIN: Duration = Duration::from_secs(5);
+
 /// Reserves `len` bytes of the ingest budget, once there are as many; `limit` is the most a request may have.
 pub(super) async fn admit(context: &Context, len: usize) -> Result<SemaphorePermit<'_>, Refusal> {
     let limit = context.max_request_bytes;
-    let permits = u32::try_from(len)
+    let bytes = u32::try_from(len)
         .ok()
         .filter(|_| len <= limit)
         .ok_or_else(|| Refusal::too_large(len, limit))?;
-    let admitted = context.budget.acquire_many(permits).await;
-    admitted.map_err(|_| Refusal::Busy {
-        reason: "the daemon is stopping".to_owned(),
+    let admitted = context.budget.take(bytes, ADMITTED_WITHIN).await;
+    admitted.ok_or_else(|| Refusal::Busy {
+        reason: "requests that are being received have spent the ingest budget".to_owned(),
         retry_after: Duration::from_secs(1),
     })
 }

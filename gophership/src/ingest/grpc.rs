@@ -16,11 +16,11 @@ use hyper::body::Incoming;
 use tonic::{Code, Status};
 
 use super::{
-    body::next_frame,
-    connection::Context,
+    body::{Deadline, next_frame},
     export::{Received, admit, export},
     message::{Gather, Progress},
     refusal::Refusal,
+    state::State,
 };
 use crate::{
     otel::status::with_retry_delay, telemetry::counters::Protocol, vault::ContentEncoding,
@@ -32,7 +32,7 @@ const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 const EMPTY_MESSAGE: Bytes = Bytes::from_static(&[0; 5]);
 
 /// Answers one HTTP/2 request.
-pub(super) async fn respond(context: &Context, request: Request<Incoming>) -> Response<GrpcBody> {
+pub(super) async fn respond(state: &State, request: Request<Incoming>) -> Response<GrpcBody> {
     let content_type = request.headers().get(header::CONTENT_TYPE);
     if !content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")) {
         let mut response = Response::new(GrpcBody::default());
@@ -41,9 +41,10 @@ pub(super) async fn respond(context: &Context, request: Request<Incoming>) -> Re
     }
     let status = match (request.method(), request.uri().path()) {
         (&Method::POST, LOGS_EXPORT) => {
-            let (head, body) = request.into_parts();
-            let received = receive(context, &head.headers, body).await;
-            match export(context, Protocol::Grpc, received).await {
+            // The head ends here: headers aren't held while the body comes.
+            let (codec, body) = (codec(request.headers()), request.into_body());
+            let received = receive(state, codec, body).await;
+            match export(&state.context, Protocol::Grpc, received).await {
                 Ok(()) => return success(),
                 Err(refusal) => status(refusal),
             }
@@ -103,23 +104,26 @@ impl Body for GrpcBody {
 
 /// Reads the body: the length is reserved before any of it is kept.
 async fn receive<'a>(
-    context: &'a Context,
-    headers: &HeaderMap,
+    state: &'a State,
+    codec: Codec,
     mut body: Incoming,
 ) -> Result<Received<'a>, Refusal> {
     let malformed = |error: super::message::Error| Refusal::Malformed(error.to_string());
     let mut gather = Gather::default();
     let mut announced = None;
-    while let Some(frame) = next_frame(&mut body).await? {
+    let mut deadline = Deadline::unannounced();
+    while let Some(frame) = next_frame(&mut body, &deadline).await? {
         let progress = gather.push(frame).map_err(malformed)?;
         if let Progress::Announced { compressed, len } = progress {
-            let encoding = encoding(headers, compressed)?;
-            announced = Some((len, encoding, admit(context, len).await?));
+            let encoding = encoding(&codec, compressed)?;
+            let admitted = admit(&state.context, len).await?;
+            announced = Some((len, encoding, admitted, state.finish()));
+            deadline = Deadline::of(len);
         }
     }
     let parts = gather.finish().map_err(malformed)?;
     // A whole message has announced its length.
-    let (len, encoding, admitted) =
+    let (len, encoding, admitted, _) =
         announced.ok_or_else(|| Refusal::Malformed("the message has no prefix".to_owned()))?;
     Ok(Received {
         parts,
@@ -129,22 +133,32 @@ async fn receive<'a>(
     })
 }
 
-fn encoding(headers: &HeaderMap, compressed: bool) -> Result<ContentEncoding, Refusal> {
-    let name = headers
-        .get("grpc-encoding")
-        .map_or(&b"identity"[..], |value| value.as_bytes());
-    match (compressed, name) {
+/// What `grpc-encoding` names.
+enum Codec {
+    Identity,
+    Gzip,
+    /// Something that isn't served.
+    Other(String),
+}
+
+fn codec(headers: &HeaderMap) -> Codec {
+    match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
+        None | Some(b"identity") => Codec::Identity,
+        Some(b"gzip") => Codec::Gzip,
+        Some(other) => Codec::Other(String::from_utf8_lossy(other).into_owned()),
+    }
+}
+
+fn encoding(codec: &Codec, compressed: bool) -> Result<ContentEncoding, Refusal> {
+    match (compressed, codec) {
         (false, _) => Ok(ContentEncoding::Identity),
-        (true, b"gzip") => Ok(ContentEncoding::Gzip),
-        (true, b"identity") => Err(Refusal::Malformed(
+        (true, Codec::Gzip) => Ok(ContentEncoding::Gzip),
+        (true, Codec::Identity) => Err(Refusal::Malformed(
             "the compressed flag is set, but grpc-encoding names no codec".to_owned(),
         )),
-        (true, other) => {
-            let name = String::from_utf8_lossy(other);
-            Err(Refusal::Unsupported(format!(
-                "grpc-encoding {name:?} is not served; identity and gzip are"
-            )))
-        }
+        (true, Codec::Other(name)) => Err(Refusal::Unsupported(format!(
+            "grpc-encoding {name:?} is not served; identity and gzip are"
+        ))),
     }
 }
 

@@ -11,11 +11,11 @@ use hyper::body::Incoming;
 use tonic::Code;
 
 use super::{
-    body::next_frame,
-    connection::Context,
+    body::{Deadline, next_frame},
     export::{Received, admit, export},
     message::Parts,
     refusal::Refusal,
+    state::State,
 };
 use crate::{otel::status, telemetry::counters::Protocol, vault::ContentEncoding};
 
@@ -24,10 +24,7 @@ const PROTOBUF: HeaderValue = HeaderValue::from_static("application/x-protobuf")
 const ACCEPTED_ENCODINGS: HeaderValue = HeaderValue::from_static("gzip");
 
 /// Answers one request.
-pub(super) async fn respond(
-    context: &Context,
-    request: Request<Incoming>,
-) -> Response<Full<Bytes>> {
+pub(super) async fn respond(state: &State, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     if head.uri.path() != LOGS {
         let what = format!(
@@ -43,8 +40,14 @@ pub(super) async fn respond(
         response.headers_mut().insert(header::ALLOW, allowed);
         return response;
     }
-    let received = receive(context, &head.headers, body).await;
-    match export(context, Protocol::Http, received).await {
+    // The head ends here: headers aren't held while the body comes.
+    let encoding = content_type(&head.headers).and_then(|()| encoding(&head.headers));
+    drop(head);
+    let received = match encoding {
+        Ok(encoding) => receive(state, encoding, body).await,
+        Err(refusal) => Err(refusal),
+    };
+    match export(&state.context, Protocol::Http, received).await {
         // An ExportLogsServiceResponse without `partial_success` has no bytes.
         Ok(()) => with_body(StatusCode::OK, Bytes::new()),
         Err(refusal) => refused(&refusal),
@@ -53,20 +56,20 @@ pub(super) async fn respond(
 
 /// Reads the body: its length is reserved before any of it is kept, or the most it may have, where it isn't said.
 async fn receive<'a>(
-    context: &'a Context,
-    headers: &HeaderMap,
+    state: &'a State,
+    encoding: ContentEncoding,
     mut body: Incoming,
 ) -> Result<Received<'a>, Refusal> {
-    content_type(headers)?;
-    let encoding = encoding(headers)?;
-    let limit = context.max_request_bytes;
+    let limit = state.context.max_request_bytes;
     let announced = match body.size_hint().exact() {
         Some(exact) => usize::try_from(exact).map_err(|_| Refusal::too_large(exact, limit))?,
         None => limit,
     };
-    let mut admitted = admit(context, announced).await?;
+    let mut admitted = admit(&state.context, announced).await?;
+    let _finishing = state.finish();
+    let deadline = Deadline::of(announced);
     let (mut parts, mut len) = (Parts::default(), 0_usize);
-    while let Some(frame) = next_frame(&mut body).await? {
+    while let Some(frame) = next_frame(&mut body, &deadline).await? {
         len += frame.len();
         if len > announced {
             return Err(Refusal::too_large(format_args!("more than {limit}"), limit));

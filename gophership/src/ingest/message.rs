@@ -7,6 +7,10 @@ use bytes::{Buf, Bytes};
 /// Length of gRPC's message prefix: a compressed flag and a big-endian length.
 const PREFIX_BYTES: usize = 5;
 
+/// A frame keeps the buffer alive that it was read into, which may be a large one. One that is smaller than this, and
+/// has to wait for others, is copied instead: else few bytes, sent with patience, would hold much more than they reserve.
+const PIN_BYTES_MIN: usize = 1024;
+
 /// What a frame did to the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
@@ -105,6 +109,9 @@ impl Gather {
             return Err(Error::Excess(frame.len() - room));
         }
         self.have += frame.len();
+        if self.have < self.len && frame.len() < PIN_BYTES_MIN {
+            frame = Bytes::copy_from_slice(&frame);
+        }
         self.parts.push(frame);
         Ok(progress)
     }

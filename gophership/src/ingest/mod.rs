@@ -1,22 +1,46 @@
 //! Listeners, TLS, and the endpoints of OTLP/gRPC and OTLP/HTTP.
 //!
 //! One acceptor hands each connection to the worker with the fewest; a worker serves its own and
-//! shares nothing that is written in the hot path but the admission budget. A request reserves its
-//! whole length from the 5-byte gRPC prefix before its body is read, so that at the limit the
-//! reading stops and the pressure stands in the kernel's queues, where the kernel half sees it.
+//! shares nothing that is written in the hot path but the admission budget.
+//!
+//! # What bounds the memory
+//! The budget is one count of bytes. A connection is charged when it is accepted, with the most that its layers can hold
+//! ([`window`]), and a request reserves its whole length, from the 5-byte gRPC prefix or the content length (the largest
+//! there may be, where HTTP/1.1 sends chunks), before its body is read. So what is received is at most the budget, at
+//! any load and with any number of connections. When a request has to wait for its bytes, sockets are no longer read
+//! ([`gate`]), but those of connections that are finishing admitted requests: the pressure stands in the kernel's
+//! queues, where the kernel half sees it.
+//!
+//! Nobody waits for somebody who waits for him:
+//!
+//! - A request takes its bytes at once or holds none of the budget while it waits, so half-received requests never
+//!   wait for each other.
+//! - Connections leave the largest request its room, so it is served when the smaller ones before it are answered; who
+//!   comes first is served first.
+//! - What requests that wait have sent may fill the window of a connection on which an admitted one has to come in.
+//!   They wait for a bounded time, are then refused with a retryable status, and their bytes are dropped.
+//! - An admitted request ends: its body has a deadline, in proportion to its length, and its answer needs no budget.
+//!
+//! Beyond the budget are one decompressed message a worker, and what is decoded of headers until their handlers run.
 
 use std::{net::SocketAddr, path::PathBuf};
 
 pub mod acceptor;
 mod body;
+pub mod budget;
 pub mod connection;
 mod export;
+mod frames;
+pub mod gate;
 mod grpc;
 mod http;
 pub mod inflate;
 pub mod message;
 mod refusal;
+pub mod room;
+pub mod state;
 pub mod tls;
+pub mod window;
 
 /// Whether producers must present a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,10 +86,18 @@ pub struct Config {
     pub tls: Option<TlsConfig>,
     /// Largest accepted message, compressed and decompressed, in bytes.
     pub max_request_bytes: usize,
-    /// Bytes that requests being received may hold, over all workers.
+    /// Bytes that connections and requests being received may hold, over all workers.
     pub budget_bytes: usize,
+    /// Remote connections; local ones are limited by the budget alone.
+    pub max_connections: usize,
     /// Worker threads; one per core unless configured.
     pub workers: usize,
+}
+
+/// The smallest budget that has room for a connection beside requests.
+#[must_use]
+pub const fn budget_bytes_min() -> u64 {
+    4 * window::Windows::SMALLEST.charge() as u64
 }
 
 /// What the front door does.

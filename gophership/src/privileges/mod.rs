@@ -180,16 +180,28 @@ pub struct Dropped {
 }
 
 /// Raises RLIMIT_MEMLOCK, which registered io_uring buffers and, before 5.11, maps are charged to,
-/// and which counts once CAP_IPC_LOCK is gone. Without the right to, up to the hard limit.
+/// and which counts once CAP_IPC_LOCK is gone. Without the right to, up to the hard limit. And
+/// RLIMIT_NOFILE up to the hard limit: each connection takes a descriptor.
 pub fn raise_limits() {
     use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
-    let limit = Resource::RLIMIT_MEMLOCK;
-    if setrlimit(limit, RLIM_INFINITY, RLIM_INFINITY).is_err()
-        && let Ok((_, hard)) = getrlimit(limit)
-    {
-        // What doesn't suffice is reported by whom it doesn't suffice for.
-        let _ = setrlimit(limit, hard, hard);
+    let to_the_hard_one = |limit| {
+        if let Ok((_, hard)) = getrlimit(limit) {
+            // What doesn't suffice is reported by whom it doesn't suffice for.
+            let _ = setrlimit(limit, hard, hard);
+        }
+    };
+    let memlock = Resource::RLIMIT_MEMLOCK;
+    if setrlimit(memlock, RLIM_INFINITY, RLIM_INFINITY).is_err() {
+        to_the_hard_one(memlock);
     }
+    to_the_hard_one(Resource::RLIMIT_NOFILE);
+}
+
+/// Descriptors that this process may have open; 0 if that can't be known.
+#[must_use]
+pub fn files_limit() -> u64 {
+    use nix::sys::resource::{Resource, getrlimit};
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft)
 }
 
 /// The service user, found and possible.

@@ -160,6 +160,12 @@ pub struct WorkerCounters {
     vaulted_ack: Histogram,
     /// Connections open now.
     pub connections: AtomicU64,
+    /// Connections that aren't read, at the last heartbeat.
+    pub readers_stopped: AtomicU64,
+    /// Connections closed because their peers took no answers or sent nothing.
+    pub cut_off: AtomicU64,
+    /// Connections closed because of floods of frames or headers.
+    pub abusive: AtomicU64,
 }
 
 impl WorkerCounters {
@@ -227,6 +233,12 @@ pub struct Totals {
     pub vaulted_ack: HistogramTotal,
     /// Connections open now.
     pub connections: u64,
+    /// Connections that aren't read.
+    pub readers_stopped: u64,
+    /// Connections closed because their peers took no answers or sent nothing.
+    pub cut_off: u64,
+    /// Connections closed because of floods of frames or headers.
+    pub abusive: u64,
 }
 
 impl Totals {
@@ -247,6 +259,9 @@ impl Totals {
             worker.delivered_ack.add_to(&mut total.delivered_ack);
             worker.vaulted_ack.add_to(&mut total.vaulted_ack);
             total.connections += worker.connections.load(Relaxed);
+            total.readers_stopped += worker.readers_stopped.load(Relaxed);
+            total.cut_off += worker.cut_off.load(Relaxed);
+            total.abusive += worker.abusive.load(Relaxed);
         }
         total
     }

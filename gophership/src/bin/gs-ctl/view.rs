@@ -137,12 +137,15 @@ fn memory_line(memory: &pb::Memory) -> String {
 
 fn ingest_line(ingest: &pb::Ingest) -> String {
     format!(
-        "{} requests, {} records, {}; {} refused; {} connections",
+        "{} requests, {} records, {}; {} refused; {} connections, {} of them remote (at most {}), {} waiting",
         count(ingest.requests),
         count(ingest.records),
         bytes(ingest.bytes),
         count(ingest.refused),
-        count(ingest.connections)
+        count(ingest.connections),
+        count(ingest.remote_connections),
+        count(ingest.max_connections),
+        count(ingest.connections_waiting)
     )
 }
 

@@ -1,0 +1,186 @@
+//! How much one connection may hold before any request of it is admitted, and what that costs the budget.
+//!
+//! HTTP/2's windows can't be taken back once they are given, so they are chosen when a connection is accepted, from
+//! what is left for connections. The charge is the most that the layers can hold of one peer, whatever it sends:
+//!
+//! | what | bytes |
+//! |---|---|
+//! | HTTP/2 data that no handler has taken | the connection's window |
+//! | a frame in the making, and the room that its buffer grows by | twice the largest frame |
+//! | streams: task, state, headers on their way to the handler | [`STREAM_BYTES`] each |
+//! | rustls: one record coming, one decrypted, one going; HTTP/2's write buffer and a header block; the socket | [`BASE_BYTES`] |
+//!
+//! An HTTP/1.1 connection has a buffer for its head and what is pipelined behind it instead of the first three, which
+//! is smaller. A handshake, which comes before all of them, may hold 64 KiB.
+
+const KIB: u32 = 1024;
+/// HTTP/2 begins with this much, whatever the settings say.
+const SMALLEST_BYTES: u32 = 64 * KIB;
+const LARGEST_BYTES: u32 = 2048 * KIB;
+/// HTTP/2 allows no smaller limit.
+const FRAME_BYTES_MIN: u32 = 16 * KIB;
+/// Clients that use larger frames than 16 KiB spare both sides work; beyond this there is nothing to gain.
+const FRAME_BYTES_MAX: u32 = 1024 * KIB;
+const STREAMS_MIN: u32 = 16;
+const STREAM_BYTES: usize = 4 * 1024;
+const BASE_BYTES: usize = 96 * 1024;
+/// What HTTP/1.1 may read ahead of the handler; the head of a request must fit.
+const HTTP1_BUFFER_BYTES_MAX: usize = 512 * 1024;
+
+/// Limits of one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Windows {
+    /// Bytes that the peer may send on the connection before the daemon reads.
+    pub connection: u32,
+}
+
+impl Windows {
+    /// What a connection has as long as there is room: enough for any distance.
+    pub const LARGEST: Self = Self {
+        connection: LARGEST_BYTES,
+    };
+    /// What it has when there is hardly any.
+    pub const SMALLEST: Self = Self {
+        connection: SMALLEST_BYTES,
+    };
+
+    /// The largest that leaves as much again for those who come later, and half of the whole share for connections with
+    /// the smallest: few peers need large ones, and there may be many peers.
+    #[must_use]
+    pub const fn fitting(free: usize, share: usize) -> Self {
+        let spendable = free.saturating_sub(share / 2) / 2;
+        let mut windows = Self::LARGEST;
+        while windows.connection > SMALLEST_BYTES && windows.charge() > spendable {
+            windows.connection /= 2;
+        }
+        windows
+    }
+
+    /// Bytes that the peer may send on one stream before the daemon reads.
+    #[must_use]
+    pub const fn stream(self) -> u32 {
+        let half = self.connection / 2;
+        if half < SMALLEST_BYTES {
+            SMALLEST_BYTES
+        } else {
+            half
+        }
+    }
+
+    /// The largest frame.
+    #[must_use]
+    pub const fn frame(self) -> u32 {
+        let half = self.connection / 2;
+        if self.connection <= SMALLEST_BYTES {
+            FRAME_BYTES_MIN
+        } else if half < FRAME_BYTES_MAX {
+            half
+        } else {
+            FRAME_BYTES_MAX
+        }
+    }
+
+    /// Streams that may be open at once.
+    #[must_use]
+    pub const fn streams(self) -> u32 {
+        let streams = self.connection / (16 * KIB);
+        if streams < STREAMS_MIN {
+            STREAMS_MIN
+        } else {
+            streams
+        }
+    }
+
+    /// HTTP/1.1's buffer.
+    #[must_use]
+    pub const fn http1_buffer(self) -> usize {
+        let quarter = self.connection as usize / 4;
+        if quarter < HTTP1_BUFFER_BYTES_MAX {
+            quarter
+        } else {
+            HTTP1_BUFFER_BYTES_MAX
+        }
+    }
+
+    /// Room that a pipelining peer surely has when the daemon stops reading: HTTP/2 windows are
+    /// re-opened when half of them is spent, so between half and all of it is left.
+    #[must_use]
+    pub const fn stalled(self) -> u32 {
+        self.connection / 2
+    }
+
+    /// Bytes of the ingest budget.
+    #[must_use]
+    pub const fn charge(self) -> usize {
+        self.connection as usize
+            + 2 * self.frame() as usize
+            + self.streams() as usize * STREAM_BYTES
+            + BASE_BYTES
+    }
+}
+
+/// What connections may be charged with altogether: all of the budget but what the largest request needs, and but a
+/// quarter, so that idle connections alone are never pressure.
+#[must_use]
+pub const fn share_of(budget_bytes: usize, max_request_bytes: usize) -> usize {
+    let quarter = budget_bytes.div_ceil(4);
+    let kept = if max_request_bytes > quarter {
+        max_request_bytes
+    } else {
+        quarter
+    };
+    budget_bytes.saturating_sub(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seats connections until nothing is left; their windows.
+    fn seated(share: usize) -> Vec<u32> {
+        let (mut used, mut windows) = (0, Vec::new());
+        loop {
+            let next = Windows::fitting(share - used, share);
+            if used + next.charge() > share {
+                return windows;
+            }
+            used += next.charge();
+            windows.push(next.connection);
+        }
+    }
+
+    #[test]
+    fn windows_shrink_with_what_is_left_and_never_grow_again() {
+        for share in [1 << 20, 16 << 20, 72 << 20, 384 << 20] {
+            let windows = seated(share);
+            assert!(windows.is_sorted_by(|a, b| a >= b), "{windows:?}");
+            assert_eq!(windows.last(), Some(&SMALLEST_BYTES));
+            let smallest = windows.iter().filter(|&&w| w == SMALLEST_BYTES).count();
+            let half = share / 2 / Windows::SMALLEST.charge();
+            assert!(smallest >= half, "{share}: {smallest} of {half}");
+        }
+        assert_eq!(seated(384 << 20)[0], LARGEST_BYTES);
+    }
+
+    #[test]
+    fn the_limits_of_a_connection_are_ones_that_http_2_allows() {
+        let mut windows = Windows::LARGEST;
+        loop {
+            assert!((16_384..=FRAME_BYTES_MAX).contains(&windows.frame()));
+            assert!(windows.stream() >= SMALLEST_BYTES && windows.stream() <= windows.connection);
+            assert!(windows.streams() >= STREAMS_MIN);
+            assert!(windows.http1_buffer() < windows.charge());
+            if windows == Windows::SMALLEST {
+                break;
+            }
+            windows.connection /= 2;
+        }
+    }
+
+    #[test]
+    fn the_largest_request_fits_beside_all_connections() {
+        assert_eq!(share_of(64, 16), 48);
+        assert_eq!(share_of(64, 40), 24);
+        assert_eq!(share_of(64, 64), 0);
+    }
+}
