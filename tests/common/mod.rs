@@ -8,6 +8,7 @@
 pub(crate) mod certs;
 pub(crate) mod cgroup;
 pub(crate) mod daemon;
+pub(crate) mod http;
 pub(crate) mod jsonl;
 pub(crate) mod judged_listener;
 pub(crate) mod judging;

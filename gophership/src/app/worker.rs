@@ -21,8 +21,8 @@ use crate::{
         Mode,
         acceptor::Accepted,
         connection::{self, Context},
-        inflate::Inflater,
         tls::Tls,
+        unpack::Unpacker,
     },
     pipeline::{self, Member, Pipeline, circuit::Circuit},
     pressure::{Budget, CpuWait, EngineLine, Verdict},
@@ -155,7 +155,7 @@ impl Worker {
             counters,
             budget: Arc::clone(&shared.budget),
             max_request_bytes: shared.max_request_bytes,
-            inflater: Inflater::default(),
+            unpacker: Unpacker::default(),
         });
         Ok(Self {
             shared,

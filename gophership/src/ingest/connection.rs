@@ -18,7 +18,7 @@ use super::{
     Mode,
     acceptor::{Accepted, Peer, Socket},
     grpc, http,
-    inflate::Inflater,
+    unpack::Unpacker,
 };
 use crate::{
     somatic::Reflex,
@@ -56,8 +56,8 @@ pub struct Context {
     pub budget: Arc<Semaphore>,
     /// Largest message, compressed and decompressed, in bytes.
     pub max_request_bytes: usize,
-    /// Decompression, with its buffer.
-    pub inflater: Inflater,
+    /// What makes plain protobuf of the rest, with its buffers.
+    pub unpacker: Unpacker,
 }
 
 /// Runs hyper's stream tasks on the worker's own thread.

@@ -23,7 +23,9 @@ use super::{
     refusal::Refusal,
 };
 use crate::{
-    otel::status::with_retry_delay, telemetry::counters::Protocol, vault::ContentEncoding,
+    otel::status::with_retry_delay,
+    telemetry::counters::Protocol,
+    vault::{ContentEncoding, Kind},
 };
 
 const LOGS_EXPORT: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
@@ -53,9 +55,10 @@ pub(super) async fn respond(context: &Context, request: Request<Incoming>) -> Re
         )),
     };
     let mut response = status.into_http();
-    response
-        .headers_mut()
-        .insert(ACCEPT_ENCODING, HeaderValue::from_static("identity,gzip"));
+    response.headers_mut().insert(
+        ACCEPT_ENCODING,
+        HeaderValue::from_static("identity,gzip,zstd"),
+    );
     response
 }
 
@@ -124,6 +127,7 @@ async fn receive<'a>(
     Ok(Received {
         parts,
         len,
+        kind: Kind::OtlpLogs,
         encoding,
         admitted,
     })
@@ -136,13 +140,14 @@ fn encoding(headers: &HeaderMap, compressed: bool) -> Result<ContentEncoding, Re
     match (compressed, name) {
         (false, _) => Ok(ContentEncoding::Identity),
         (true, b"gzip") => Ok(ContentEncoding::Gzip),
+        (true, b"zstd") => Ok(ContentEncoding::Zstd),
         (true, b"identity") => Err(Refusal::Malformed(
             "the compressed flag is set, but grpc-encoding names no codec".to_owned(),
         )),
         (true, other) => {
             let name = String::from_utf8_lossy(other);
             Err(Refusal::Unsupported(format!(
-                "grpc-encoding {name:?} is not served; identity and gzip are"
+                "grpc-encoding {name:?} is not served; identity, gzip and zstd are"
             )))
         }
     }

@@ -13,10 +13,10 @@ pub mod connection;
 mod export;
 mod grpc;
 mod http;
-pub mod inflate;
 pub mod message;
 mod refusal;
 pub mod tls;
+pub mod unpack;
 
 /// Whether producers must present a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
