@@ -23,7 +23,7 @@ use gophership::{
     pressure::{Config as PressureConfig, IngestScope, KernelMode, OverrideUntil, Pressure, Zone},
     somatic::{Answer, Hurry, Placed, Reflex, Request, settle_held},
     telemetry::counters::WorkerCounters,
-    vault::{Config, ContentEncoding, Vault},
+    vault::{Config, ContentEncoding, Kind, Vault},
 };
 use opentelemetry_proto::tonic::{
     collector::logs::v1::ExportLogsServiceRequest,
@@ -127,6 +127,7 @@ async fn one(reflex: &Reflex, frames: &[Bytes], len: usize) -> (Answer, u64) {
     let is_placed = matches!(placed, Placed::Pipeline(_));
     let mut allocated = allocations() - before;
     let request = Request {
+        kind: Kind::OtlpLogs,
         encoding: ContentEncoding::Identity,
         arrival_unix_ns: 1,
         records,

@@ -148,7 +148,7 @@ fn some_payload(random: &mut Random) -> (Vec<u8>, Vec<(PieceHeader, Vec<u8>)>) {
         let len = random.below(300);
         let content = random.content(len);
         let meta = EntryMeta {
-            kind: Kind::OtlpLogs,
+            kind: [Kind::OtlpLogs, Kind::OtlpLogsJson][random.below(2)],
             encoding: [
                 ContentEncoding::Identity,
                 ContentEncoding::Gzip,

@@ -29,7 +29,8 @@ use common::{
 };
 use flate2::{Compression as Level, write::GzEncoder};
 use gophership::vault::{
-    Compression, Config, ContentEncoding, EntryId, EntryMeta, Quarantine, QuarantineError, Vault,
+    Compression, Config, ContentEncoding, EntryId, EntryMeta, Kind, Quarantine, QuarantineError,
+    Vault,
     chain::{self, Hash},
     format::{BlockHeader, BlockKind, PAGE},
     inspect::{
@@ -607,26 +608,13 @@ fn verify_beside_a_vault_that_removes_and_recycles_raises_no_alarm() {
     vault.close().unwrap();
 }
 
-#[test]
-fn cat_gives_back_what_producers_sent() {
-    let dir = real_disk();
-    let config = small(dir.path());
-    let plain = requests(6, 3, 200);
-    let large = requests(7, 1, 140_000).remove(0);
-    let mut gzip = GzEncoder::new(Vec::new(), Level::fast());
-    gzip.write_all(&plain[1]).unwrap();
-    let gzip = gzip.finish().unwrap();
-    let vault = open(&config);
-    let ids = on_worker(async {
+fn append_each(vault: &Vault, entries: &[(Kind, ContentEncoding, &Vec<u8>)]) -> Vec<EntryId> {
+    on_worker(async {
         let lane = vault.lane(0).unwrap();
         let mut ids = Vec::new();
-        for (encoding, content) in [
-            (ContentEncoding::Identity, &plain[0]),
-            (ContentEncoding::Gzip, &gzip),
-            (ContentEncoding::Identity, &large),
-            (ContentEncoding::Identity, &plain[2]),
-        ] {
+        for &(kind, encoding, content) in entries {
             let meta = EntryMeta {
+                kind,
                 encoding,
                 ..meta(1, 1)
             };
@@ -634,7 +622,33 @@ fn cat_gives_back_what_producers_sent() {
         }
         lane.shutdown().await.unwrap();
         ids
-    });
+    })
+}
+
+#[test]
+fn cat_gives_back_what_producers_sent() {
+    let dir = real_disk();
+    let config = small(dir.path());
+    let plain = requests(6, 5, 200);
+    let large = requests(7, 1, 140_000).remove(0);
+    let mut gzip = GzEncoder::new(Vec::new(), Level::fast());
+    gzip.write_all(&plain[1]).unwrap();
+    let gzip = gzip.finish().unwrap();
+    let zstd = zstd::encode_all(&plain[3][..], 3).unwrap();
+    let json = ExportLogsServiceRequest::decode(&plain[4][..]).unwrap();
+    let json = zstd::encode_all(&serde_json::to_vec(&json).unwrap()[..], 3).unwrap();
+    let vault = open(&config);
+    let ids = append_each(
+        &vault,
+        &[
+            (Kind::OtlpLogs, ContentEncoding::Identity, &plain[0]),
+            (Kind::OtlpLogs, ContentEncoding::Gzip, &gzip),
+            (Kind::OtlpLogs, ContentEncoding::Identity, &large),
+            (Kind::OtlpLogs, ContentEncoding::Identity, &plain[2]),
+            (Kind::OtlpLogs, ContentEncoding::Zstd, &zstd),
+            (Kind::OtlpLogsJson, ContentEncoding::Zstd, &json),
+        ],
+    );
     vault.settle(ids[0], 1);
     vault.close().unwrap();
 
@@ -648,7 +662,9 @@ fn cat_gives_back_what_producers_sent() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    let sent = [&plain[0], &plain[1], &large, &plain[2]];
+    let sent = [
+        &plain[0], &plain[1], &large, &plain[2], &plain[3], &plain[4],
+    ];
     let sent = sent.map(|bytes| ExportLogsServiceRequest::decode(&bytes[..]).unwrap());
     assert_eq!(lines, sent);
     let first: Value = serde_json::from_str(all.stdout.lines().next().unwrap()).unwrap();
@@ -660,7 +676,7 @@ fn cat_gives_back_what_producers_sent() {
     );
     assert!(record["timeUnixNano"].is_string() && record["severityNumber"] == 9);
 
-    assert_eq!(cat(&["--owed"]).stdout.lines().count(), 3);
+    assert_eq!(cat(&["--owed"]).stdout.lines().count(), 5);
     assert_eq!(cat(&["--limit", "2"]).stdout.lines().count(), 2);
     let one = format!("{:x}:1", ids[1].segment);
     assert_eq!(cat(&[&one]).stdout.lines().count(), 1);
@@ -670,13 +686,17 @@ fn cat_gives_back_what_producers_sent() {
         "{hex}"
     );
 
+    let last = format!("{:x}:5", ids[5].segment);
+    let hex = cat(&[&last, "--format", "hex"]).stdout;
+    assert!(hex.contains("otlp_logs_json, zstd"), "{hex}");
+
     let raw = Command::new(GS_CTL)
         .args(["vault", "cat", "--dir", text, "--format", "raw"])
         .output()
         .unwrap();
     assert_eq!(
         raw.stdout,
-        [&plain[0][..], &gzip, &large, &plain[2]].concat()
+        [&plain[0][..], &gzip, &large, &plain[2], &zstd, &json].concat()
     );
     let missing = format!("{:x}:77", ids[0].segment);
     let missing = gs_ctl(&["vault", "cat", &missing, "--dir", text]);

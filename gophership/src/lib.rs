@@ -6,6 +6,7 @@
 pub mod app;
 pub mod config;
 pub mod control;
+pub mod decompress;
 pub mod doctor;
 pub mod export;
 pub mod ingest;

@@ -100,6 +100,11 @@ impl Home {
         self.sockets.path().join("control.sock")
     }
 
+    /// Where the Unix socket for producers is.
+    pub(crate) fn ingest_socket(&self) -> PathBuf {
+        self.sockets.path().join("ingest.sock")
+    }
+
     /// Writes a configuration file and gives its path.
     pub(crate) fn write_config(&self, name: &str, yaml: &str) -> PathBuf {
         let path = self.path(name);
@@ -137,6 +142,7 @@ pub(crate) struct Daemon<'h> {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
     grpc: SocketAddr,
+    http: SocketAddr,
     telemetry: SocketAddr,
 }
 
@@ -178,6 +184,7 @@ impl<'h> Daemon<'h> {
             child,
             log,
             grpc: unknown,
+            http: unknown,
             telemetry: unknown,
         };
         daemon.await_ready();
@@ -193,13 +200,13 @@ impl<'h> Daemon<'h> {
             ready = self.find_ready();
             ready.is_some() || exited.is_some()
         });
-        let Some((grpc, telemetry)) = ready else {
+        let Some([grpc, http, telemetry]) = ready else {
             panic!("the daemon ended before it was ready: {exited:?}");
         };
-        (self.grpc, self.telemetry) = (grpc, telemetry);
+        (self.grpc, self.http, self.telemetry) = (grpc, http, telemetry);
     }
 
-    fn find_ready(&self) -> Option<(SocketAddr, SocketAddr)> {
+    fn find_ready(&self) -> Option<[SocketAddr; 3]> {
         let log = self.log.lock().expect("the collector didn't panic");
         log.iter().find_map(|line| {
             let event: Value = serde_json::from_str(line).ok()?;
@@ -208,7 +215,7 @@ impl<'h> Daemon<'h> {
                 return None;
             }
             let address = |name| fields.get(name)?.as_str()?.parse().ok();
-            Some((address("grpc")?, address("telemetry")?))
+            Some([address("grpc")?, address("http")?, address("telemetry")?])
         })
     }
 
@@ -222,14 +229,9 @@ impl<'h> Daemon<'h> {
         self.grpc
     }
 
-    /// Where producers of OTLP/HTTP connect.
-    #[track_caller]
+    /// Where producers connect by OTLP/HTTP.
     pub(crate) fn http(&self) -> SocketAddr {
-        let ready = self.log_lines("\"ready\"");
-        let ready: Value = serde_json::from_str(&ready[0]).expect("the log is JSON");
-        let fields = ready.get("fields").unwrap_or(&ready);
-        let address = fields["http"].as_str().and_then(|http| http.parse().ok());
-        address.expect("the address of OTLP/HTTP")
+        self.http
     }
 
     /// Where metrics and health are.

@@ -5,6 +5,7 @@
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, mpsc},
     thread,
     time::Duration,
@@ -18,7 +19,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::{net::TcpStream, runtime, sync::oneshot};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    runtime,
+    sync::oneshot,
+};
 use tonic::{Code, Status};
 
 /// Path of the logs service.
@@ -126,6 +132,30 @@ pub(crate) struct Producer {
 impl Producer {
     /// Connects; the error is the handshake's.
     pub(crate) fn connect(address: SocketAddr, tls: Arc<ClientConfig>) -> Result<Self, String> {
+        Self::over(address, open(address, tls))
+    }
+
+    /// Connects without TLS.
+    pub(crate) fn connect_plaintext(address: SocketAddr) -> Result<Self, String> {
+        Self::over(address, async move {
+            let tcp = TcpStream::connect(address).await;
+            handshake(tcp.map_err(|e| e.to_string())?).await
+        })
+    }
+
+    /// Connects to a Unix socket.
+    pub(crate) fn connect_unix(path: PathBuf) -> Result<Self, String> {
+        // The address is only what requests call the server.
+        Self::over(SocketAddr::from(([127, 0, 0, 1], 0)), async move {
+            let stream = UnixStream::connect(&path).await;
+            handshake(stream.map_err(|e| e.to_string())?).await
+        })
+    }
+
+    fn over(
+        address: SocketAddr,
+        opening: impl Future<Output = Opened> + Send + 'static,
+    ) -> Result<Self, String> {
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, connected) = mpsc::channel();
         thread::spawn(move || {
@@ -134,7 +164,7 @@ impl Producer {
                 .build()
                 .expect("a runtime for the producer");
             runtime.block_on(async {
-                let connection = open(address, tls).await;
+                let connection = opening.await;
                 let handle = runtime::Handle::current();
                 if ready.send(connection.map(|c| (handle, c))).is_ok() {
                     // Ends with an error when the producer is dropped, which is the signal.
@@ -180,11 +210,11 @@ impl Producer {
     }
 }
 
-/// Opens one HTTP/2 connection and drives it on the current runtime.
-pub(crate) async fn open(
-    address: SocketAddr,
-    tls: Arc<ClientConfig>,
-) -> Result<http2::SendRequest<Full<Bytes>>, String> {
+/// A connection, or why there is none.
+type Opened = Result<http2::SendRequest<Full<Bytes>>, String>;
+
+/// Opens one HTTP/2 connection over TLS and drives it on the current runtime.
+pub(crate) async fn open(address: SocketAddr, tls: Arc<ClientConfig>) -> Opened {
     let name = ServerName::try_from("localhost").expect("a valid name");
     let tcp = TcpStream::connect(address)
         .await
@@ -193,15 +223,17 @@ pub(crate) async fn open(
         .connect(name, tcp)
         .await
         .map_err(|e| format!("TLS handshake with {address}: {e}"))?;
+    let opened = handshake(stream).await;
+    opened.map_err(|e| format!("HTTP/2 with {address}: {e}"))
+}
+
+async fn handshake(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Opened {
     let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
         .await
-        .map_err(|e| format!("HTTP/2 handshake with {address}: {e}"))?;
+        .map_err(|e| e.to_string())?;
     // Its error reaches the requests.
     tokio::spawn(connection);
-    sender
-        .ready()
-        .await
-        .map_err(|e| format!("HTTP/2 with {address}: {e}"))?;
+    sender.ready().await.map_err(|e| e.to_string())?;
     Ok(sender)
 }
 

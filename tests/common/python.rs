@@ -65,7 +65,8 @@ pub(crate) fn interpreter() -> PathBuf {
 }
 
 fn imports(python: &Path) -> bool {
-    let import = "import opentelemetry.sdk._logs, opentelemetry.exporter.otlp.proto.grpc";
+    let import = "import opentelemetry.sdk._logs, opentelemetry.exporter.otlp.proto.grpc, \
+                  opentelemetry.exporter.otlp.proto.http";
     let mut command = Command::new(python);
     command.args(["-c", import]);
     process::try_run(&mut command, INSTALL_WITHIN).is_ok_and(|finished| finished.code == Some(0))

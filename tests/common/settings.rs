@@ -7,6 +7,10 @@ use super::daemon::Home;
 pub(crate) struct Settings {
     /// `ingest.grpc.listen`.
     pub(crate) listen: &'static str,
+    /// `ingest.plaintext`.
+    pub(crate) plaintext: bool,
+    /// Whether there is an `ingest.unix.path`, [`Home::ingest_socket`].
+    pub(crate) unix: bool,
     /// `pressure.kernel`.
     pub(crate) kernel: &'static str,
     /// Of `pressure`: what the machine around the test does, off unless the test is about it.
@@ -44,6 +48,8 @@ impl Settings {
     pub(crate) fn to(destination: String) -> Self {
         Self {
             listen: "127.0.0.1:0",
+            plaintext: false,
+            unix: false,
             kernel: "auto",
             thresholds: vec![
                 "memory_stall: { yellow: off, red: off }",
@@ -70,6 +76,13 @@ impl Settings {
         }
     }
 
+    fn unix_path(&self, home: &Home) -> String {
+        match self.unix {
+            true => format!("\"{}\"", home.ingest_socket().display()),
+            false => "null".to_owned(),
+        }
+    }
+
     /// The YAML, for a daemon that lives in `home`.
     pub(crate) fn yaml(&self, home: &Home) -> String {
         let certs = home.certs();
@@ -82,6 +95,8 @@ impl Settings {
             r#"ingest:
   grpc: {{ listen: "{listen}" }}
   http: {{ listen: "127.0.0.1:0" }}
+  unix: {{ path: {unix} }}
+  plaintext: {plaintext}
   tls:
     cert: "{cert}"
     key: "{key}"
@@ -114,6 +129,8 @@ telemetry:
 service: {{ user: "{service_user}" }}
 {extra}"#,
             listen = self.listen,
+            unix = self.unix_path(home),
+            plaintext = self.plaintext,
             cert = certs.path("server.pem").display(),
             key = certs.path("server.key").display(),
             client_ca = certs.path("ca.pem").display(),

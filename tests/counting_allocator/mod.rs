@@ -1,5 +1,7 @@
 //! A global allocator that counts the allocations of each thread; for tests of code that must not
-//! allocate. A file that declares this module gets the allocator.
+//! allocate, or not much. A file that declares this module gets the allocator.
+
+#![expect(dead_code, reason = "a test is about the number or the bytes")]
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -8,6 +10,7 @@ use std::{
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    static BYTES: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Counts the allocations of each thread.
@@ -16,7 +19,7 @@ struct Counting;
 // SAFETY: every call goes to the system's allocator as it came.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        count(layout.size());
         // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc`.
         unsafe { System.alloc(layout) }
     }
@@ -27,10 +30,15 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        count(size);
         // SAFETY: the caller keeps the contract of `GlobalAlloc::realloc`.
         unsafe { System.realloc(pointer, layout, size) }
     }
+}
+
+fn count(bytes: usize) {
+    ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+    BYTES.set(BYTES.get() + bytes as u64);
 }
 
 #[global_allocator]
@@ -39,4 +47,9 @@ static COUNTING: Counting = Counting;
 /// Allocations that this thread has made so far.
 pub(crate) fn allocations() -> u64 {
     ALLOCATIONS.get()
+}
+
+/// Bytes that this thread has asked for so far, whether or not it gave them back.
+pub(crate) fn bytes() -> u64 {
+    BYTES.get()
 }

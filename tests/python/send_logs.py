@@ -14,7 +14,8 @@ import time
 
 from opentelemetry import trace
 from opentelemetry._logs import SeverityNumber
-from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
+from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter as GrpcExporter
+from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter as HttpExporter
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.resources import Resource
@@ -141,14 +142,16 @@ def emit(logger, rng, number):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--protocol", choices=["grpc", "http"], default="grpc")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sent", required=True, help="file to write what was sent to")
     arguments = parser.parse_args()
 
+    exporter = {"grpc": GrpcExporter, "http": HttpExporter}[arguments.protocol]()
     provider = LoggerProvider(resource=Resource.create({"service.name": "python-sdk", "größe": 1}))
     # The queue holds everything: what is measured is the daemon, not what an SDK drops.
     provider.add_log_record_processor(
-        BatchLogRecordProcessor(OTLPLogExporter(), max_queue_size=arguments.count, schedule_delay_millis=100)
+        BatchLogRecordProcessor(exporter, max_queue_size=arguments.count, schedule_delay_millis=100)
     )
     logger = provider.get_logger("gophership.tests", "1.0")
     rng = random.Random(arguments.seed)

@@ -23,9 +23,9 @@ use crate::{
         budget::Budget as IngestBudget,
         connection::{self, Context},
         gate::TICK,
-        inflate::Inflater,
         state::Connections,
         tls::Tls,
+        unpack::Unpacker,
     },
     pipeline::{self, Member, Pipeline, circuit::Circuit},
     pressure::{Budget, CpuWait, EngineLine, Verdict},
@@ -158,7 +158,7 @@ impl Worker {
             budget: Arc::clone(&shared.budget),
             connections: Connections::default(),
             max_request_bytes: shared.max_request_bytes,
-            inflater: Inflater::default(),
+            unpacker: Unpacker::default(),
         });
         Ok(Self {
             shared,

@@ -21,9 +21,9 @@ use super::{
     frames::Screened,
     gate::Gated,
     grpc, http,
-    inflate::Inflater,
     room::Seat,
     state::{Connections, State},
+    unpack::Unpacker,
     window::Windows,
 };
 use crate::{
@@ -66,8 +66,8 @@ pub struct Context {
     pub connections: Connections,
     /// Largest message, compressed and decompressed, in bytes.
     pub max_request_bytes: usize,
-    /// Decompression, with its buffer.
-    pub inflater: Inflater,
+    /// What makes plain protobuf of the rest, with its buffers.
+    pub unpacker: Unpacker,
 }
 
 /// HTTP/2's limits, for both kinds of builders.

@@ -1,21 +1,23 @@
-//! One whole message: its wire shape is checked, it is placed by the reflex, and answered. Nothing is decoded.
+//! One whole message: its shape is checked, it is placed by the reflex, and answered. Plain protobuf is not decoded.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::SemaphorePermit;
 
-use super::{connection::Context, inflate, message::Parts, refusal::Refusal};
+use super::{connection::Context, message::Parts, refusal::Refusal, unpack};
 use crate::{
+    decompress,
     otel::skim,
     somatic::{Answer, Placed, Request as Placeable},
     telemetry::counters::{Fate, Protocol},
-    vault::ContentEncoding,
+    vault::{ContentEncoding, Kind},
 };
 
 /// A whole message, and its share of the budget.
 pub(super) struct Received<'a> {
     pub(super) parts: Parts,
     pub(super) len: usize,
+    pub(super) kind: Kind,
     pub(super) encoding: ContentEncoding,
     pub(super) admitted: SemaphorePermit<'a>,
 }
@@ -55,14 +57,13 @@ pub(super) async fn export(
         }
     })?;
     let arrived = Instant::now();
-    if received.len == 0 {
-        // OTLP: an empty request succeeds. There is nothing to deliver or to keep.
-        finished(Fate::Delivered, 0, 0, 0);
-        return Ok(());
-    }
     let bytes = received.len as u64;
-    let (placed, placeable) =
-        place(context, &received).inspect_err(|_| finished(Fate::Invalid, 0, bytes, 0))?;
+    let placed = place(context, &received).inspect_err(|_| finished(Fate::Invalid, 0, bytes, 0))?;
+    let Some((placed, placeable)) = placed else {
+        // OTLP: an empty request succeeds. There is nothing to deliver or to keep.
+        finished(Fate::Delivered, 0, bytes, 0);
+        return Ok(());
+    };
     let answer = context
         .reflex
         .answer(placed, placeable, received.parts.as_slice())
@@ -88,37 +89,50 @@ pub(super) async fn export(
     }
 }
 
-/// Checks the wire shape, counts the records and lets the reflex decide: no `await` in here.
-fn place(context: &Context, received: &Received<'_>) -> Result<(Placed, Placeable), Refusal> {
+/// Checks the shape, counts the records and lets the reflex decide: no `await` in here. `None` if nothing is in it.
+fn place(
+    context: &Context,
+    received: &Received<'_>,
+) -> Result<Option<(Placed, Placeable)>, Refusal> {
     let placeable = |records| Placeable {
+        kind: received.kind,
         encoding: received.encoding,
         arrival_unix_ns: unix_ns(),
         records,
     };
-    let malformed = |error| Refusal::Malformed(format!("not an ExportLogsServiceRequest: {error}"));
-    match received.encoding {
-        ContentEncoding::Identity => {
-            let parts = received.parts.as_slice();
-            let records = skim(parts).map_err(malformed)?.records;
-            Ok((
-                context.reflex.place(parts, received.len, records),
-                placeable(records),
-            ))
+    if (received.kind, received.len) == (Kind::OtlpLogs, 0) {
+        return Ok(None);
+    }
+    if (received.kind, received.encoding) == (Kind::OtlpLogs, ContentEncoding::Identity) {
+        let parts = received.parts.as_slice();
+        let skimmed = skim(parts).map_err(|error| refusal(&unpack::Error::Protobuf(error)))?;
+        let records = skimmed.records;
+        let placed = context.reflex.place(parts, received.len, records);
+        return Ok(Some((placed, placeable(records))));
+    }
+    let unpack::Unpacked { bytes, records } = context
+        .unpacker
+        .unpack(
+            received.kind,
+            received.encoding,
+            &received.parts,
+            context.max_request_bytes,
+        )
+        .map_err(|error| refusal(&error))?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let placed = context.reflex.place(&[&*bytes], bytes.len(), records);
+    Ok(Some((placed, placeable(records))))
+}
+
+fn refusal(error: &unpack::Error) -> Refusal {
+    match error {
+        unpack::Error::Compressed(decompress::Error::TooLarge { .. }) => {
+            Refusal::TooLarge(format!("{error} (ingest.max_request_bytes)"))
         }
-        ContentEncoding::Gzip | ContentEncoding::Zstd => {
-            let plain = context
-                .inflater
-                .gunzip(&received.parts, context.max_request_bytes)
-                .map_err(|error| match error {
-                    inflate::Error::Gzip(_) => Refusal::Malformed(error.to_string()),
-                    inflate::Error::TooLarge { .. } => Refusal::TooLarge(error.to_string()),
-                })?;
-            let plain = [plain.as_slice()];
-            let records = skim(&plain).map_err(malformed)?.records;
-            Ok((
-                context.reflex.place(&plain, plain[0].len(), records),
-                placeable(records),
-            ))
+        unpack::Error::Compressed(_) | unpack::Error::Protobuf(_) | unpack::Error::Json(_) => {
+            Refusal::Malformed(error.to_string())
         }
     }
 }

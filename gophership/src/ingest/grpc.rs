@@ -23,7 +23,9 @@ use super::{
     state::State,
 };
 use crate::{
-    otel::status::with_retry_delay, telemetry::counters::Protocol, vault::ContentEncoding,
+    otel::status::with_retry_delay,
+    telemetry::counters::Protocol,
+    vault::{ContentEncoding, Kind},
 };
 
 const LOGS_EXPORT: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
@@ -54,9 +56,10 @@ pub(super) async fn respond(state: &State, request: Request<Incoming>) -> Respon
         )),
     };
     let mut response = status.into_http();
-    response
-        .headers_mut()
-        .insert(ACCEPT_ENCODING, HeaderValue::from_static("identity,gzip"));
+    response.headers_mut().insert(
+        ACCEPT_ENCODING,
+        HeaderValue::from_static("identity,gzip,zstd"),
+    );
     response
 }
 
@@ -128,6 +131,7 @@ async fn receive<'a>(
     Ok(Received {
         parts,
         len,
+        kind: Kind::OtlpLogs,
         encoding,
         admitted,
     })
@@ -137,6 +141,7 @@ async fn receive<'a>(
 enum Codec {
     Identity,
     Gzip,
+    Zstd,
     /// Something that isn't served.
     Other(String),
 }
@@ -145,6 +150,7 @@ fn codec(headers: &HeaderMap) -> Codec {
     match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
         None | Some(b"identity") => Codec::Identity,
         Some(b"gzip") => Codec::Gzip,
+        Some(b"zstd") => Codec::Zstd,
         Some(other) => Codec::Other(String::from_utf8_lossy(other).into_owned()),
     }
 }
@@ -153,11 +159,12 @@ fn encoding(codec: &Codec, compressed: bool) -> Result<ContentEncoding, Refusal>
     match (compressed, codec) {
         (false, _) => Ok(ContentEncoding::Identity),
         (true, Codec::Gzip) => Ok(ContentEncoding::Gzip),
+        (true, Codec::Zstd) => Ok(ContentEncoding::Zstd),
         (true, Codec::Identity) => Err(Refusal::Malformed(
             "the compressed flag is set, but grpc-encoding names no codec".to_owned(),
         )),
         (true, Codec::Other(name)) => Err(Refusal::Unsupported(format!(
-            "grpc-encoding {name:?} is not served; identity and gzip are"
+            "grpc-encoding {name:?} is not served; identity, gzip and zstd are"
         ))),
     }
 }

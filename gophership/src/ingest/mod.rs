@@ -34,12 +34,12 @@ mod frames;
 pub mod gate;
 mod grpc;
 mod http;
-pub mod inflate;
 pub mod message;
 mod refusal;
 pub mod room;
 pub mod state;
 pub mod tls;
+pub mod unpack;
 pub mod window;
 
 /// Whether producers must present a certificate.

@@ -1,4 +1,4 @@
-//! OTLP JSON: one request, one line, as OpenTelemetry's file exporter writes it.
+//! OTLP JSON: written one request a line, as OpenTelemetry's file exporter does, and read straight into protobuf.
 //!
 //! The mapping is written out here because the `serde` one of `opentelemetry-proto` 0.33 isn't right for files: it
 //! writes every default (`"traceId":""`, `"timeUnixNano":"0"`, `"resource":null`, `"value":null`) and turns `NaN` and
@@ -19,6 +19,11 @@ use opentelemetry_proto::tonic::{
     resource::v1::Resource,
 };
 use serde::ser::{Serialize, SerializeMap, Serializer};
+
+mod read;
+mod schema;
+
+pub use read::{Malformed, to_protobuf};
 
 /// Writes `request` as one line of JSON, with its newline.
 ///

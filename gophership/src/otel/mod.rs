@@ -1,8 +1,8 @@
 //! The log data model on the wire: what is read without decoding, and how it is written as JSON.
 //!
 //! - [`skim`] walks a request's lengths before the acknowledgement: framing and record count, no allocation.
-//! - [`json`] writes a request the way OpenTelemetry's file exporter does.
-//! - [`status`] reads and writes the details of a gRPC status (`RetryInfo`).
+//! - [`json`] writes a request the way OpenTelemetry's file exporter does, and makes protobuf of what producers send.
+//! - [`status`] reads and writes the details of a gRPC status (`RetryInfo`), and the body of an HTTP error.
 
 pub mod json;
 mod skim;

@@ -56,6 +56,14 @@ pub fn plain(code: i32, message: &str) -> Vec<u8> {
     .encode_to_vec()
 }
 
+/// A status without details in the JSON of proto3, as OTLP/HTTP answers a request in JSON.
+#[must_use]
+pub fn plain_json(code: i32, message: &str) -> Vec<u8> {
+    serde_json::json!({ "code": code, "message": message })
+        .to_string()
+        .into_bytes()
+}
+
 /// The details of a status that asks to come again after `delay`.
 #[must_use]
 pub fn with_retry_delay(code: i32, message: &str, delay: Duration) -> Vec<u8> {

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::vault::{ContentEncoding, Entry};
+use crate::vault::{ContentEncoding, Entry, Kind};
 
 /// Why a letter can't be put aside, or the directory not be used.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +121,7 @@ impl DeadLetters {
             "destination": destination,
             "reason": reason,
             "records": entry.records,
+            "content_type": content_type(entry.kind),
             "content_encoding": encoding_name(entry.encoding),
             "arrival_unix_ns": entry.arrival_unix_ns,
         })
@@ -162,6 +163,14 @@ impl DeadLetters {
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_path_buf();
     move |source| Error::Io { path, source }
+}
+
+/// The kind as HTTP's header names it.
+const fn content_type(kind: Kind) -> &'static str {
+    match kind {
+        Kind::OtlpLogs => "application/x-protobuf",
+        Kind::OtlpLogsJson => "application/json",
+    }
 }
 
 /// The encoding as HTTP and gRPC headers name it.

@@ -1,12 +1,10 @@
 //! Entries of the vault put together into batches.
 
-use std::io::Read;
-
-use flate2::read::MultiGzDecoder;
-
 use crate::{
+    decompress::decompress,
     export::Batch,
-    vault::{ContentEncoding, DestMask, Entry},
+    otel::json,
+    vault::{DestMask, Entry, Kind},
 };
 
 /// Entries for the same destinations, in one batch.
@@ -18,7 +16,7 @@ pub(super) struct Group {
     records: u64,
 }
 
-/// An entry that can't be decompressed: the vault gave back what the producer sent, and that was
+/// An entry that can't be decompressed or read as JSON: the vault gave back what the producer sent, and that was
 /// checked before it was acknowledged.
 #[derive(Debug)]
 pub(super) struct Unreadable {
@@ -69,21 +67,77 @@ impl Group {
     }
 }
 
+/// The entry's request as a destination takes it: plain protobuf.
 fn plain(entry: &Entry, limit: usize) -> Result<Vec<u8>, String> {
-    match entry.encoding {
-        ContentEncoding::Identity => Ok(entry.bytes.clone()),
-        ContentEncoding::Gzip => {
-            let mut plain = Vec::new();
-            let bound = limit as u64 + 1;
-            let read = MultiGzDecoder::new(&entry.bytes[..])
-                .take(bound)
-                .read_to_end(&mut plain);
-            match read {
-                Ok(len) if len > limit => Err(format!("larger than {limit} bytes decompressed")),
-                Ok(_) => Ok(plain),
-                Err(error) => Err(format!("not valid gzip: {error}")),
-            }
+    let mut plain = Vec::new();
+    decompress(entry.encoding, &entry.bytes[..], limit, &mut plain)
+        .map_err(|error| error.to_string())?;
+    match entry.kind {
+        Kind::OtlpLogs => Ok(plain),
+        Kind::OtlpLogsJson => {
+            let mut protobuf = Vec::new();
+            json::to_protobuf(&plain, &mut protobuf).map_err(|error| error.to_string())?;
+            Ok(protobuf)
         }
-        ContentEncoding::Zstd => Err("zstd is not built in".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vault::{ContentEncoding, EntryId};
+
+    fn group(kind: Kind, encoding: ContentEncoding, bytes: &[u8]) -> Result<Vec<u8>, String> {
+        let entry = Entry {
+            id: EntryId {
+                lane: 0,
+                segment: 1,
+                index: 0,
+            },
+            kind,
+            encoding,
+            owed: 1,
+            arrival_unix_ns: 0,
+            records: 1,
+            bytes: bytes.to_vec(),
+        };
+        match Group::of(entry, 1000) {
+            Ok(mut group) => Ok(group.take_batch().bytes.to_vec()),
+            Err(unreadable) => Err(unreadable.reason),
+        }
+    }
+
+    #[test]
+    fn entries_become_plain_protobuf_whatever_they_are() {
+        let protobuf = b"\x0a\x03\x1a\x01s";
+        let json = br#"{"resourceLogs":[{"schemaUrl":"s"}]}"#;
+        let zstd = |bytes: &[u8]| zstd::encode_all(bytes, 3).unwrap();
+        for (kind, encoding, bytes) in [
+            (Kind::OtlpLogs, ContentEncoding::Identity, protobuf.to_vec()),
+            (Kind::OtlpLogs, ContentEncoding::Zstd, zstd(protobuf)),
+            (Kind::OtlpLogsJson, ContentEncoding::Identity, json.to_vec()),
+            (Kind::OtlpLogsJson, ContentEncoding::Zstd, zstd(json)),
+        ] {
+            let batch = group(kind, encoding, &bytes);
+            assert_eq!(batch.as_deref(), Ok(&protobuf[..]), "{kind:?} {encoding:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_apart() {
+        for (kind, encoding, bytes, reason) in [
+            (Kind::OtlpLogs, ContentEncoding::Gzip, &b"no"[..], "gzip"),
+            (Kind::OtlpLogs, ContentEncoding::Zstd, b"no", "zstd"),
+            (
+                Kind::OtlpLogs,
+                ContentEncoding::Identity,
+                &[0; 1001],
+                "larger than 1000",
+            ),
+            (Kind::OtlpLogsJson, ContentEncoding::Identity, b"{", "EOF"),
+        ] {
+            let said = group(kind, encoding, bytes).unwrap_err();
+            assert!(said.contains(reason), "{said}");
+        }
     }
 }

@@ -59,6 +59,8 @@ pub struct Held {
 /// One whole request, checked and counted.
 #[derive(Debug, Clone, Copy)]
 pub struct Request {
+    /// What its bytes are.
+    pub kind: Kind,
     /// How the producer compressed it.
     pub encoding: ContentEncoding,
     /// When its last byte arrived, in nanoseconds since the Unix epoch.
@@ -71,7 +73,7 @@ impl Request {
     /// The entry that it is in the vault.
     const fn entry(&self, owed: DestMask, held: bool) -> EntryMeta {
         EntryMeta {
-            kind: Kind::OtlpLogs,
+            kind: self.kind,
             encoding: self.encoding,
             owed,
             arrival_unix_ns: self.arrival_unix_ns,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  0  u32  bytes of this piece, after the header
-//!  4  u8   kind: 1 OTLP logs export request
+//!  4  u8   kind: 1 OTLP logs export request in protobuf, 2 in JSON
 //!  5  u8   content encoding: 0 identity, 1 gzip, 2 zstd
 //!  6  u8   piece: 0 whole, 1 first, 2 middle, 3 last
 //!  7  u8   zero
@@ -31,6 +31,8 @@ pub type DestMask = u32;
 pub enum Kind {
     /// A protobuf `ExportLogsServiceRequest`.
     OtlpLogs,
+    /// An `ExportLogsServiceRequest` in OTLP JSON.
+    OtlpLogsJson,
 }
 
 /// Compression the producer applied to the bytes, which the vault leaves as they are.
@@ -179,6 +181,7 @@ impl PieceHeader {
         bytes[0..4].copy_from_slice(&self.len.to_le_bytes());
         bytes[4] = match self.kind {
             Kind::OtlpLogs => 1,
+            Kind::OtlpLogsJson => 2,
         };
         bytes[5] = match self.encoding {
             ContentEncoding::Identity => 0,
@@ -205,6 +208,7 @@ impl PieceHeader {
             len: u32_at(bytes, 0),
             kind: match bytes[4] {
                 1 => Kind::OtlpLogs,
+                2 => Kind::OtlpLogsJson,
                 _ => return None,
             },
             encoding: match bytes[5] {

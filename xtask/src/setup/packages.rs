@@ -90,6 +90,18 @@ const REQUIREMENTS: &[Requirement] = &[
         },
     },
     Requirement {
+        package: "nodejs",
+        why: "the tests send logs with OpenTelemetry's SDK for Node.js",
+        purpose: Purpose::Test,
+        present: || process::on_path("node"),
+    },
+    Requirement {
+        package: "npm",
+        why: "the tests install that SDK below target/",
+        purpose: Purpose::Test,
+        present: || process::on_path("npm"),
+    },
+    Requirement {
         package: "fio",
         why: "measures what the disk can do without the vault",
         purpose: Purpose::DiskBench,

@@ -76,6 +76,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "ingest",
         &[
+            "decompress",
             "local_socket",
             "somatic",
             "pipeline",
@@ -100,6 +101,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "replay",
         &[
+            "decompress",
             "pipeline",
             "export",
             "vault",
@@ -108,6 +110,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "telemetry",
         ],
     ),
+    ("decompress", &["vault"]),
     ("pipeline", &["export", "otel", "pressure", "telemetry"]),
     ("export", &["otel", "telemetry"]),
     ("vault", &["uring", "telemetry"]),

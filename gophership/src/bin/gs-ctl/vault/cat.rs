@@ -1,17 +1,16 @@
 //! `vault cat`.
 
 use std::{
-    borrow::Cow,
     fmt::Write as _,
-    io::{self, BufWriter, ErrorKind, Read, StdoutLock, Write},
+    io::{self, BufWriter, ErrorKind, StdoutLock, Write},
     ops::ControlFlow,
 };
 
-use flate2::read::MultiGzDecoder;
 use gophership::{
+    decompress::decompress,
     otel::json,
     vault::{
-        ContentEncoding,
+        ContentEncoding, Kind,
         inspect::{Damage, Depth, ENTRY_BYTES_MAX, Ending, EntrySeen, SegmentFile, Visitor, walk},
     },
 };
@@ -22,7 +21,7 @@ use super::{
     Opened,
     args::{Format, Selection},
     failed,
-    inspect::encoding,
+    inspect::{encoding, kind},
     list::place,
     number, short_time, tell,
 };
@@ -118,7 +117,7 @@ impl Writer<'_> {
                 self.out.write_all(title.as_bytes())?;
                 hex(&mut self.out, bytes)
             }
-            Format::Json => match decode(entry.encoding, bytes) {
+            Format::Json => match decode(entry.kind, entry.encoding, bytes) {
                 Ok(request) => json::write_line(&request, &mut self.out),
                 Err(why) => {
                     let text = format!("{:x}:{}: {why}", self.segment, entry.index);
@@ -173,33 +172,29 @@ impl Visitor for Writer<'_> {
 }
 
 /// The request that a producer sent.
-fn decode(encoding: ContentEncoding, bytes: &[u8]) -> Result<ExportLogsServiceRequest, String> {
-    let plain: Cow<'_, [u8]> = match encoding {
-        ContentEncoding::Identity => bytes.into(),
-        ContentEncoding::Gzip => {
-            let mut plain = Vec::new();
-            MultiGzDecoder::new(bytes)
-                .take(ENTRY_BYTES_MAX as u64 + 1)
-                .read_to_end(&mut plain)
-                .map_err(|error| format!("not valid gzip: {error}"))?;
-            if plain.len() > ENTRY_BYTES_MAX {
-                return Err(format!("more than {ENTRY_BYTES_MAX} bytes decompressed"));
-            }
-            plain.into()
-        }
-        ContentEncoding::Zstd => {
-            return Err("zstd can't be decompressed; try --format raw".to_owned());
-        }
-    };
+fn decode(
+    kind: Kind,
+    encoding: ContentEncoding,
+    bytes: &[u8],
+) -> Result<ExportLogsServiceRequest, String> {
+    let mut plain = Vec::new();
+    decompress(encoding, bytes, ENTRY_BYTES_MAX, &mut plain).map_err(|error| error.to_string())?;
+    if kind == Kind::OtlpLogsJson {
+        let mut protobuf = Vec::new();
+        json::to_protobuf(&plain, &mut protobuf)
+            .map_err(|error| format!("not a request in JSON ({error}); try --format raw"))?;
+        plain = protobuf;
+    }
     ExportLogsServiceRequest::decode(&*plain)
         .map_err(|error| format!("not an ExportLogsServiceRequest ({error}); try --format hex"))
 }
 
 fn title(segment: u64, entry: &EntrySeen<'_>) -> String {
     format!(
-        "# {segment:x}:{}, {} bytes, {}, {} records, arrived {} UTC\n",
+        "# {segment:x}:{}, {} bytes, {}, {}, {} records, arrived {} UTC\n",
         entry.index,
         entry.len,
+        kind(entry.kind),
         encoding(entry.encoding),
         entry.records,
         short_time(entry.arrival_unix_ns)
@@ -249,12 +244,16 @@ mod tests {
 
     #[test]
     fn what_is_not_a_request_is_named_and_bounded() {
-        for (encoding, bytes) in [
-            (ContentEncoding::Gzip, &b"not gzip"[..]),
-            (ContentEncoding::Identity, &[0xff; 40]),
-            (ContentEncoding::Zstd, b""),
+        for (kind, encoding, bytes) in [
+            (Kind::OtlpLogs, ContentEncoding::Gzip, &b"not gzip"[..]),
+            (Kind::OtlpLogs, ContentEncoding::Identity, &[0xff; 40]),
+            (Kind::OtlpLogs, ContentEncoding::Zstd, b"not zstd"),
+            (Kind::OtlpLogsJson, ContentEncoding::Identity, b"[]"),
         ] {
-            assert!(decode(encoding, bytes).is_err(), "{encoding:?}");
+            assert!(
+                decode(kind, encoding, bytes).is_err(),
+                "{kind:?} {encoding:?}"
+            );
         }
     }
 }

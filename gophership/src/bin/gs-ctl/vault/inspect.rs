@@ -131,9 +131,10 @@ impl Visitor for Parts<'_> {
     }
 }
 
-fn kind(kind: Kind) -> &'static str {
+pub(super) fn kind(kind: Kind) -> &'static str {
     match kind {
         Kind::OtlpLogs => "otlp_logs",
+        Kind::OtlpLogsJson => "otlp_logs_json",
     }
 }
 
