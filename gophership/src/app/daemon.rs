@@ -18,7 +18,7 @@ use super::{
     pacing, worker,
 };
 use crate::{
-    ingest::Mode,
+    ingest::{Mode, tls::reload},
     pipeline::circuit::Circuit,
     pressure::{Occurrence, Pressure, Transition, monotonic_ns},
     replay,
@@ -39,6 +39,8 @@ pub(super) struct Daemon {
     pub(super) replay: replay::Handle,
     pub(super) workers: Vec<Arc<worker::Status>>,
     pub(super) budget: Arc<Semaphore>,
+    /// `None`: plaintext.
+    pub(super) tls: Option<reload::Handle>,
     pub(super) mode: watch::Sender<Mode>,
     pub(super) drain: Mutex<Drain>,
     pub(super) overridden: Mutex<Option<Override>>,

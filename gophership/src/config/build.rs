@@ -142,6 +142,7 @@ fn ingest(
     let unix_mode = s.get(&schema::INGEST_UNIX_MODE);
     let max_request_bytes = s.get(&schema::INGEST_MAX_REQUEST_BYTES);
     let plaintext = s.get(&schema::INGEST_PLAINTEXT);
+    let pin_workers = s.get(&schema::INGEST_PIN_WORKERS);
     let tls = ingest_tls(s, plaintext == Some(false));
     if plaintext == Some(true) {
         let addresses = [
@@ -167,6 +168,7 @@ fn ingest(
         max_request_bytes: size(max_request_bytes?)?,
         budget_bytes: size(budgets?.ingest)?,
         workers: workers?,
+        pin_workers: pin_workers?,
     })
 }
 

@@ -1,6 +1,12 @@
 //! One producer's connection: TLS handshake, HTTP, requests until it closes.
 
-use std::{convert::Infallible, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    convert::Infallible,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ::http::Request;
 use hyper::{body::Incoming, rt::Executor, server::conn::http2, service::service_fn};
@@ -19,10 +25,14 @@ use super::{
     acceptor::{Accepted, Peer, Socket},
     grpc, http,
     inflate::Inflater,
+    tls::refused::Refused,
 };
 use crate::{
     somatic::Reflex,
-    telemetry::counters::{Protocol, WorkerCounters},
+    telemetry::{
+        counters::{Protocol, WorkerCounters},
+        throttle::Throttle,
+    },
 };
 
 /// Bytes that a peer may send on one connection before the daemon reads.
@@ -58,6 +68,17 @@ pub struct Context {
     pub max_request_bytes: usize,
     /// Decompression, with its buffer.
     pub inflater: Inflater,
+    /// Anybody can have their handshake refused, as often as they like.
+    pub refusals_told: RefCell<Throttle>,
+}
+
+impl Context {
+    fn refused(&self, peer: Peer, refused: &Refused) {
+        self.counters.handshake_failed(refused.failure);
+        if let Some(left_out) = self.refusals_told.borrow_mut().admit(Instant::now()) {
+            tracing::warn!(%peer, reason = %refused, left_out, "ingest: connection refused");
+        }
+    }
 }
 
 /// Runs hyper's stream tasks on the worker's own thread.
@@ -105,7 +126,7 @@ pub async fn serve(
             };
             match handshake {
                 Ok(stream) => serve_http(stream, peer, protocol, context, mode).await,
-                Err(reason) => tracing::warn!(%peer, reason, "ingest: connection refused"),
+                Err(refused) => context.refused(peer, &refused),
             }
         }
     }
@@ -130,16 +151,11 @@ impl Drop for Counted {
 async fn handshake(
     socket: std::net::TcpStream,
     tls: TlsAcceptor,
-) -> Result<TlsStream<TcpStream>, String> {
-    let stream = TcpStream::from_std(socket).map_err(|error| error.to_string())?;
-    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await;
-    match handshake {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) => Err(format!("TLS handshake: {error}")),
-        Err(_) => Err(format!(
-            "TLS handshake: not done within {} s",
-            HANDSHAKE_TIMEOUT.as_secs()
-        )),
+) -> Result<TlsStream<TcpStream>, Refused> {
+    let stream = TcpStream::from_std(socket).map_err(|error| Refused::because_of(&error))?;
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+        Ok(done) => done.map_err(|error| Refused::because_of(&error)),
+        Err(_) => Err(Refused::too_slow(HANDSHAKE_TIMEOUT)),
     }
 }
 

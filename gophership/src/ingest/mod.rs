@@ -66,6 +66,8 @@ pub struct Config {
     pub budget_bytes: usize,
     /// Worker threads; one per core unless configured.
     pub workers: usize,
+    /// Each worker stays on one CPU, of those allowed to the process in turn.
+    pub pin_workers: bool,
 }
 
 /// What the front door does.
