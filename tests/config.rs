@@ -57,6 +57,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.ingest.tls.unwrap().client_auth, ClientAuth::Required);
     assert_eq!(config.ingest.max_request_bytes, 16 << 20);
     assert_eq!(config.ingest.workers, 2);
+    assert!(!config.ingest.pin_workers);
     assert_eq!(config.memory_total_bytes, 1 << 30);
     assert_eq!(config.ingest.budget_bytes, (1 << 30) / 2);
     assert_eq!(config.pipeline.budget_bytes, (1 << 30) * 3 / 10);
@@ -131,6 +132,7 @@ fn levels(yellow_permille: u32, red_permille: u32) -> Levels {
 fn every_key_can_be_written_and_takes_effect() {
     let config = parse_with(EVERYTHING, &[]).unwrap();
     assert_eq!(config.ingest.workers, 3);
+    assert!(config.ingest.pin_workers);
     let tls = config.ingest.tls.unwrap();
     assert_eq!((tls.client_auth, tls.client_ca), (ClientAuth::None, None));
     assert_eq!(config.memory_total_bytes, 64 << 20);
@@ -183,6 +185,7 @@ ingest:
   max_request_bytes: 1MiB
   max_connections: 100
   workers: 3
+  pin_workers: true
 memory: { total: 64MiB, ingest: 40%, export: 40%, vault: 20% }
 pressure:
   kernel: off

@@ -195,16 +195,7 @@ fn status(held: Option<pb::Override>) -> pb::StatusReply {
                 used_bytes: 3 << 20,
             }],
         }),
-        ingest: Some(pb::Ingest {
-            requests: 1000,
-            records: 1_234_567,
-            bytes: 1536,
-            refused: 2,
-            connections: 3,
-            remote_connections: 1,
-            max_connections: 4096,
-            connections_waiting: 0,
-        }),
+        ingest: Some(ingest()),
         export: vec![pb::Destination {
             name: "main".to_owned(),
             state: pb::DestinationState::Down.into(),
@@ -241,6 +232,41 @@ fn status(held: Option<pb::Override>) -> pb::StatusReply {
             limited: 7,
             ..Default::default()
         }],
+    }
+}
+
+fn ingest() -> pb::Ingest {
+    pb::Ingest {
+        requests: 1000,
+        records: 1_234_567,
+        bytes: 1536,
+        refused: 2,
+        connections: 3,
+        remote_connections: 1,
+        max_connections: 4096,
+        connections_waiting: 0,
+        workers: vec![
+            pb::Worker {
+                connections: 3,
+                stuck: false,
+            },
+            pb::Worker {
+                connections: 0,
+                stuck: true,
+            },
+        ],
+        tls: Some(pb::Tls {
+            expiries: vec![pb::Expiry {
+                file: "cert".to_owned(),
+                not_after: Some(prost_types::Timestamp {
+                    seconds: 1_700_000_000,
+                    nanos: 0,
+                }),
+            }],
+            reloads: 4,
+            failed_reloads: 1,
+            failure: "no key".to_owned(),
+        }),
     }
 }
 
@@ -410,6 +436,17 @@ fn status_as_json_has_the_keys_of_the_contract() {
     assert_eq!(status["signals"]["receive_queue"]["red"], Value::Null);
     assert_eq!(status["memory"]["components"]["ingest"]["used"], 3 << 20);
     assert_eq!(status["ingest"]["records"], 1_234_567);
+    assert_eq!(
+        status["ingest"]["workers"][1],
+        serde_json::json!({ "connections": 0, "stuck": true })
+    );
+    let tls = &status["ingest"]["tls"];
+    assert_eq!(tls["not_after"]["cert"], "2023-11-14T22:13:20Z");
+    assert_eq!(
+        (&tls["reloads"], &tls["failed_reloads"]),
+        (&4.into(), &1.into())
+    );
+    assert_eq!(tls["failure"], "no key");
     assert_eq!(status["export"][0]["name"], "main");
     assert_eq!(status["export"][0]["state"], "down");
     assert_eq!(status["export"][0]["failed"], 4);

@@ -185,6 +185,59 @@ fn the_service_user_does_all_the_work_without_a_capability() {
     assert!(!socket.exists(), "the socket is still there");
 }
 
+/// As Kubernetes mounts a secret, on another file system than anything that the daemon may write to.
+#[test]
+fn the_service_user_reads_new_certificates_that_a_turned_link_leads_to() {
+    if !is_root() {
+        return;
+    }
+    let served = Served::by("65534").owned_by(NOBODY);
+    let certs = served.home.certs().path("");
+    // Root's, and readable to the service user as far as it needs.
+    let version = |number: u32| {
+        let directory = certs.join(format!("..{number}"));
+        common::certs::Certs::init(&directory);
+        for file in ["server.key", "client.key"] {
+            let readable = fs::Permissions::from_mode(0o644);
+            fs::set_permissions(directory.join(file), readable).expect("its mode");
+        }
+        let next = certs.join("..next");
+        symlink(&directory, &next).expect("a link");
+        fs::rename(next, certs.join("..data")).expect("turned");
+    };
+    version(1);
+    for file in [
+        "ca.pem",
+        "server.pem",
+        "server.key",
+        "client.pem",
+        "client.key",
+    ] {
+        fs::remove_file(certs.join(file)).expect("removed");
+        symlink(Path::new("..data").join(file), certs.join(file)).expect("a link");
+    }
+    for directory in [served.home.path(""), certs.clone(), certs.join("..1")] {
+        let pass = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(directory, pass).expect("its mode");
+    }
+    let daemon = Daemon::start(&served.home, &served.settings);
+    assert_unprivileged(&daemon, NOBODY);
+    daemon
+        .producer()
+        .export_all(&Messages::new(91, SHAPE).take(1));
+    version(2);
+    let outcome =
+        |outcome: &str| daemon.metric("gophership_tls_reloads_total", &[("outcome", outcome)]);
+    eventually("the new certificates", PATIENCE, || {
+        assert_eq!(outcome("failure"), 0.0, "{}", daemon.status());
+        outcome("success") > 0.0
+    });
+    // The client's files are the new ones, too: of an authority that wasn't there before.
+    daemon
+        .producer()
+        .export_all(&Messages::new(92, SHAPE).take(1));
+}
+
 #[test]
 fn the_kernel_half_keeps_judging_after_the_drop() {
     if !is_root() {

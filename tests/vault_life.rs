@@ -364,6 +364,56 @@ fn delivered_segments_are_kept_until_room_is_needed_and_not_replayed() {
 }
 
 #[test]
+fn a_full_vault_says_when_replay_will_have_made_room() {
+    let dir = real_disk();
+    let config = tiny(dir.path());
+    let vault = open(&config);
+    let full = async |lane: &Lane, ids: &mut Vec<EntryId>| loop {
+        match lane.append(meta(1, 0), &[[7; 50_000]]).await {
+            Ok(id) => ids.push(id),
+            Err(AppendError::Full { retry_after }) => break retry_after,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let is_about = |found: Duration, seconds: u64| {
+        let fifth = Duration::from_millis(seconds * 200);
+        let expected = Duration::from_secs(seconds);
+        let range = expected - fifth..=expected + fifth;
+        assert!(range.contains(&found), "{found:?}, not about {expected:?}");
+    };
+    on_worker(async {
+        let lane = vault.lane(0).unwrap();
+        let mut ids = Vec::new();
+        is_about(full(&lane, &mut ids).await, 1);
+        let oldest = ids[0].segment;
+        let in_oldest: Vec<_> = ids.iter().filter(|id| id.segment == oldest).collect();
+        // One record each. The segments behind the oldest don't count.
+        assert!((8..12).contains(&in_oldest.len()), "{}", in_oldest.len());
+        vault.expect_room(1);
+        let after = full(&lane, &mut Vec::new()).await;
+        is_about(after, in_oldest.len() as u64);
+        for id in &in_oldest[4..] {
+            vault.settle(**id, 1);
+        }
+        vault.expect_room(1);
+        is_about(full(&lane, &mut Vec::new()).await, 4);
+        // Nobody knows, or it is over at once.
+        for rate in [0, 1000] {
+            vault.expect_room(rate);
+            is_about(full(&lane, &mut Vec::new()).await, 1);
+        }
+        // Not all at once.
+        let mut told = Vec::new();
+        for _ in 0..50 {
+            told.push(full(&lane, &mut Vec::new()).await);
+        }
+        told.sort_unstable();
+        told.dedup();
+        assert!(told.len() > 10, "{told:?}");
+    });
+}
+
+#[test]
 fn what_is_kept_goes_when_its_time_is_over() {
     let dir = real_disk();
     let vault = open(&Config {

@@ -5,6 +5,7 @@
 
 #![expect(dead_code, reason = "each test binary uses its part of the harness")]
 
+pub(crate) mod authority;
 pub(crate) mod certs;
 pub(crate) mod cgroup;
 pub(crate) mod daemon;

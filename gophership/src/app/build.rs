@@ -16,16 +16,18 @@ use std::{
 
 use tokio::{
     net::{TcpListener, TcpSocket},
+    signal::unix::{SignalKind, signal},
     sync::{Notify, mpsc, watch},
 };
 
 use super::{
-    Config, Error,
+    Config, Error, certificates,
     chronicle::Chronicle,
+    cpus,
     daemon::Daemon,
     drain::Drain,
     engine::Operated,
-    ledger, metrics, pacing, service,
+    heartbeats, ledger, metrics, pacing, room, service,
     stop::Running,
     worker::{self, Own, Shared},
 };
@@ -38,7 +40,10 @@ use crate::{
         budget::Budget,
         connection::STALLED_WINDOW_BYTES,
         room::Room,
-        tls::Tls,
+        tls::{
+            Tls,
+            reload::{self, Loaded},
+        },
     },
     local_socket,
     pipeline::circuit::Circuit,
@@ -52,10 +57,12 @@ use crate::{
 
 /// Starts everything; the listener accepts when this returns.
 pub(super) async fn start(config: Config) -> Result<Running, Error> {
+    // From now on, SIGHUP doesn't end the process.
+    let hangup = signal(SignalKind::hangup()).map_err(Error::system("the SIGHUP handler"))?;
     privileges::raise_limits();
     files_suffice(&config);
     let (service, needs) = service::prepare(&config)?;
-    let tls = config.ingest.tls.as_ref().map(Tls::load).transpose()?;
+    let tls = config.ingest.tls.as_ref().map(Loaded::load).transpose()?;
     let grpc = Bound::to("ingest.grpc.listen", config.ingest.grpc_listen)?;
     let http = Bound::to("ingest.http.listen", config.ingest.http_listen)?;
     let addresses = [grpc.address, http.address];
@@ -77,6 +84,7 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
     ];
     service::enter(&service, &needs, &pressure)?;
 
+    let (tls, reloads) = certificates::keep(tls, hangup)?;
     let control = control::bind(&config.control)?;
     let unix = local_producers(&config)?;
     if let Some(unix) = &unix {
@@ -85,10 +93,9 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
     destinations.start()?;
     let stores = Stores::open(&config, destinations.clone())?;
     let (mode, mode_seen) = watch::channel(Mode::Serving);
-    let (daemon, replay_thread) = daemon(config, stores, pressure, mode, started_ns)?;
+    let (daemon, replay_thread) = daemon(config, stores, pressure, (mode, reloads), started_ns)?;
     daemon.tell_started();
-    tokio::task::spawn_local(pacing::keep(Arc::clone(&daemon)));
-    tokio::task::spawn_local(ledger::keep(Arc::clone(&daemon)));
+    keep_watch(&daemon);
     let watching = Arc::clone(&daemon);
     let watch = daemon
         .pressure
@@ -132,6 +139,14 @@ fn files_suffice(config: &Config) {
             "RLIMIT_NOFILE is low for ingest.max_connections: connections may have to wait"
         );
     }
+}
+
+/// Starts what the main thread looks at now and then.
+fn keep_watch(daemon: &Arc<Daemon>) {
+    tokio::task::spawn_local(pacing::keep(Arc::clone(daemon)));
+    tokio::task::spawn_local(ledger::keep(Arc::clone(daemon)));
+    tokio::task::spawn_local(heartbeats::watch(Arc::clone(daemon)));
+    tokio::task::spawn_local(room::predict(Arc::clone(daemon)));
 }
 
 /// Connections that may wait to be accepted; the kernel's `net.core.somaxconn` is the limit.
@@ -181,7 +196,7 @@ fn daemon(
     config: Config,
     stores: Stores,
     pressure: Pressure,
-    mode: watch::Sender<Mode>,
+    (mode, tls): (watch::Sender<Mode>, Option<reload::Handle>),
     started_ns: u64,
 ) -> Result<(Arc<Daemon>, JoinHandle<()>), Error> {
     let (replay, thread) = replay::spawn(replay::Parts {
@@ -212,6 +227,7 @@ fn daemon(
         workers: (0..config.ingest.workers).map(|_| Arc::default()).collect(),
         budget,
         room: Arc::new(room),
+        tls,
         mode,
         drain: Mutex::new(Drain::serving()),
         overridden: Mutex::new(None),
@@ -305,7 +321,7 @@ type Workers = (Vec<Inbox>, Vec<JoinHandle<()>>);
 /// Starts the workers and waits until each has its lane and its destinations.
 fn workers(
     daemon: &Daemon,
-    tls: Option<Tls>,
+    tls: Option<watch::Receiver<Tls>>,
     mode: watch::Receiver<Mode>,
     destinations: &Destinations,
 ) -> Result<Workers, Error> {
@@ -324,18 +340,27 @@ fn workers(
         vault_budget_bytes: config.vault.budget_bytes / config.ingest.workers.max(1),
         max_request_bytes: config.ingest.max_request_bytes,
     };
+    let cpus = if config.ingest.pin_workers {
+        cpus::allowed()
+    } else {
+        Vec::new()
+    };
     let (ready, is_ready) = std::sync::mpsc::channel();
     let (mut inboxes, mut threads) = (Vec::new(), Vec::new());
     for (index, status) in daemon.workers.iter().enumerate() {
         let (sender, inbox) = mpsc::channel(INBOX_CAPACITY);
+        let engine = daemon.pressure.engine(index);
         inboxes.push(Inbox {
             sender,
             counters: Arc::clone(&status.counters),
+            engine,
+            heartbeat_limit: config.pressure.heartbeat_limit,
         });
         let own = Own {
             index,
             inbox,
-            engine: daemon.pressure.engine(index),
+            engine,
+            cpu: cpus.iter().cycle().nth(index).copied(),
             status: Arc::clone(status),
         };
         let thread =

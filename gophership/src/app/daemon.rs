@@ -18,7 +18,7 @@ use super::{
     pacing, worker,
 };
 use crate::{
-    ingest::{Mode, budget::Budget, room::Room},
+    ingest::{Mode, budget::Budget, room::Room, tls::reload},
     pipeline::circuit::Circuit,
     pressure::{Occurrence, Pressure, Transition, monotonic_ns},
     replay,
@@ -40,6 +40,8 @@ pub(super) struct Daemon {
     pub(super) workers: Vec<Arc<worker::Status>>,
     pub(super) budget: Arc<Budget>,
     pub(super) room: Arc<Room>,
+    /// `None`: plaintext.
+    pub(super) tls: Option<reload::Handle>,
     pub(super) mode: watch::Sender<Mode>,
     pub(super) drain: Mutex<Drain>,
     pub(super) overridden: Mutex<Option<Override>>,

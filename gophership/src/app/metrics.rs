@@ -7,7 +7,10 @@ use crate::{
     pressure::InterfaceCounts,
     somatic::route::Pivot,
     telemetry::{
-        counters::{ACK_BOUNDS_US, AnsweredTotal, ByFate, Fate, HistogramTotal, Protocol, Totals},
+        counters::{
+            ACK_BOUNDS_US, AnsweredTotal, ByFate, Fate, HandshakeFailure, HistogramTotal, Protocol,
+            Totals,
+        },
         http::Source,
         metrics::{Families, Samples},
     },
@@ -23,6 +26,8 @@ impl Source for Pages {
         let mut families = Families::default();
         zone(daemon, &mut families);
         ingest(daemon, &mut families);
+        workers(daemon, &mut families);
+        tls(daemon, &mut families);
         memory(daemon, &mut families);
         interfaces(daemon, &mut families);
         vault(daemon, &mut families);
@@ -118,6 +123,12 @@ fn ingest(daemon: &Daemon, families: &mut Families) {
         .gauge("gophership_ingester_connections", "Connections open.")
         .add(&[], count(totals.connections));
     admission(daemon, &totals, families);
+    let help = "TLS handshakes that failed.";
+    let mut failed = families.counter("gophership_ingester_failed_handshakes_total", help);
+    for failure in HandshakeFailure::ALL {
+        let times = totals.failed_handshakes[failure as usize];
+        failed.add(&[("reason", failure.as_str())], count(times));
+    }
     let mut acks = families.histogram(
         "gophership_ingester_ack_seconds",
         "Time from a request's last byte to its acknowledgement, by route.",
@@ -182,6 +193,42 @@ fn admission(daemon: &Daemon, totals: &Totals, families: &mut Families) {
     for (reason, value) in by_reason {
         closed.add(&[("reason", reason)], count(value));
     }
+}
+
+fn workers(daemon: &Daemon, families: &mut Families) {
+    let mut connections = families.gauge(
+        "gophership_worker_connections",
+        "Connections open, by the worker that serves them.",
+    );
+    for (index, worker) in daemon.workers.iter().enumerate() {
+        let open = worker.counters.connections.load(Relaxed);
+        connections.add(&[("worker", &index.to_string())], count(open));
+    }
+    let mut stuck = families.gauge(
+        "gophership_worker_stuck",
+        "Whether the worker's heartbeat is too old, so that it gets no connections: 1 yes, 0 no.",
+    );
+    for index in 0..daemon.workers.len() {
+        let is_stuck = f64::from(u8::from(daemon.is_stuck(index)));
+        stuck.add(&[("worker", &index.to_string())], is_stuck);
+    }
+}
+
+fn tls(daemon: &Daemon, families: &mut Families) {
+    let Some(tls) = &daemon.tls else { return };
+    let status = tls.status();
+    let mut ends = families.gauge(
+        "gophership_tls_certificate_not_after_timestamp_seconds",
+        "When the first of the certificates in force ends, by the key below ingest.tls that names their file; Unix time.",
+    );
+    for expiry in &status.expiries {
+        #[expect(clippy::cast_precision_loss, reason = "Prometheus values are floats")]
+        ends.add(&[("file", expiry.file)], expiry.not_after_unix_s as f64);
+    }
+    let help = "Times that the ingest certificates were read again: success, or failure, which leaves the old ones in force.";
+    let mut reloads = families.counter("gophership_tls_reloads_total", help);
+    reloads.add(&[("outcome", "success")], count(status.reloaded));
+    reloads.add(&[("outcome", "failure")], count(status.failed));
 }
 
 fn buckets(samples: &mut Samples<'_>, route: &str, total: &HistogramTotal) {

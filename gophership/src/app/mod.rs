@@ -1,13 +1,17 @@
 //! Builds the subsystems from their configurations, runs them, and drains them.
 
 mod build;
+mod certificates;
 mod chronicle;
+mod cpus;
 mod daemon;
 mod drain;
 mod engine;
+mod heartbeats;
 mod ledger;
 mod metrics;
 mod pacing;
+mod room;
 mod segments;
 mod service;
 mod sockets;

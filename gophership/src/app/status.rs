@@ -10,6 +10,7 @@ use gophership_common::Zone;
 use super::daemon::Daemon;
 use crate::{
     control::pb,
+    ingest::tls::{Expiry, reload},
     pipeline::circuit::Circuit,
     pressure::{InterfaceReading, Source},
     replay::control::State,
@@ -96,7 +97,18 @@ impl Daemon {
             remote_connections: self.room.remote() as u64,
             max_connections: self.room.remote_max() as u64,
             connections_waiting: self.room.waiting.load(Relaxed) as u64,
+            workers: self.workers_reply(),
+            tls: self.tls.as_ref().map(|tls| certificates(tls.status())),
         }
+    }
+
+    fn workers_reply(&self) -> Vec<pb::Worker> {
+        let workers = self.workers.iter().enumerate();
+        let reply = workers.map(|(index, worker)| pb::Worker {
+            connections: worker.counters.connections.load(Relaxed),
+            stuck: self.is_stuck(index),
+        });
+        reply.collect()
     }
 
     fn vault_reply(&self) -> pb::Vault {
@@ -155,6 +167,22 @@ impl Daemon {
             entries_pending: stats.entries_pending,
             records_pending: stats.records_pending,
         }
+    }
+}
+
+fn certificates(status: reload::Status) -> pb::Tls {
+    let expiry = |expiry: &Expiry| pb::Expiry {
+        file: expiry.file.to_owned(),
+        not_after: Some(prost_types::Timestamp {
+            seconds: expiry.not_after_unix_s,
+            nanos: 0,
+        }),
+    };
+    pb::Tls {
+        expiries: status.expiries.iter().map(expiry).collect(),
+        reloads: status.reloaded,
+        failed_reloads: status.failed,
+        failure: status.failure.unwrap_or_default(),
     }
 }
 

@@ -1,13 +1,14 @@
 //! One worker: a thread with its own runtime, connections, pipeline and vault lane.
 
 use std::{
+    cell::RefCell,
     rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -15,6 +16,7 @@ use tokio::{
     task::{JoinSet, LocalSet},
 };
 
+use super::cpus;
 use crate::{
     export::Destinations,
     ingest::{
@@ -30,7 +32,7 @@ use crate::{
     pipeline::{self, Member, Pipeline, circuit::Circuit},
     pressure::{Budget, CpuWait, EngineLine, Verdict},
     somatic::{self, Held, Hurry, Reflex},
-    telemetry::counters::WorkerCounters,
+    telemetry::{counters::WorkerCounters, throttle::Throttle},
     vault::{self, Lane, Vault},
 };
 
@@ -40,8 +42,8 @@ const HEARTBEAT: Duration = Duration::from_millis(100);
 /// What every worker is made of.
 #[derive(Clone)]
 pub(super) struct Shared {
-    /// `None`: plaintext.
-    pub(super) tls: Option<Tls>,
+    /// The set in force; `None`: plaintext.
+    pub(super) tls: Option<watch::Receiver<Tls>>,
     pub(super) mode: watch::Receiver<Mode>,
     pub(super) verdict: Verdict,
     pub(super) cpu_wait: CpuWait,
@@ -61,6 +63,8 @@ pub(super) struct Own {
     pub(super) index: usize,
     pub(super) inbox: mpsc::Receiver<Accepted>,
     pub(super) engine: EngineLine,
+    /// The one CPU it is to run on; `None`: wherever the scheduler puts it.
+    pub(super) cpu: Option<usize>,
     pub(super) status: Arc<Status>,
 }
 
@@ -105,6 +109,12 @@ pub(super) fn spawn(
                 Ok(runtime) => runtime,
                 Err(error) => return drop(ready.send(Err(error.into()))),
             };
+            // Before anything is allocated: memory comes from where the thread runs.
+            if let Some(cpu) = own.cpu
+                && let Err(error) = cpus::pin(cpu)
+            {
+                tracing::warn!(worker = own.index, cpu, %error, "not pinned");
+            }
             if let Err(error) = own.engine.enlist() {
                 tracing::warn!(worker = own.index, %error, "its waits for a CPU aren't measured");
             }
@@ -159,6 +169,7 @@ impl Worker {
             connections: Connections::default(),
             max_request_bytes: shared.max_request_bytes,
             unpacker: Unpacker::default(),
+            refusals_told: RefCell::new(Throttle::new(Instant::now())),
         });
         Ok(Self {
             shared,
@@ -218,7 +229,7 @@ impl Worker {
 
     fn connect(&mut self, accepted: Accepted) {
         let tls = self.shared.tls.as_ref();
-        let tls = tls.map(|tls| tls.acceptor(accepted.protocol).clone());
+        let tls = tls.map(|tls| tls.borrow().acceptor(accepted.protocol).clone());
         let context = Rc::clone(&self.context);
         self.connections.spawn_local(connection::serve(
             accepted,

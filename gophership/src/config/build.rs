@@ -143,6 +143,7 @@ fn ingest(
     let max_request_bytes = s.get(&schema::INGEST_MAX_REQUEST_BYTES);
     let max_connections = s.get(&schema::INGEST_MAX_CONNECTIONS);
     let plaintext = s.get(&schema::INGEST_PLAINTEXT);
+    let pin_workers = s.get(&schema::INGEST_PIN_WORKERS);
     let tls = ingest_tls(s, plaintext == Some(false));
     if plaintext == Some(true) {
         let addresses = [
@@ -169,6 +170,7 @@ fn ingest(
         budget_bytes: size(budgets?.ingest)?,
         max_connections: size(max_connections?.get())?,
         workers: workers?,
+        pin_workers: pin_workers?,
     })
 }
 

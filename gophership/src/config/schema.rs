@@ -98,6 +98,8 @@ keys! {
     INGEST_MAX_CONNECTIONS: Count = "ingest.max_connections", Default("4096");
     /// Worker threads; auto: one per core.
     INGEST_WORKERS: Auto<Count> = "ingest.workers", Default("auto");
+    /// Keep each worker on one CPU, of those that the process may use, in turn.
+    INGEST_PIN_WORKERS: Bool = "ingest.pin_workers", Default("false");
 
     /// What all buffers together may hold; auto: 25 % of the smallest memory limit, at most 1GiB.
     MEMORY_TOTAL: Auto<Size> = "memory.total", Default("auto");

@@ -164,7 +164,7 @@ pub struct MemoryComponent {
     pub used_bytes: u64,
 }
 /// What came in, counted since the start.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Ingest {
     /// Requests received.
     #[prost(uint64, tag = "1")]
@@ -190,6 +190,48 @@ pub struct Ingest {
     /// Connections accepted that wait for room to be served.
     #[prost(uint64, tag = "8")]
     pub connections_waiting: u64,
+    /// The workers, in the order of their numbers, which begin with 0.
+    #[prost(message, repeated, tag = "9")]
+    pub workers: ::prost::alloc::vec::Vec<Worker>,
+    /// The certificates in force; absent in plaintext.
+    #[prost(message, optional, tag = "10")]
+    pub tls: ::core::option::Option<Tls>,
+}
+/// A thread that serves connections.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Worker {
+    /// Connections that it has.
+    #[prost(uint64, tag = "1")]
+    pub connections: u64,
+    /// Its heartbeat is too old: it gets no more connections.
+    #[prost(bool, tag = "2")]
+    pub stuck: bool,
+}
+/// The certificates of the ingest listeners, and how they were read again since the start.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Tls {
+    /// When they end, by file.
+    #[prost(message, repeated, tag = "1")]
+    pub expiries: ::prost::alloc::vec::Vec<Expiry>,
+    /// Times that others were put in force.
+    #[prost(uint64, tag = "2")]
+    pub reloads: u64,
+    /// Times that the files held nothing usable.
+    #[prost(uint64, tag = "3")]
+    pub failed_reloads: u64,
+    /// Why the last one failed; empty if the files, as last read, are in force.
+    #[prost(string, tag = "4")]
+    pub failure: ::prost::alloc::string::String,
+}
+/// When the first certificate of a file ends.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Expiry {
+    /// The file, by the key that names it: `cert` or `client_ca`.
+    #[prost(string, tag = "1")]
+    pub file: ::prost::alloc::string::String,
+    /// Then.
+    #[prost(message, optional, tag = "2")]
+    pub not_after: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// One destination, counted since the start.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

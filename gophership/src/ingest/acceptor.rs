@@ -27,7 +27,10 @@ use super::{
     room::{Full, Room, Seat, is_local},
     window::Windows,
 };
-use crate::telemetry::counters::{Protocol, WorkerCounters};
+use crate::{
+    pressure::EngineLine,
+    telemetry::counters::{Protocol, WorkerCounters},
+};
 
 /// Where connections come in.
 #[derive(Debug)]
@@ -126,12 +129,24 @@ impl Listener {
 }
 
 /// Where one worker takes its connections from.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Inbox {
     /// To the worker.
     pub sender: mpsc::Sender<Accepted>,
     /// Its counters, with the connections it has.
     pub counters: Arc<WorkerCounters>,
+    /// Its heartbeat.
+    pub engine: EngineLine,
+    /// A worker whose heartbeat is older than this is stuck.
+    pub heartbeat_limit: Duration,
+}
+
+impl Inbox {
+    /// Whether the worker isn't running; neither is one that hasn't begun.
+    fn is_stuck(&self) -> bool {
+        let age = self.engine.beat_age();
+        age.is_none_or(|age| age > self.heartbeat_limit)
+    }
 }
 
 /// Connections on their way to one worker; more wait in the listener's backlog.
@@ -309,17 +324,25 @@ fn is_of_the_peer(error: &io::Error) -> bool {
 }
 
 async fn hand_over(accepted: Accepted, workers: &[Inbox]) -> bool {
-    let load = |worker: &&Inbox| worker.counters.connections.load(Relaxed);
-    // A worker that is stuck must not keep connections from the others.
-    let free = workers.iter().filter(|worker| worker.sender.capacity() > 0);
-    let Some(least) = free.min_by_key(load).or(workers.iter().min_by_key(load)) else {
+    let Some(chosen) = choose(workers) else {
         return false;
     };
     // Counted here, so that a burst of connections spreads before a worker has looked.
-    least.counters.connections.fetch_add(1, Relaxed);
-    let sent = least.sender.send(accepted).await;
+    chosen.counters.connections.fetch_add(1, Relaxed);
+    let sent = chosen.sender.send(accepted).await;
     if sent.is_err() {
         tracing::error!("ingest: a worker has ended; no more connections are accepted");
     }
     sent.is_ok()
+}
+
+/// The worker with the fewest connections, of those that run and have room: one that is stuck must neither
+/// get any nor keep them from the others. If there is none, any will do.
+fn choose(workers: &[Inbox]) -> Option<&Inbox> {
+    let load = |worker: &&Inbox| worker.counters.connections.load(Relaxed);
+    let has_room = |worker: &&Inbox| worker.sender.capacity() > 0;
+    let able = workers.iter().filter(|worker| !worker.is_stuck());
+    let able = able.filter(has_room).min_by_key(load);
+    able.or_else(|| workers.iter().filter(has_room).min_by_key(load))
+        .or_else(|| workers.iter().min_by_key(load))
 }

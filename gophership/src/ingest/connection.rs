@@ -1,6 +1,14 @@
 //! One producer's connection: TLS handshake, HTTP, requests until it closes.
 
-use std::{convert::Infallible, fmt::Display, pin::Pin, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    convert::Infallible,
+    fmt::Display,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use hyper::{body::Incoming, rt::Executor, server::conn::http2, service::service_fn};
 use hyper_util::{
@@ -16,19 +24,23 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     Mode,
-    acceptor::{Accepted, Socket},
+    acceptor::{Accepted, Peer, Socket},
     budget::Budget,
     frames::Screened,
     gate::Gated,
     grpc, http,
     room::Seat,
     state::{Connections, State},
+    tls::refused::Refused,
     unpack::Unpacker,
     window::Windows,
 };
 use crate::{
     somatic::Reflex,
-    telemetry::counters::{Protocol, WorkerCounters},
+    telemetry::{
+        counters::{Protocol, WorkerCounters},
+        throttle::Throttle,
+    },
 };
 
 const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
@@ -68,6 +80,17 @@ pub struct Context {
     pub max_request_bytes: usize,
     /// What makes plain protobuf of the rest, with its buffers.
     pub unpacker: Unpacker,
+    /// Anybody can have their handshake refused, as often as they like.
+    pub refusals_told: RefCell<Throttle>,
+}
+
+impl Context {
+    fn refused(&self, peer: Peer, refused: &Refused) {
+        self.counters.handshake_failed(refused.failure);
+        if let Some(left_out) = self.refusals_told.borrow_mut().admit(Instant::now()) {
+            tracing::warn!(%peer, reason = %refused, left_out, "ingest: connection refused");
+        }
+    }
 }
 
 /// HTTP/2's limits, for both kinds of builders.
@@ -118,7 +141,7 @@ pub async fn serve(
         mut seat,
     } = accepted;
     let _counted = Counted(Arc::clone(&context.counters));
-    let state = State::new(context, Arc::clone(seat.presence()));
+    let state = State::new(Rc::clone(&context), Arc::clone(seat.presence()));
     let served = match socket {
         Socket::Unix(socket) => match UnixStream::from_std(socket) {
             Ok(stream) => {
@@ -132,24 +155,24 @@ pub async fn serve(
                 )
                 .await
             }
-            Err(error) => Err(Ended::Refused(error.to_string())),
+            Err(error) => Err(Ended::Broken(error.to_string())),
         },
         Socket::Tcp(socket) => match TcpStream::from_std(socket) {
             Ok(stream) => serve_tcp(stream, tls, protocol, seat, state, mode).await,
-            Err(error) => Err(Ended::Refused(error.to_string())),
+            Err(error) => Err(Ended::Broken(error.to_string())),
         },
     };
     match served {
         Ok(()) => {}
-        Err(Ended::Refused(reason)) => tracing::warn!(%peer, reason, "ingest: connection refused"),
+        Err(Ended::Refused(refused)) => context.refused(peer, &refused),
         Err(Ended::Broken(error)) => tracing::debug!(%peer, error, "ingest: connection ended"),
     }
 }
 
 /// Why a connection ended otherwise than by its peer's good-bye.
 enum Ended {
-    /// Before it was served.
-    Refused(String),
+    /// By its handshake.
+    Refused(Refused),
     /// While it was served.
     Broken(String),
 }
@@ -191,7 +214,7 @@ async fn serve_tcp(
     serve_http(stream, protocol, &seat, state, mode).await
 }
 
-async fn handshake<S>(stream: S, tls: &TlsAcceptor) -> Result<TlsStream<S>, String>
+async fn handshake<S>(stream: S, tls: &TlsAcceptor) -> Result<TlsStream<S>, Refused>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -201,11 +224,8 @@ where
             session.set_buffer_limit(Some(TLS_BUFFER_BYTES_MAX));
             Ok(stream)
         }
-        Ok(Err(error)) => Err(format!("TLS handshake: {error}")),
-        Err(_) => Err(format!(
-            "TLS handshake: not done within {} s",
-            HANDSHAKE_TIMEOUT.as_secs()
-        )),
+        Ok(Err(error)) => Err(Refused::because_of(&error)),
+        Err(_) => Err(Refused::too_slow(HANDSHAKE_TIMEOUT)),
     }
 }
 

@@ -92,6 +92,8 @@ pub struct Config {
     pub max_connections: usize,
     /// Worker threads; one per core unless configured.
     pub workers: usize,
+    /// Each worker stays on one CPU, of those allowed to the process in turn.
+    pub pin_workers: bool,
 }
 
 /// The smallest budget that has room for a connection beside requests.

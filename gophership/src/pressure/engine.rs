@@ -137,6 +137,16 @@ impl EngineLine {
             .store(monotonic_ns(), Ordering::Release);
     }
 
+    /// How long ago this worker last said so; `None`: it hasn't started, or has ended.
+    #[must_use]
+    pub fn beat_age(self) -> Option<Duration> {
+        let beat_ns = self
+            .word(offset_of!(WorkerLine, heartbeat_ns))
+            .load(Ordering::Acquire);
+        let age_ns = monotonic_ns().saturating_sub(beat_ns);
+        (beat_ns != 0).then_some(Duration::from_nanos(age_ns))
+    }
+
     /// Takes back the heartbeat and the vault's pace: a worker that has ended isn't late.
     pub fn retire(self) {
         self.set_vault_write(None);

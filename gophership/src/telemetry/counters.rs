@@ -58,6 +58,52 @@ impl Protocol {
     }
 }
 
+/// Why a TLS handshake failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HandshakeFailure {
+    /// The client presented no certificate.
+    NoCertificate,
+    /// Its certificate is of an authority that isn't trusted.
+    UnknownAuthority,
+    /// Its certificate has expired, or isn't valid yet.
+    Expired,
+    /// It doesn't offer what TLS 1.3 needs.
+    Incompatible,
+    /// It doesn't trust the server.
+    NotTrusted,
+    /// It wasn't done in time.
+    Timeout,
+    /// Anything else, a connection that broke off included.
+    Other,
+}
+
+impl HandshakeFailure {
+    /// Every failure, in the order of its counters.
+    pub const ALL: [Self; 7] = [
+        Self::NoCertificate,
+        Self::UnknownAuthority,
+        Self::Expired,
+        Self::Incompatible,
+        Self::NotTrusted,
+        Self::Timeout,
+        Self::Other,
+    ];
+
+    /// Value of the `reason` label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoCertificate => "no_certificate",
+            Self::UnknownAuthority => "unknown_authority",
+            Self::Expired => "expired",
+            Self::Incompatible => "incompatible",
+            Self::NotTrusted => "not_trusted",
+            Self::Timeout => "timeout",
+            Self::Other => "other",
+        }
+    }
+}
+
 /// Something counted by [`Fate`].
 pub type ByFate<T> = [T; Fate::ALL.len()];
 
@@ -158,6 +204,7 @@ pub struct WorkerCounters {
     diverted: [Diverted; ZONES],
     delivered_ack: Histogram,
     vaulted_ack: Histogram,
+    failed_handshakes: [AtomicU64; HandshakeFailure::ALL.len()],
     /// Connections open now.
     pub connections: AtomicU64,
     /// Connections that aren't read, at the last heartbeat.
@@ -169,6 +216,11 @@ pub struct WorkerCounters {
 }
 
 impl WorkerCounters {
+    /// Counts one connection that was refused before it was served.
+    pub fn handshake_failed(&self, failure: HandshakeFailure) {
+        self.failed_handshakes[failure as usize].fetch_add(1, Relaxed);
+    }
+
     /// Counts one finished request of `records` records and `bytes` message bytes, acknowledged
     /// (or not) after `ack_us` microseconds.
     pub fn finished(&self, protocol: Protocol, fate: Fate, records: u64, bytes: u64, ack_us: u64) {
@@ -231,6 +283,8 @@ pub struct Totals {
     pub delivered_ack: HistogramTotal,
     /// Acknowledgement times of the vaulted.
     pub vaulted_ack: HistogramTotal,
+    /// Handshakes that failed, by [`HandshakeFailure`].
+    pub failed_handshakes: [u64; HandshakeFailure::ALL.len()],
     /// Connections open now.
     pub connections: u64,
     /// Connections that aren't read.
@@ -258,6 +312,7 @@ impl Totals {
             }
             worker.delivered_ack.add_to(&mut total.delivered_ack);
             worker.vaulted_ack.add_to(&mut total.vaulted_ack);
+            add(&mut total.failed_handshakes, &worker.failed_handshakes);
             total.connections += worker.connections.load(Relaxed);
             total.readers_stopped += worker.readers_stopped.load(Relaxed);
             total.cut_off += worker.cut_off.load(Relaxed);

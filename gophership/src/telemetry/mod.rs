@@ -7,6 +7,7 @@ pub mod http;
 pub mod lines;
 pub mod log;
 pub mod metrics;
+pub mod throttle;
 pub mod timeline;
 
 /// Format of the daemon's own log.

@@ -34,6 +34,7 @@ mod port;
 mod quarantine;
 mod reader;
 mod recovery;
+mod return_time;
 mod scrub;
 mod segment;
 mod segments;
@@ -243,6 +244,7 @@ impl Vault {
             segments_wanted: Signal::default(),
             cursors_wanted: Signal::default(),
             background_weight: AtomicU32::new(0),
+            room_in_ms: AtomicU64::new(0),
             scrub_wanted: Signal::default(),
             scrubbed: scrub::Counters::default(),
             chains: Chains::default(),
@@ -360,6 +362,12 @@ impl Vault {
         if before == 0 && weight > 0 {
             shared.scrub_wanted.raise();
         }
+    }
+
+    /// Takes note of how fast replay delivers, so that those whom a full vault refuses are told when to
+    /// come again.
+    pub fn expect_room(&self, records_per_second: u64) {
+        upkeep::expect_room(&self.inner.shared, records_per_second);
     }
 
     /// How much background work may be done, in thousandths.

@@ -314,6 +314,13 @@ impl Catalog {
         self.read().values().for_each(&mut visit);
     }
 
+    /// The segment with the lowest number that `wanted` accepts.
+    #[must_use]
+    pub(super) fn first(&self, mut wanted: impl FnMut(&Segment) -> bool) -> Option<Arc<Segment>> {
+        let segments = self.read();
+        segments.values().find(|segment| wanted(segment)).cloned()
+    }
+
     /// The segments `keep` accepts, in the order of their numbers.
     #[must_use]
     pub(super) fn select(&self, mut keep: impl FnMut(&Segment) -> bool) -> Vec<Arc<Segment>> {

@@ -76,6 +76,8 @@ pub(super) struct Shared {
     pub(super) cursors_wanted: Signal,
     /// Share of their full rate that paced background threads may use, in thousandths.
     pub(super) background_weight: AtomicU32,
+    /// When replay will have emptied the oldest segment, in milliseconds from the last time that was asked.
+    pub(super) room_in_ms: AtomicU64,
     /// Wakes the thread that reads sealed segments again.
     pub(super) scrub_wanted: Signal,
     /// What that thread has done.

@@ -8,6 +8,7 @@ use super::{
     cursors::CursorWriter,
     error::Error,
     format::Codec,
+    return_time::time_to_room,
     segment::Segment,
     shared::Shared,
     stats::{DestinationStats, Stats},
@@ -77,6 +78,22 @@ fn gather(shared: &Shared, writer: &mut CursorWriter, next_segment: u64) {
     }
     let begun = shared.catalog.select(Segment::is_begun);
     writer.gather(next_segment, books, &begun);
+}
+
+/// Predicts when the oldest segment that owes anything will owe nothing, and so can go.
+pub(super) fn expect_room(shared: &Shared, records_per_second: u64) {
+    let oldest = shared.catalog.first(|segment| {
+        segment.is_begun() && !segment.is_quarantined() && segment.ledger().pending().entries > 0
+    });
+    // Each destination is sent its own, and all of them count as what replay delivers.
+    let owed = oldest.map_or(0, |oldest| {
+        let ledger = oldest.ledger();
+        let bits = 0..shared.destinations.len();
+        bits.map(|bit| ledger.owed_records(bit)).sum()
+    });
+    let after = time_to_room(owed, records_per_second);
+    let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+    shared.room_in_ms.store(after_ms, Ordering::Relaxed);
 }
 
 /// Sums of all counters and ledgers.

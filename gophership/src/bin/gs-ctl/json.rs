@@ -35,6 +35,8 @@ pub(crate) fn status(status: &pb::StatusReply) -> Value {
             "remote_connections": ingest.remote_connections,
             "max_connections": ingest.max_connections,
             "connections_waiting": ingest.connections_waiting,
+            "workers": ingest.workers.iter().map(worker).collect::<Value>(),
+            "tls": ingest.tls.as_ref().map(tls),
         })),
         "export": status.export.iter().map(destination).collect::<Value>(),
         "vault": status.vault.as_ref().map(vault),
@@ -95,6 +97,22 @@ fn memory(memory: &pb::Memory) -> Value {
             "limit": component.limit_bytes,
             "used": component.used_bytes,
         }))),
+    })
+}
+
+fn worker(worker: &pb::Worker) -> Value {
+    json!({ "connections": worker.connections, "stuck": worker.stuck })
+}
+
+fn tls(tls: &pb::Tls) -> Value {
+    json!({
+        "not_after": named(&tls.expiries, |expiry| (
+            &expiry.file,
+            json!(expiry.not_after.as_ref().and_then(rfc3339)),
+        )),
+        "reloads": tls.reloads,
+        "failed_reloads": tls.failed_reloads,
+        "failure": (!tls.failure.is_empty()).then_some(&tls.failure),
     })
 }
 

@@ -19,6 +19,12 @@ pub(crate) fn status(status: &pb::StatusReply, colour: bool) -> String {
     }
     if let Some(ingest) = &status.ingest {
         fact("ingest", ingest_line(ingest));
+        if let Some(tls) = &ingest.tls {
+            fact("certificates", certificates_line(tls));
+        }
+        for warning in ingest_warnings(ingest) {
+            fact("warning", paint(&warning, "31", colour));
+        }
     }
     if let Some(vault) = &status.vault {
         fact("vault", vault_line(vault));
@@ -147,6 +153,31 @@ fn ingest_line(ingest: &pb::Ingest) -> String {
         count(ingest.max_connections),
         count(ingest.connections_waiting)
     )
+}
+
+fn certificates_line(tls: &pb::Tls) -> String {
+    let ends = tls.expiries.iter().map(|expiry| {
+        let left = expiry.not_after.as_ref().and_then(|at| distance(at, true));
+        match left {
+            Some(left) => format!("{} for another {left}", plain(&expiry.file)),
+            None => format!("{} HAS EXPIRED", plain(&expiry.file)),
+        }
+    });
+    let reloads = iter::once(format!("{} reloads", count(tls.reloads)));
+    ends.chain(reloads).collect::<Vec<_>>().join("; ")
+}
+
+/// What an operator must not overlook.
+fn ingest_warnings(ingest: &pb::Ingest) -> Vec<String> {
+    let stuck = ingest.workers.iter().enumerate();
+    let stuck = stuck.filter(|(_, worker)| worker.stuck);
+    let stuck = stuck.map(|(number, worker)| {
+        let connections = count(worker.connections);
+        format!("worker {number} is stuck, with {connections} connections")
+    });
+    let failure = ingest.tls.iter().filter(|tls| !tls.failure.is_empty());
+    let failure = failure.map(|tls| format!("certificates not reloaded: {}", plain(&tls.failure)));
+    stuck.chain(failure).collect()
 }
 
 fn vault_line(vault: &pb::Vault) -> String {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -23,6 +23,7 @@ use crate::{
         error::AppendError,
         format::{ENTRIES_MAX, PAGE},
         port::{Next, Port, Refusal},
+        return_time::{EARLIEST, jittered},
         segment::Segment,
         shared::Shared,
     },
@@ -337,7 +338,7 @@ impl Core {
                 let reason = "max_bytes leave no room for another segment".to_owned();
                 self.port().refuse(Refusal::NoSegment(reason));
                 Err(AppendError::Full {
-                    retry_after: REFUSE_FOR,
+                    retry_after: self.return_after(),
                 })
             }
             Next::Failed(reason) => {
@@ -346,6 +347,14 @@ impl Core {
                 Err(AppendError::Failed { reason })
             }
         }
+    }
+
+    /// When to try again, told to each who is refused a little differently.
+    fn return_after(&self) -> Duration {
+        let shared = &self.shared;
+        let room_in = Duration::from_millis(shared.room_in_ms.load(Ordering::Relaxed));
+        let chance = shared.platform.unix_nanos() ^ u64::from(self.lane).rotate_right(8);
+        jittered(room_in.max(EARLIEST), chance)
     }
 
     /// Ends a segment that would keep a full vault, or disk, full: only a closed one is removed once all of it is
