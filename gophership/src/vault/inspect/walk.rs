@@ -152,6 +152,11 @@ impl Walk<'_> {
             None => return ControlFlow::Break(Ending::Unused),
         }
         self.outlook = outlook(&self.account, &self.blocks);
+        if is_damage {
+            // What is in the header's place may be a block of this segment, and vouch for the others.
+            let from = Position::BEFORE_FIRST;
+            self.outlook.vouched_from(from, limit);
+        }
         ControlFlow::Continue(())
     }
 

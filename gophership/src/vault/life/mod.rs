@@ -313,21 +313,24 @@ impl Keeper {
             .iter()
             .filter_map(|(gone, _)| gone.path.parent())
             .collect();
+        let mut unsure = Vec::new();
         for dir in dirs {
             if let Err(error) = sync_dir(platform, dir) {
                 tracing::error!(error = %error, "the removal of vault segments may not be durable");
+                unsure.push(dir.to_path_buf());
             }
         }
         let all = gone.len() == segments.len();
         for (segment, spare) in gone {
             self.shared.retire(segment);
             let bytes = segment.note_removed();
-            if let Some(path) = spare {
-                self.spares.push(Spare { path, bytes });
-            } else {
-                self.shared
-                    .committed_bytes
-                    .fetch_sub(bytes, Ordering::Relaxed);
+            match spare {
+                // It may come back under its old name, so nothing may be written to it.
+                Some(path) if unsure.iter().any(|dir| path.starts_with(dir)) => {
+                    self.remove_file(&path, bytes);
+                }
+                Some(path) => self.spares.push(Spare { path, bytes }),
+                None => self.uncommit(bytes),
             }
         }
         self.spares.sort_by_key(|spare| spare.bytes);
@@ -349,12 +352,19 @@ impl Keeper {
     /// Removes the shortest spare.
     fn remove_spare(&mut self) {
         let spare = self.spares.remove(0);
-        // If it can't be removed, the next start tries again; until then its bytes count.
-        if remove(self.shared.platform.as_ref(), &spare.path) {
-            self.shared
-                .committed_bytes
-                .fetch_sub(spare.bytes, Ordering::Relaxed);
+        self.remove_file(&spare.path, spare.bytes);
+    }
+
+    /// If it can't be removed, the next start tries again; until then its bytes count.
+    fn remove_file(&self, path: &Path, bytes: u64) {
+        if remove(self.shared.platform.as_ref(), path) {
+            self.uncommit(bytes);
         }
+    }
+
+    fn uncommit(&self, bytes: u64) {
+        let committed = &self.shared.committed_bytes;
+        committed.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Cuts sealed segments behind their seal, where that is worth it.

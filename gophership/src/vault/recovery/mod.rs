@@ -147,6 +147,9 @@ fn recover_segment(
     }
     let is_lost = identity.tag.is_none();
     if matches!(begin, Begin::Damaged { .. }) {
+        // What is in the header's place may be a block of this segment, and vouch for the others.
+        let from = Position::BEFORE_FIRST;
+        walk.outlook.vouched_from(from, walk.limit);
         let lost = match is_lost {
             true => lose_known(cursors, &walk.segment, 0),
             false => Pending::default(),
