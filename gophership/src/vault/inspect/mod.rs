@@ -324,10 +324,15 @@ fn list(files: &dyn Platform, dir: &Path) -> Result<(Vec<PathBuf>, Vec<SegmentFi
             let Some(number) = number_of(&file.path) else {
                 continue;
             };
+            let header = read_header(files, &file.path, lane, number);
+            if matches!(header, Header::Unreadable(_)) && !files.exists(&file.path) {
+                // A daemon has taken it away since.
+                continue;
+            }
             segments.push(SegmentFile {
                 lane,
                 number,
-                header: read_header(files, &file.path, lane, number),
+                header,
                 quarantine: quarantine::read(files, dir, lane, number),
                 path: file.path,
                 bytes: file.bytes,
