@@ -43,7 +43,7 @@ pub const PAGE: usize = crate::uring::ALIGNMENT;
 pub const BLOCK_HEADER: usize = 128;
 /// Version of both headers.
 pub const VERSION: u16 = 1;
-/// Largest block that is read back, in bytes, header included; what is written is smaller.
+/// Largest block that is read back, in bytes, header included.
 pub const BLOCK_BYTES_MAX: usize = 1 << 20;
 /// Most entries of a segment; bounds the cursors.
 pub const ENTRIES_MAX: u32 = 1 << 16;
