@@ -1,6 +1,6 @@
 //! The skim against `prost`, the decoder that everything downstream uses.
 
-use gophership::otel::{Skim, skim};
+use gophership::otel::{Ahead, Skim, skim};
 use opentelemetry_proto::tonic::{
     collector::logs::v1::ExportLogsServiceRequest,
     common::v1::{
@@ -178,6 +178,46 @@ fn split<'a>(random: &mut Random, bytes: &'a [u8]) -> Vec<&'a [u8]> {
     cuts.windows(2).map(|cut| &bytes[cut[0]..cut[1]]).collect()
 }
 
+/// What is learnt of the parts while they come in, which must be what the judge says of the whole; `None` if that is
+/// left to it.
+fn ahead(parts: &[&[u8]]) -> Option<Skim> {
+    let mut ahead = Ahead::default();
+    parts.iter().for_each(|part| ahead.push(part));
+    let learnt = ahead.finish();
+    if let Some(learnt) = learnt {
+        assert_eq!(skim(parts), Ok(learnt), "ahead of {parts:x?}");
+    }
+    learnt
+}
+
+#[test]
+fn common_requests_are_known_when_they_are_here() {
+    for seed in 0..400 {
+        let mut random = Random(seed);
+        // As encoders write them, without anything unknown.
+        let request = ExportLogsServiceRequest::decode(request(&mut random).as_slice()).unwrap();
+        let bytes = request.encode_to_vec();
+        for parts in [vec![&*bytes], bytes.chunks(1).collect()] {
+            assert!(ahead(&parts).is_some(), "seed {seed}");
+        }
+        for _ in 0..20 {
+            let parts = split(&mut random, &bytes);
+            assert!(ahead(&parts).is_some(), "seed {seed}");
+            // Nothing is known of what ends too early.
+            let mut short = parts.clone();
+            while let Some(&last) = short.last()
+                && last.is_empty()
+            {
+                short.pop();
+            }
+            if let Some(last) = short.last_mut() {
+                *last = &last[..last.len() - 1];
+                ahead(&short);
+            }
+        }
+    }
+}
+
 #[test]
 fn agrees_with_prost_on_valid_requests_however_they_are_split() {
     for seed in 0..400 {
@@ -196,6 +236,7 @@ fn agrees_with_prost_on_valid_requests_however_they_are_split() {
         );
         for _ in 0..20 {
             let parts = split(&mut random, &bytes);
+            ahead(&parts);
             assert_eq!(
                 skim(&parts),
                 expected,
@@ -299,12 +340,14 @@ fn break_somewhere(random: &mut Random, bytes: &mut Vec<u8>) {
 #[test]
 fn agrees_with_prost_on_broken_requests() {
     let (mut refused, mut accepted, mut left_to_decoding) = (0, 0, 0);
+    let mut known_ahead = 0;
     for seed in 0..30_000 {
         let mut random = Random(seed);
         let mut bytes = request(&mut random);
         break_somewhere(&mut random, &mut bytes);
         let parts = split(&mut random, &bytes);
         let skimmed = skim(&parts);
+        known_ahead += u32::from(ahead(&parts).is_some());
         assert_eq!(
             skimmed,
             skim(&[&bytes]),
@@ -331,6 +374,7 @@ fn agrees_with_prost_on_broken_requests() {
         refused > 1000 && accepted > 1000 && left_to_decoding > 100,
         "{refused} {accepted} {left_to_decoding}"
     );
+    assert!(known_ahead > 1000, "{known_ahead}");
 }
 
 #[test]
@@ -342,6 +386,7 @@ fn agrees_with_prost_on_noise() {
             (*first, *second) = (0x0a, u8::try_from(random.below(30)).unwrap());
         }
         let parts = split(&mut random, &bytes);
+        ahead(&parts);
         assert_eq!(
             skim(&parts).map(|skim| skim.records).ok(),
             prost_on_path(&bytes),

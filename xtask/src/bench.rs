@@ -29,14 +29,16 @@ pub(crate) fn run(workspace: &Workspace, args: &[String]) -> Result<()> {
     let programs = workspace.target.join("release");
     let mut bench = Command::new(programs.join("xtask-bench"));
     bench.args(args);
-    if matches!(kind, "kernel" | "vault") {
+    if matches!(kind, "kernel" | "vault" | "ingest") {
         bench.arg("--scratch").arg(workspace.target.join("bench"));
+    }
+    if matches!(kind, "kernel" | "ingest") {
+        bench.arg("--programs").arg(&programs);
     }
     if kind == "kernel" {
         let KernelHalf::Buildable = kernel_half else {
             bail!("there is no kernel half to measure: it can't be built here");
         };
-        bench.arg("--programs").arg(&programs);
         bench.arg("--object").arg(workspace.ebpf_object());
     }
     process::succeed(&mut bench)

@@ -8,11 +8,11 @@ use crate::{
     somatic::route::Pivot,
     telemetry::{
         counters::{
-            ACK_BOUNDS_US, AnsweredTotal, ByFate, Fate, HandshakeFailure, HistogramTotal, Protocol,
-            Totals,
+            AnsweredTotal, ByFate, Fate, HandshakeFailure, HistogramTotal, Protocol,
+            TIME_BOUNDS_US, Totals,
         },
         http::Source,
-        metrics::{Families, Samples},
+        metrics::{Families, Labels, Samples},
     },
     vault::{SYNC_BOUNDS_US, Stats},
 };
@@ -133,8 +133,13 @@ fn ingest(daemon: &Daemon, families: &mut Families) {
         "gophership_ingester_ack_seconds",
         "Time from a request's last byte to its acknowledgement, by route.",
     );
-    buckets(&mut acks, "pipeline", &totals.delivered_ack);
-    buckets(&mut acks, "vault", &totals.vaulted_ack);
+    buckets(&mut acks, &[("route", "pipeline")], &totals.delivered_ack);
+    buckets(&mut acks, &[("route", "vault")], &totals.vaulted_ack);
+    let mut reflex = families.histogram(
+        "gophership_ingester_reflex_seconds",
+        "Time from reading a request's first byte to its bytes being placed in the pipeline or the vault.",
+    );
+    buckets(&mut reflex, &[], &totals.reflex);
     let help = "Requests that the vault acknowledged instead of the destinations.";
     let mut pivots = families.counter("gophership_somatic_pivots_total", help);
     for pivot in Pivot::all() {
@@ -231,14 +236,10 @@ fn tls(daemon: &Daemon, families: &mut Families) {
     reloads.add(&[("outcome", "failure")], count(status.failed));
 }
 
-fn buckets(samples: &mut Samples<'_>, route: &str, total: &HistogramTotal) {
-    let bounds = ACK_BOUNDS_US.map(|us| count(us) / 1e6);
-    samples.add_buckets(
-        &[("route", route)],
-        &bounds,
-        &total.buckets,
-        count(total.sum_us) / 1e6,
-    );
+fn buckets(samples: &mut Samples<'_>, labels: Labels<'_>, total: &HistogramTotal) {
+    let bounds = TIME_BOUNDS_US.map(|us| count(us) / 1e6);
+    let sum = count(total.sum_us) / 1e6;
+    samples.add_buckets(labels, &bounds, &total.buckets, sum);
 }
 
 fn memory(daemon: &Daemon, families: &mut Families) {

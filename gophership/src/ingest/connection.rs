@@ -254,7 +254,7 @@ async fn serve_grpc(
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let begun = of.begin();
         async move {
-            let response = grpc::respond(begun.state(), request).await;
+            let response = grpc::respond(&begun, request).await;
             Ok::<_, Infallible>(begun.answer(response))
         }
     });
@@ -277,7 +277,7 @@ async fn serve_otlp_http(
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let begun = of.begin();
         async move {
-            let response = http::respond(begun.state(), request).await;
+            let response = http::respond(&begun, request).await;
             Ok::<_, Infallible>(begun.answer(response))
         }
     });

@@ -7,7 +7,7 @@ use tokio::sync::SemaphorePermit;
 use super::{connection::Context, message::Parts, refusal::Refusal, unpack};
 use crate::{
     decompress,
-    otel::skim,
+    otel::{Skim, skim},
     somatic::{Answer, Placed, Request as Placeable},
     telemetry::counters::{Fate, Protocol},
     vault::{ContentEncoding, Kind},
@@ -19,6 +19,8 @@ pub(super) struct Received<'a> {
     pub(super) len: usize,
     pub(super) kind: Kind,
     pub(super) encoding: ContentEncoding,
+    /// What was learnt of plain protobuf while it came in.
+    pub(super) skimmed: Option<Skim>,
     pub(super) admitted: SemaphorePermit<'a>,
 }
 
@@ -40,10 +42,11 @@ pub(super) async fn admit(context: &Context, len: usize) -> Result<SemaphorePerm
     })
 }
 
-/// Brings what was received to its answer, and counts it.
+/// Brings what was received to its answer, and counts it; its first byte was read at `read_since`.
 pub(super) async fn export(
     context: &Context,
     protocol: Protocol,
+    read_since: Instant,
     received: Result<Received<'_>, Refusal>,
 ) -> Result<(), Refusal> {
     let finished = |fate, records, bytes, ack_us| {
@@ -64,11 +67,12 @@ pub(super) async fn export(
         finished(Fate::Delivered, 0, bytes, 0);
         return Ok(());
     };
+    context.counters.placed(micros(read_since.elapsed()));
     let answer = context
         .reflex
         .answer(placed, placeable, received.parts.as_slice())
         .await;
-    let ack_us = u64::try_from(arrived.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let ack_us = micros(arrived.elapsed());
     let fate = match answer {
         Answer::Delivered => Fate::Delivered,
         Answer::Vaulted => Fate::Vaulted,
@@ -105,8 +109,10 @@ fn place(
     }
     if (received.kind, received.encoding) == (Kind::OtlpLogs, ContentEncoding::Identity) {
         let parts = received.parts.as_slice();
-        let skimmed = skim(parts).map_err(|error| refusal(&unpack::Error::Protobuf(error)))?;
-        let records = skimmed.records;
+        let skimmed = received.skimmed.map_or_else(|| skim(parts), Ok);
+        let records = skimmed
+            .map_err(|error| refusal(&unpack::Error::Protobuf(error)))?
+            .records;
         let placed = context.reflex.place(parts, received.len, records);
         return Ok(Some((placed, placeable(records))));
     }
@@ -135,6 +141,10 @@ fn refusal(error: &unpack::Error) -> Refusal {
             Refusal::Malformed(error.to_string())
         }
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn unix_ns() -> u64 {

@@ -46,7 +46,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gated<S> {
         if !self.state.may_read(cx) {
             return Poll::Pending;
         }
-        Pin::new(&mut self.socket).poll_read(cx, buffer)
+        let had = buffer.filled().len();
+        let read = Pin::new(&mut self.socket).poll_read(cx, buffer);
+        self.state.reads(buffer.filled().len() > had);
+        read
     }
 }
 

@@ -20,7 +20,7 @@ use super::{
     export::{Received, admit, export},
     message::{Gather, Progress},
     refusal::Refusal,
-    state::State,
+    state::{Request as Begun, State},
 };
 use crate::{
     otel::status::with_retry_delay,
@@ -34,7 +34,8 @@ const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 const EMPTY_MESSAGE: Bytes = Bytes::from_static(&[0; 5]);
 
 /// Answers one HTTP/2 request.
-pub(super) async fn respond(state: &State, request: Request<Incoming>) -> Response<GrpcBody> {
+pub(super) async fn respond(begun: &Begun, request: Request<Incoming>) -> Response<GrpcBody> {
+    let state = begun.state();
     let content_type = request.headers().get(header::CONTENT_TYPE);
     if !content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")) {
         let mut response = Response::new(GrpcBody::default());
@@ -46,7 +47,7 @@ pub(super) async fn respond(state: &State, request: Request<Incoming>) -> Respon
             // The head ends here: headers aren't held while the body comes.
             let (codec, body) = (codec(request.headers()), request.into_body());
             let received = receive(state, codec, body).await;
-            match export(&state.context, Protocol::Grpc, received).await {
+            match export(&state.context, Protocol::Grpc, begun.read_since(), received).await {
                 Ok(()) => return success(),
                 Err(refusal) => status(refusal),
             }
@@ -124,6 +125,7 @@ async fn receive<'a>(
             deadline = Deadline::of(len);
         }
     }
+    let skimmed = gather.skimmed();
     let parts = gather.finish().map_err(malformed)?;
     // A whole message has announced its length.
     let (len, encoding, admitted, _) =
@@ -133,6 +135,7 @@ async fn receive<'a>(
         len,
         kind: Kind::OtlpLogs,
         encoding,
+        skimmed,
         admitted,
     })
 }

@@ -17,10 +17,10 @@ use super::{
     export::{Received, admit, export},
     message::Parts,
     refusal::Refusal,
-    state::State,
+    state::{Request as Begun, State},
 };
 use crate::{
-    otel::status,
+    otel::{Ahead, status},
     telemetry::counters::Protocol,
     vault::{ContentEncoding, Kind},
 };
@@ -41,7 +41,8 @@ enum Format {
 }
 
 /// Answers one request.
-pub(super) async fn respond(state: &State, request: Request<Incoming>) -> Response<Full<Bytes>> {
+pub(super) async fn respond(begun: &Begun, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let state = begun.state();
     let (head, mut body) = request.into_parts();
     let given = Format::of(&head.headers);
     // Whoever names no type that is served is told in the one that people can read.
@@ -65,7 +66,7 @@ pub(super) async fn respond(state: &State, request: Request<Incoming>) -> Respon
         // The head ends here: headers aren't held while the body comes.
         drop(head);
         let received = receive(state, what, &mut body).await;
-        match export(&state.context, Protocol::Http, received).await {
+        match export(&state.context, Protocol::Http, begun.read_since(), received).await {
             Ok(()) => format.success(),
             Err(refusal) => format.refused(&refusal),
         }
@@ -111,11 +112,16 @@ async fn receive<'a>(
     let mut admitted = admit(&state.context, announced).await?;
     let _finishing = state.finish();
     let deadline = Deadline::of(announced);
+    let is_plain = (kind, encoding) == (Kind::OtlpLogs, ContentEncoding::Identity);
+    let mut ahead = Ahead::default();
     let (mut parts, mut len) = (Parts::default(), 0_usize);
     while let Some(frame) = next_frame(body, &deadline).await? {
         len += frame.len();
         if len > announced {
             return Err(Refusal::too_large(format_args!("more than {limit}"), limit));
+        }
+        if is_plain {
+            ahead.push(&frame);
         }
         parts.push(frame);
     }
@@ -125,6 +131,7 @@ async fn receive<'a>(
         len,
         kind,
         encoding,
+        skimmed: is_plain.then(|| ahead.finish()).flatten(),
         admitted,
     })
 }

@@ -4,6 +4,8 @@ use std::io::{self, BufRead, Read};
 
 use bytes::{Buf, Bytes};
 
+use crate::otel::{Ahead, Skim};
+
 /// Length of gRPC's message prefix: a compressed flag and a big-endian length.
 const PREFIX_BYTES: usize = 5;
 
@@ -78,6 +80,8 @@ pub struct Gather {
     len: usize,
     have: usize,
     parts: Parts,
+    /// Of a message that isn't compressed.
+    ahead: Ahead,
 }
 
 impl Gather {
@@ -109,11 +113,22 @@ impl Gather {
             return Err(Error::Excess(frame.len() - room));
         }
         self.have += frame.len();
+        if self.prefix[0] == 0 {
+            self.ahead.push(&frame);
+        }
         if self.have < self.len && frame.len() < PIN_BYTES_MIN {
             frame = Bytes::copy_from_slice(&frame);
         }
         self.parts.push(frame);
         Ok(progress)
+    }
+
+    /// What is known of the message's framing by now, if it isn't compressed.
+    pub const fn skimmed(&self) -> Option<Skim> {
+        match self.prefix[0] {
+            0 => self.ahead.finish(),
+            _ => None,
+        }
     }
 
     /// The whole message.

@@ -6,6 +6,7 @@ use std::{
     rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context as TaskContext, Poll, Waker},
+    time::Instant,
 };
 
 use ::http::Response;
@@ -36,6 +37,10 @@ pub(super) struct State {
     presence: Arc<Presence>,
     since: u64,
     has_been_heard: Cell<bool>,
+    /// When the first of the reads was made that lie together, without the socket having been empty in between. HTTP/2
+    /// begins requests after the last of them.
+    read_since: Cell<Instant>,
+    has_read: Cell<bool>,
     /// Requests that aren't answered, or whose answers aren't taken.
     requests: Cell<u32>,
     /// Requests that are admitted and not whole.
@@ -94,6 +99,8 @@ impl State {
             presence,
             since: now,
             has_been_heard: Cell::new(false),
+            read_since: Cell::new(Instant::now()),
+            has_read: Cell::new(false),
             requests: Cell::new(0),
             unfinished: Cell::new(0),
             answers: Cell::new(0),
@@ -163,6 +170,14 @@ impl State {
         self.has_been_heard.set(true);
     }
 
+    /// Whether the socket had something to read.
+    pub(super) fn reads(&self, something: bool) {
+        if something && !self.has_read.get() {
+            self.read_since.set(Instant::now());
+        }
+        self.has_read.set(something);
+    }
+
     /// Whether the socket takes what is written.
     pub(super) fn writes(&self, takes: bool) {
         if takes {
@@ -181,6 +196,7 @@ impl State {
         }
         Request {
             state: Rc::clone(self),
+            read_since: self.read_since.get(),
             is_answered: false,
         }
     }
@@ -205,12 +221,18 @@ impl Drop for Finishing<'_> {
 /// A request, until its answer is taken.
 pub(super) struct Request {
     state: Rc<State>,
+    read_since: Instant,
     is_answered: bool,
 }
 
 impl Request {
     pub(super) fn state(&self) -> &State {
         &self.state
+    }
+
+    /// When its first byte was read.
+    pub(super) const fn read_since(&self) -> Instant {
+        self.read_since
     }
 
     /// The answer, which is followed until it is taken.

@@ -16,12 +16,11 @@
 const KIB: u32 = 1024;
 /// HTTP/2 begins with this much, whatever the settings say.
 const SMALLEST_BYTES: u32 = 64 * KIB;
-const LARGEST_BYTES: u32 = 2048 * KIB;
+const LARGEST_BYTES: u32 = 4096 * KIB;
 /// HTTP/2 allows no smaller limit.
 const FRAME_BYTES_MIN: u32 = 16 * KIB;
-/// Clients that use larger frames than 16 KiB spare both sides work; beyond this there is nothing to gain.
-const FRAME_BYTES_MAX: u32 = 1024 * KIB;
-const STREAMS_MIN: u32 = 16;
+/// Few, so that each can have a large window: clients that use larger frames than 16 KiB spare both sides work.
+const STREAMS_MAX: u32 = 16;
 const STREAM_BYTES: usize = 4 * 1024;
 const BASE_BYTES: usize = 96 * 1024;
 /// What HTTP/1.1 may read ahead of the handler; the head of a request must fit.
@@ -56,38 +55,27 @@ impl Windows {
         windows
     }
 
-    /// Bytes that the peer may send on one stream before the daemon reads.
+    /// Bytes that the peer may send on one stream before the daemon reads: together no more than on the connection, or
+    /// requests that wait for the budget could fill that, and those that are admitted never become whole.
     #[must_use]
     pub const fn stream(self) -> u32 {
-        let half = self.connection / 2;
-        if half < SMALLEST_BYTES {
-            SMALLEST_BYTES
-        } else {
-            half
-        }
+        self.connection / self.streams()
     }
 
-    /// The largest frame.
+    /// The largest frame: what a stream can send at once.
     #[must_use]
     pub const fn frame(self) -> u32 {
-        let half = self.connection / 2;
-        if self.connection <= SMALLEST_BYTES {
-            FRAME_BYTES_MIN
-        } else if half < FRAME_BYTES_MAX {
-            half
-        } else {
-            FRAME_BYTES_MAX
-        }
+        self.stream()
     }
 
     /// Streams that may be open at once.
     #[must_use]
     pub const fn streams(self) -> u32 {
-        let streams = self.connection / (16 * KIB);
-        if streams < STREAMS_MIN {
-            STREAMS_MIN
-        } else {
+        let streams = self.connection / FRAME_BYTES_MIN;
+        if streams < STREAMS_MAX {
             streams
+        } else {
+            STREAMS_MAX
         }
     }
 
@@ -102,11 +90,11 @@ impl Windows {
         }
     }
 
-    /// Room that a pipelining peer surely has when the daemon stops reading: HTTP/2 windows are
-    /// re-opened when half of them is spent, so between half and all of it is left.
+    /// Room that a pipelining peer surely has when the daemon stops reading: HTTP/2 windows are re-opened when half of
+    /// them is spent, so between half and all of them is left, of eight streams out of sixteen in this.
     #[must_use]
     pub const fn stalled(self) -> u32 {
-        self.connection / 2
+        self.connection / 4
     }
 
     /// Bytes of the ingest budget.
@@ -166,9 +154,9 @@ mod tests {
     fn the_limits_of_a_connection_are_ones_that_http_2_allows() {
         let mut windows = Windows::LARGEST;
         loop {
-            assert!((16_384..=FRAME_BYTES_MAX).contains(&windows.frame()));
-            assert!(windows.stream() >= SMALLEST_BYTES && windows.stream() <= windows.connection);
-            assert!(windows.streams() >= STREAMS_MIN);
+            assert!((16_384..1 << 24).contains(&windows.frame()));
+            assert!(windows.stream() * windows.streams() <= windows.connection);
+            assert!(windows.streams() >= 4);
             assert!(windows.http1_buffer() < windows.charge());
             if windows == Windows::SMALLEST {
                 break;

@@ -1,6 +1,7 @@
 //! The log data model on the wire: what is read without decoding, and how it is written as JSON.
 //!
-//! - [`skim`] walks a request's lengths before the acknowledgement: framing and record count, no allocation.
+//! - [`skim`] walks a request's lengths before the acknowledgement: framing and record count, no allocation; [`Ahead`]
+//!   does so while it comes in.
 //! - [`json`] writes a request the way OpenTelemetry's file exporter does, and makes protobuf of what producers send.
 //! - [`status`] reads and writes the details of a gRPC status (`RetryInfo`), and the body of an HTTP error.
 
@@ -8,4 +9,4 @@ pub mod json;
 mod skim;
 pub mod status;
 
-pub use skim::{Malformed, Skim, skim};
+pub use skim::{Ahead, Malformed, Skim, skim};

@@ -12,6 +12,10 @@
 //! The input may lie in any number of parts, cut anywhere. Wire format:
 //! <https://protobuf.dev/programming-guides/encoding/>.
 
+mod ahead;
+
+pub use ahead::Ahead;
+
 /// What a skim learnt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Skim {

@@ -126,26 +126,26 @@ pub struct AnsweredTotal {
     pub bytes: ByFate<u64>,
 }
 
-/// Upper bounds of the acknowledgement-time buckets, in microseconds.
-pub const ACK_BOUNDS_US: [u64; 14] = [
-    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 20_000, 30_000, 50_000, 100_000, 250_000,
+/// Upper bounds of the buckets of times, in microseconds.
+pub const TIME_BOUNDS_US: [u64; 16] = [
+    25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 20_000, 30_000, 50_000, 100_000, 250_000,
     1_000_000, 10_000_000,
 ];
 
-/// Times from the last byte of a request to its acknowledgement.
+/// Times of requests.
 #[derive(Debug, Default)]
 pub struct Histogram {
-    buckets: [AtomicU64; ACK_BOUNDS_US.len() + 1],
+    buckets: [AtomicU64; TIME_BOUNDS_US.len() + 1],
     sum_us: AtomicU64,
 }
 
 impl Histogram {
     /// Counts one observation, in microseconds.
     pub fn observe(&self, us: u64) {
-        let bucket = ACK_BOUNDS_US
+        let bucket = TIME_BOUNDS_US
             .iter()
             .position(|&bound| us <= bound)
-            .unwrap_or(ACK_BOUNDS_US.len());
+            .unwrap_or(TIME_BOUNDS_US.len());
         self.buckets[bucket].fetch_add(1, Relaxed);
         self.sum_us.fetch_add(us, Relaxed);
     }
@@ -162,7 +162,7 @@ impl Histogram {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HistogramTotal {
     /// Observations per bucket, not cumulative.
-    pub buckets: [u64; ACK_BOUNDS_US.len() + 1],
+    pub buckets: [u64; TIME_BOUNDS_US.len() + 1],
     /// Sum of the observations, in microseconds.
     pub sum_us: u64,
 }
@@ -202,6 +202,7 @@ pub struct WorkerCounters {
     pivots: [AtomicU64; PIVOT_CAUSES_MAX],
     delivered_records: [AtomicU64; DESTINATIONS_MAX],
     diverted: [Diverted; ZONES],
+    reflex: Histogram,
     delivered_ack: Histogram,
     vaulted_ack: Histogram,
     failed_handshakes: [AtomicU64; HandshakeFailure::ALL.len()],
@@ -219,6 +220,12 @@ impl WorkerCounters {
     /// Counts one connection that was refused before it was served.
     pub fn handshake_failed(&self, failure: HandshakeFailure) {
         self.failed_handshakes[failure as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Counts one request whose bytes were placed, in the pipeline or the vault, `us` microseconds after the first of
+    /// them was read.
+    pub fn placed(&self, us: u64) {
+        self.reflex.observe(us);
     }
 
     /// Counts one finished request of `records` records and `bytes` message bytes, acknowledged
@@ -279,6 +286,8 @@ pub struct Totals {
     pub delivered_records: [u64; DESTINATIONS_MAX],
     /// What went to the vault, by the zone's number.
     pub diverted: [Amount; ZONES],
+    /// Times from the first byte read to all of them placed.
+    pub reflex: HistogramTotal,
     /// Acknowledgement times of the delivered.
     pub delivered_ack: HistogramTotal,
     /// Acknowledgement times of the vaulted.
@@ -310,6 +319,7 @@ impl Totals {
             for (sum, diverted) in total.diverted.iter_mut().zip(&worker.diverted) {
                 *sum = sum.plus(diverted.get());
             }
+            worker.reflex.add_to(&mut total.reflex);
             worker.delivered_ack.add_to(&mut total.delivered_ack);
             worker.vaulted_ack.add_to(&mut total.vaulted_ack);
             add(&mut total.failed_handshakes, &worker.failed_handshakes);
@@ -378,6 +388,7 @@ mod tests {
         workers[1].finished(Protocol::Grpc, Fate::Vaulted, 5, 500, 300);
         workers[1].finished(Protocol::Http, Fate::Refused, 7, 700, 300);
         workers[1].pivoted(3);
+        workers[1].placed(26);
         workers[0].delivered(0b101, 10);
         workers[1].delivered(0b100, 5);
         workers[0].diverted(Zone::Red, 10, 1000);
@@ -399,8 +410,9 @@ mod tests {
         );
         assert_eq!(totals.pivots[3], 1);
         assert_eq!(totals.delivered_records[..3], [10, 0, 15]);
-        assert_eq!(totals.delivered_ack.buckets[0], 1);
-        assert_eq!(totals.vaulted_ack.buckets[2], 1);
+        assert_eq!(totals.reflex.buckets[1], 1);
+        assert_eq!(totals.delivered_ack.buckets[2], 1);
+        assert_eq!(totals.vaulted_ack.buckets[4], 1);
         assert_eq!(totals.vaulted_ack.sum_us, 300);
     }
 
@@ -409,6 +421,6 @@ mod tests {
         let worker = WorkerCounters::default();
         worker.finished(Protocol::Grpc, Fate::Vaulted, 1, 1, u64::from(u32::MAX));
         let totals = Totals::of([&worker]);
-        assert_eq!(totals.vaulted_ack.buckets[ACK_BOUNDS_US.len()], 1);
+        assert_eq!(totals.vaulted_ack.buckets[TIME_BOUNDS_US.len()], 1);
     }
 }

@@ -2,7 +2,8 @@
 
 use std::{
     fs::{self, File},
-    net::SocketAddr,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -65,23 +66,34 @@ impl Site {
         client_tls(&self.certs())
     }
 
+    fn control(&self) -> PathBuf {
+        self.scratch.join("control.sock")
+    }
+
     fn config(&self, settings: &Settings<'_>) -> String {
         let path = |name: &str| self.scratch.join(name).display().to_string();
+        let tls = match settings.plaintext {
+            true => "plaintext: true".to_owned(),
+            false => format!(
+                "tls: {{ cert: '{}', key: '{}', client_ca: '{}', client_auth: required }}",
+                path("certs/server.pem"),
+                path("certs/server.key"),
+                path("certs/ca.pem"),
+            ),
+        };
         format!(
             "\
 ingest:
   grpc: {{ listen: \"127.0.0.1:0\" }}
   http: {{ listen: \"127.0.0.1:0\" }}
-  tls:
-    cert: '{cert}'
-    key: '{key}'
-    client_ca: '{ca}'
-    client_auth: required
+  {tls}{ingest}
+memory: {{ total: {memory} }}
 pressure:
   kernel: {kernel}{pressure}
 vault:
-  dir: '{vault}'
-  max_bytes: 1GiB
+  dir: '{dir}'
+  max_bytes: {max_bytes}
+  compression: {compression}
 export:
   ack_within: {ack_within}
   destinations:
@@ -94,15 +106,16 @@ telemetry:
   log: {{ level: info, format: json }}
   audit_log: '{audit}'
 ",
-            cert = path("certs/server.pem"),
-            key = path("certs/server.key"),
-            ca = path("certs/ca.pem"),
+            ingest = settings.ingest,
+            memory = settings.memory,
             kernel = settings.kernel,
             pressure = settings.pressure,
-            vault = path("vault"),
+            dir = path("vault"),
+            max_bytes = settings.vault_bytes,
+            compression = settings.compression,
             ack_within = settings.ack_within,
             sink = settings.sink,
-            control = path("control.sock"),
+            control = self.control().display(),
             uid = nix::unistd::getuid(),
             audit = path("audit.jsonl"),
         )
@@ -110,7 +123,20 @@ telemetry:
 }
 
 /// What measurements vary.
+#[derive(Clone)]
 pub(crate) struct Settings<'a> {
+    /// The program that is started with `run --config FILE`.
+    pub(crate) program: &'a str,
+    /// Without TLS.
+    pub(crate) plaintext: bool,
+    /// More lines below `ingest:`, each beginning with a newline.
+    pub(crate) ingest: &'a str,
+    /// `memory.total`.
+    pub(crate) memory: &'a str,
+    /// `vault.max_bytes`.
+    pub(crate) vault_bytes: &'a str,
+    /// `vault.compression`.
+    pub(crate) compression: &'a str,
     /// `pressure.kernel`.
     pub(crate) kernel: &'a str,
     /// More lines below `pressure:`, each beginning with a newline.
@@ -123,11 +149,36 @@ pub(crate) struct Settings<'a> {
     pub(crate) env: &'a [(&'a str, &'a str)],
 }
 
+impl<'a> Settings<'a> {
+    /// A daemon that user space judges for, undisturbed by what the machine around it does, which waits for its
+    /// destination as long as it takes.
+    pub(crate) const fn new(sink: SocketAddr) -> Self {
+        Self {
+            program: "gophership",
+            plaintext: false,
+            ingest: "",
+            memory: "auto",
+            vault_bytes: "1GiB",
+            compression: "auto",
+            kernel: "off",
+            pressure: UNDISTURBED,
+            ack_within: "10s",
+            sink,
+            env: &[],
+        }
+    }
+}
+
 /// A daemon that runs until it is dropped.
 pub(crate) struct Daemon {
     child: Child,
     log: PathBuf,
+    output: PathBuf,
+    gs_ctl: PathBuf,
+    control: PathBuf,
     grpc: SocketAddr,
+    http: SocketAddr,
+    telemetry: SocketAddr,
 }
 
 impl Daemon {
@@ -142,7 +193,8 @@ impl Daemon {
         let config = site.scratch.join("gophership.yaml");
         fs::write(&config, site.config(settings))?;
         let log = site.scratch.join("daemon.log");
-        let mut command = Command::new(site.programs.join("gophership"));
+        let output = site.scratch.join("daemon.out");
+        let mut command = Command::new(site.programs.join(settings.program));
         for (name, _) in std::env::vars_os() {
             // The caller's environment must not configure what is measured.
             if name
@@ -157,27 +209,38 @@ impl Daemon {
             .args(["run", "--config"])
             .arg(&config)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(File::create(&output)?)
             .stderr(File::create(&log)?)
             .spawn()
             .context("cannot run the daemon")?;
+        let nowhere = settings.sink;
         let mut daemon = Self {
             child,
             log,
-            grpc: settings.sink,
+            output,
+            gs_ctl: site.programs.join("gs-ctl"),
+            control: site.control(),
+            grpc: nowhere,
+            http: nowhere,
+            telemetry: nowhere,
         };
-        daemon.grpc = daemon.ready()?;
+        daemon.ready()?;
         Ok(daemon)
     }
 
-    fn ready(&mut self) -> Result<SocketAddr> {
+    fn ready(&mut self) -> Result<()> {
         let started = Instant::now();
         loop {
-            if let Some(address) = self.log_events("ready").find_map(|event| {
-                let address = event.get("grpc")?.as_str()?;
-                address.parse().ok()
-            }) {
-                return Ok(address);
+            let event = self.log_events("ready").next();
+            if let Some(event) = event {
+                let address = |name: &str| -> Result<SocketAddr> {
+                    let address = event.get(name).and_then(Value::as_str);
+                    Ok(address.context("an address is missing")?.parse()?)
+                };
+                self.grpc = address("grpc")?;
+                self.http = address("http")?;
+                self.telemetry = address("telemetry")?;
+                return Ok(());
             }
             if let Some(status) = self.child.try_wait()? {
                 let log = fs::read_to_string(&self.log).unwrap_or_default();
@@ -205,6 +268,56 @@ impl Daemon {
 
     pub(crate) fn grpc(&self) -> SocketAddr {
         self.grpc
+    }
+
+    pub(crate) fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Holds a zone until the end.
+    pub(crate) fn hold(&self, zone: &str) -> Result<()> {
+        let output = Command::new(&self.gs_ctl)
+            .arg(format!("--endpoint=unix:{}", self.control.display()))
+            .args(["override", "--zone", zone, "--for", "forever"])
+            .output()
+            .context("cannot run gs-ctl")?;
+        ensure!(
+            output.status.success(),
+            "gs-ctl override: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+
+    /// The page `/metrics`.
+    pub(crate) fn metrics(&self) -> Result<String> {
+        let mut stream = TcpStream::connect(self.telemetry)?;
+        stream.set_read_timeout(Some(WITHIN))?;
+        let host = self.telemetry;
+        write!(
+            stream,
+            "GET /metrics HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page)?;
+        Ok(page)
+    }
+
+    /// A line of `/proc/PID/status` that has kibibytes, in bytes: `VmRSS`, or `VmHWM` for its peak.
+    pub(crate) fn memory(&self, line: &str) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let kib = status.lines().find_map(|text| {
+            let rest = text.strip_prefix(line)?.strip_prefix(':')?;
+            rest.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+        });
+        Ok(kib.with_context(|| format!("no {line}"))? * 1024)
+    }
+
+    /// The number that the program keeps at the beginning of its standard output.
+    pub(crate) fn number(&self) -> Result<u64> {
+        let output = fs::read(&self.output)?;
+        let bytes = output.first_chunk().context("there is no number")?;
+        Ok(u64::from_le_bytes(*bytes))
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -10,6 +10,7 @@
 )]
 
 mod daemon;
+mod ingest;
 mod kernel;
 mod load;
 mod report;
@@ -24,7 +25,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     daemon::Site,
     kernel::{Bench, Part},
-    load::{Load, Plan, Transport},
+    load::{Load, Plan, Protocol, Transport},
     report::Report,
     sink::Sink,
 };
@@ -43,6 +44,8 @@ enum Kind {
     Kernel(KernelArguments),
     /// How close the vault comes to the disk and to LZ4, and how fast it recovers
     Vault(VaultArguments),
+    /// What the front door does in a second of its CPU time, how fast it answers, and what memory it takes
+    Ingest(IngestArguments),
     /// Send a load to a daemon that runs
     Load(LoadArguments),
 }
@@ -86,10 +89,35 @@ struct VaultArguments {
 }
 
 #[derive(Args)]
+struct IngestArguments {
+    /// Directory of the programs to measure
+    #[arg(long)]
+    programs: PathBuf,
+    /// Directory for the daemons' state, on a real disk
+    #[arg(long)]
+    scratch: PathBuf,
+    /// Take two minutes; the figures are rough
+    #[arg(long)]
+    quick: bool,
+    /// Fail if a promise isn't kept
+    #[arg(long)]
+    check: bool,
+    /// Measure only this; may be given more than once
+    #[arg(long, value_enum)]
+    only: Vec<ingest::Part>,
+    /// Of the part `throughput`, only cases whose name has this in it, such as `red grpc tls 1000`
+    #[arg(long)]
+    case: Option<String>,
+}
+
+#[derive(Args)]
 struct LoadArguments {
-    /// Where the daemon takes OTLP/gRPC
+    /// Where the daemon takes the protocol
     #[arg(long, default_value = "127.0.0.1:4317")]
     address: SocketAddr,
+    /// OTLP/gRPC, or OTLP/HTTP over HTTP/1.1
+    #[arg(long, value_enum, default_value = "grpc")]
+    protocol: Protocol,
     /// Directory with ca.pem, client.pem and client.key; without it the load is plaintext
     #[arg(long)]
     certs: Option<PathBuf>,
@@ -120,6 +148,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().bench {
         Kind::Kernel(arguments) => kernel(arguments),
         Kind::Vault(arguments) => vault(&arguments),
+        Kind::Ingest(arguments) => ingest(arguments),
         Kind::Load(arguments) => load(&arguments),
     };
     match result {
@@ -159,6 +188,19 @@ fn vault(arguments: &VaultArguments) -> Result<ExitCode> {
     Ok(verdict(&report, arguments.check))
 }
 
+fn ingest(arguments: IngestArguments) -> Result<ExitCode> {
+    let site = Site::new(arguments.programs, arguments.scratch)?;
+    let mut report = Report::new();
+    let mut bench = ingest::Bench {
+        site: &site,
+        quick: arguments.quick,
+        report: &mut report,
+        case: arguments.case.as_deref().unwrap_or_default(),
+    };
+    ingest::run(&mut bench, &arguments.only)?;
+    Ok(verdict(&report, arguments.check))
+}
+
 /// Whether a missed promise counts.
 fn verdict(report: &Report, check: bool) -> ExitCode {
     if !check || report.missed().is_empty() {
@@ -177,8 +219,10 @@ fn load(arguments: &LoadArguments) -> Result<ExitCode> {
     };
     let load = Load::start(Plan {
         address: arguments.address,
+        protocol: arguments.protocol,
         transport,
         threads: arguments.threads,
+        cpus: Vec::new(),
         connections: arguments.connections,
         in_flight: arguments.in_flight,
         records: arguments.records,

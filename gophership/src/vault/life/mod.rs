@@ -43,7 +43,7 @@ use super::{
 use crate::uring::AlignedBytes;
 
 /// Bytes of zeros in one write.
-const FILL_BYTES: usize = 1 << 20;
+const FILL_BYTES: usize = 2 << 20;
 /// A failed attempt to make a segment is repeated this often at most.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
@@ -106,7 +106,7 @@ pub(super) struct Keeper {
 impl Keeper {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self {
-            zeros: AlignedBytes::zeroed(FILL_BYTES),
+            zeros: AlignedBytes::zeroed_in_large_pages(FILL_BYTES),
             spares: Vec::new(),
             troubles: shared.ports.iter().map(|_| Trouble::default()).collect(),
             shared,

@@ -62,8 +62,7 @@ fn start(bench: &Bench<'_>, pressure: &str) -> Result<(Daemon, Load)> {
             kernel: "required",
             pressure,
             ack_within: "20ms",
-            sink: bench.sink.address(),
-            env: &[],
+            ..Settings::new(bench.sink.address())
         },
     )?;
     let load = Load::start(plan(bench, daemon.grpc())?)?;

@@ -65,9 +65,7 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
         &Settings {
             kernel: "required",
             pressure: &pressure,
-            ack_within: "10s",
-            sink: bench.sink.address(),
-            env: &[],
+            ..Settings::new(bench.sink.address())
         },
     )?;
     let maps = Maps::of(daemon.pid())?;

@@ -13,7 +13,7 @@ use clap::ValueEnum;
 
 use crate::{
     daemon::Site,
-    load::{Plan, Transport},
+    load::{Plan, Protocol, Transport},
     report::Report,
     sink::Sink,
 };
@@ -65,8 +65,10 @@ pub(crate) fn run(bench: &mut Bench<'_>, parts: &[Part]) -> Result<()> {
 fn plan(bench: &Bench<'_>, address: SocketAddr) -> Result<Plan> {
     Ok(Plan {
         address,
+        protocol: Protocol::Grpc,
         transport: Transport::Tls(bench.site.tls()?),
         threads: 1,
+        cpus: Vec::new(),
         connections: 4,
         in_flight: 8,
         records: 100,

@@ -147,9 +147,8 @@ fn start(bench: &Bench<'_>, kernel: &str) -> Result<Daemon> {
         &Settings {
             kernel,
             pressure: &pressure,
-            ack_within: "10s",
-            sink: bench.sink.address(),
             env: &SAME_HEAP,
+            ..Settings::new(bench.sink.address())
         },
     )
 }

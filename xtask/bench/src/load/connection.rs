@@ -1,8 +1,7 @@
-//! One HTTP/2 connection and the gRPC calls on it.
+//! One connection and the calls on it: gRPC over HTTP/2, or OTLP/HTTP over HTTP/1.1.
 
 use std::{
     convert::Infallible,
-    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -13,28 +12,48 @@ use bytes::Bytes;
 use http::Request;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
-use hyper::client::conn::http2;
+use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+
+use super::Plan;
 
 /// Path of the logs service.
-const LOGS: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
+const GRPC_LOGS: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
+const HTTP_LOGS: &str = "/v1/logs";
+
+/// How requests are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Protocol {
+    /// OTLP/gRPC.
+    Grpc,
+    /// OTLP/HTTP in protobuf over HTTP/1.1.
+    Http,
+}
 
 /// What is below HTTP/2.
 #[derive(Clone)]
 pub(crate) enum Transport {
-    /// Nothing, with prior knowledge.
+    /// Nothing; HTTP/2 with prior knowledge.
     Plaintext,
     /// TLS for `localhost`.
     Tls(Arc<ClientConfig>),
 }
 
-/// Where calls are sent; clones share the connection.
+/// Where one call at a time is sent.
+pub(super) enum Sender {
+    /// Those of one connection share it.
+    Grpc(http2::SendRequest<Chunks>, Target),
+    Http(http1::SendRequest<Chunks>, Target),
+}
+
 #[derive(Clone)]
-pub(super) struct Sender {
-    http2: http2::SendRequest<Chunks>,
+pub(super) struct Target {
     uri: String,
     frame_bytes: usize,
 }
@@ -46,73 +65,119 @@ pub(super) enum Outcome {
 }
 
 impl Sender {
-    /// Connects, and has the current runtime drive the connection. DATA frames have at most
-    /// `frame_bytes`, and what the server allows.
-    pub(super) async fn connect(
-        address: SocketAddr,
-        transport: &Transport,
-        frame_bytes: usize,
-    ) -> Result<Self> {
-        let tcp = TcpStream::connect(address)
-            .await
-            .with_context(|| format!("cannot connect to {address}"))?;
-        tcp.set_nodelay(true)?;
-        let (http2, scheme) = match transport {
-            Transport::Plaintext => (handshake(tcp).await?, "http"),
-            Transport::Tls(config) => {
-                let name = ServerName::try_from("localhost")?;
-                let tls = tokio_rustls::TlsConnector::from(Arc::clone(config));
-                let stream = tls.connect(name, tcp).await.context("TLS handshake")?;
-                (handshake(stream).await?, "https")
-            }
+    /// Shakes hands, and has the current runtime drive the connection; a sender for each call that it may have in flight.
+    pub(super) async fn connect(plan: &Plan, socket: std::net::TcpStream) -> Result<Vec<Self>> {
+        let target = Target {
+            uri: match (plan.protocol, &plan.transport) {
+                (Protocol::Http, _) => HTTP_LOGS.to_owned(),
+                (_, Transport::Plaintext) => format!("http://localhost{GRPC_LOGS}"),
+                (_, Transport::Tls(_)) => format!("https://localhost{GRPC_LOGS}"),
+            },
+            frame_bytes: plan.frame_bytes,
         };
-        Ok(Self {
-            http2,
-            uri: format!("{scheme}://localhost:{}{LOGS}", address.port()),
-            frame_bytes,
-        })
+        let io = TokioIo::new(stream(plan, socket).await?);
+        match plan.protocol {
+            Protocol::Grpc => {
+                let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+                    // As many as any server takes, until it says how many it does.
+                    .initial_max_send_streams(1)
+                    .handshake(io)
+                    .await
+                    .context("HTTP/2 handshake")?;
+                // Its error reaches the calls.
+                tokio::spawn(connection);
+                let sender = || Self::Grpc(sender.clone(), target.clone());
+                Ok(std::iter::repeat_with(sender)
+                    .take(plan.in_flight)
+                    .collect())
+            }
+            Protocol::Http => {
+                let (sender, connection) = http1::handshake(io).await?;
+                tokio::spawn(connection);
+                Ok(vec![Self::Http(sender, target)])
+            }
+        }
     }
 
     /// One call. An error means that the connection is of no more use.
-    pub(super) async fn call(&mut self, framed: Bytes) -> Result<Outcome> {
-        let request = Request::post(&self.uri)
-            .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .header("user-agent", "gophership-bench")
-            .body(Chunks {
-                rest: framed,
-                at_most: self.frame_bytes,
-            })?;
-        self.http2.ready().await?;
-        let response = self.http2.send_request(request).await?;
-        let (head, body) = response.into_parts();
-        let body = body.collect().await?;
-        let status = body
-            .trailers()
-            .and_then(|trailers| trailers.get("grpc-status"))
-            .or_else(|| head.headers.get("grpc-status"));
-        Ok(match status {
-            Some(status) if status == "0" => Outcome::Acked,
-            Some(status) => Outcome::Refused(format!("grpc-status {status:?}")),
-            None => Outcome::Refused(format!("HTTP {} without grpc-status", head.status)),
-        })
+    pub(super) async fn call(&mut self, message: Bytes) -> Result<Outcome> {
+        match self {
+            Self::Grpc(sender, target) => {
+                let request = target
+                    .post("application/grpc")
+                    .header("te", "trailers")
+                    .body(target.body(message))?;
+                sender.ready().await?;
+                let (head, body) = sender.send_request(request).await?.into_parts();
+                let body = body.collect().await?;
+                let status = body
+                    .trailers()
+                    .and_then(|trailers| trailers.get("grpc-status"))
+                    .or_else(|| head.headers.get("grpc-status"));
+                Ok(match status {
+                    Some(status) if status == "0" => Outcome::Acked,
+                    Some(status) => Outcome::Refused(format!("grpc-status {status:?}")),
+                    None => Outcome::Refused(format!("HTTP {} without grpc-status", head.status)),
+                })
+            }
+            Self::Http(sender, target) => {
+                let request = target
+                    .post("application/x-protobuf")
+                    .header("host", "localhost")
+                    .body(target.body(message))?;
+                sender.ready().await?;
+                let (head, body) = sender.send_request(request).await?.into_parts();
+                body.collect().await?;
+                Ok(match head.status {
+                    http::StatusCode::OK => Outcome::Acked,
+                    status => Outcome::Refused(format!("HTTP {status}")),
+                })
+            }
+        }
     }
 }
 
-async fn handshake<S>(stream: S) -> Result<http2::SendRequest<Chunks>>
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-{
-    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-        .await
-        .context("HTTP/2 handshake")?;
-    // Its error reaches the calls.
-    tokio::spawn(connection);
-    Ok(sender)
+impl Target {
+    fn post(&self, content_type: &str) -> http::request::Builder {
+        Request::post(&self.uri)
+            .header("content-type", content_type)
+            .header("user-agent", "gophership-bench")
+    }
+
+    /// DATA frames have at most so many bytes, and what the server allows.
+    const fn body(&self, message: Bytes) -> Chunks {
+        Chunks {
+            rest: message,
+            at_most: self.frame_bytes,
+        }
+    }
+}
+
+/// A socket, or TLS over one.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+async fn stream(plan: &Plan, socket: std::net::TcpStream) -> Result<Box<dyn Stream>> {
+    socket.set_nonblocking(true)?;
+    socket.set_nodelay(true)?;
+    let tcp = TcpStream::from_std(socket)?;
+    let Transport::Tls(config) = &plan.transport else {
+        return Ok(Box::new(tcp));
+    };
+    let mut config = ClientConfig::clone(config);
+    config.alpn_protocols = vec![match plan.protocol {
+        Protocol::Grpc => b"h2".to_vec(),
+        Protocol::Http => b"http/1.1".to_vec(),
+    }];
+    let tls = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let name = ServerName::try_from("localhost")?;
+    let stream = tls.connect(name, tcp).await.context("TLS handshake")?;
+    Ok(Box::new(stream))
 }
 
 /// A body in pieces, each of which becomes at least one DATA frame.
-struct Chunks {
+pub(super) struct Chunks {
     rest: Bytes,
     at_most: usize,
 }

@@ -1,0 +1,176 @@
+//! One way through the front door: a daemon for it, and its load.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use crate::{
+    daemon::{Daemon, Settings, Site, cpu_ns},
+    load::{Load, Plan, Protocol, Transport, Window},
+    sink::Sink,
+};
+
+/// Budgets of all daemons here.
+pub(super) const MEMORY: &str = "64MiB";
+/// More than is written to one: with room ahead of it, which costs its zeros, as at the beginning of a spike.
+const VAULT_BYTES: &str = "24GiB";
+/// gRPC connections, which two of have room for the largest windows; as many times [`IN_FLIGHT`] with HTTP/1.1.
+const CONNECTIONS: usize = 2;
+const IN_FLIGHT: usize = 16;
+
+/// Frames as a client sends that goes by what is offered.
+pub(super) const LARGE_FRAMES: usize = 1024 * 1024;
+/// Frames of grpc-go and grpc-core, whatever is offered.
+pub(super) const SMALL_FRAMES: usize = 16 * 1024;
+
+/// Where requests go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Route {
+    /// To the vault, on stable storage.
+    Red,
+    /// To an OTLP destination that counts.
+    Green,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Case {
+    pub(super) route: Route,
+    pub(super) protocol: Protocol,
+    pub(super) tls: bool,
+    /// In each request.
+    pub(super) records: u64,
+    /// Most bytes of a DATA frame.
+    pub(super) frame_bytes: usize,
+    /// `vault.compression`.
+    pub(super) compression: &'static str,
+}
+
+/// A daemon, held in the case's zone, and its load.
+pub(super) struct Running {
+    // Ends first: what it sends has to arrive.
+    pub(super) load: Load,
+    pub(super) daemon: Daemon,
+    _sink: Sink,
+}
+
+/// One measured window.
+pub(super) struct Measured {
+    pub(super) window: Window,
+    pub(super) cpu_ns: u64,
+    pub(super) peak_rss_bytes: u64,
+}
+
+impl Case {
+    pub(super) fn name(&self) -> String {
+        let frames = match (self.protocol, self.frame_bytes) {
+            (Protocol::Grpc, SMALL_FRAMES) => " 16k-frames",
+            _ => "",
+        };
+        format!(
+            "{} {} {} {}{frames}{}",
+            match self.route {
+                Route::Red => "red",
+                Route::Green => "green",
+            },
+            match self.protocol {
+                Protocol::Grpc => "grpc",
+                Protocol::Http => "http",
+            },
+            if self.tls { "tls" } else { "plaintext" },
+            self.records,
+            match self.compression {
+                "none" => "",
+                _ => " lz4",
+            },
+        )
+    }
+
+    /// Starts daemon and load; a second of it is left out of everything.
+    pub(super) fn start(
+        &self,
+        site: &Site,
+        settings: impl FnOnce(&mut Settings<'_>),
+        plan: impl FnOnce(&mut Plan),
+    ) -> Result<Running> {
+        let sink = Sink::start()?;
+        let mut own = Settings {
+            plaintext: !self.tls,
+            memory: MEMORY,
+            vault_bytes: VAULT_BYTES,
+            compression: self.compression,
+            ..Settings::new(sink.address())
+        };
+        settings(&mut own);
+        let daemon = Daemon::start(site, &own)?;
+        daemon.hold(match self.route {
+            Route::Red => "red",
+            Route::Green => "green",
+        })?;
+        let mut own = Plan {
+            address: match self.protocol {
+                Protocol::Grpc => daemon.grpc(),
+                Protocol::Http => daemon.http(),
+            },
+            protocol: self.protocol,
+            transport: match self.tls {
+                true => Transport::Tls(site.tls()?),
+                false => Transport::Plaintext,
+            },
+            threads: 1,
+            cpus: Vec::new(),
+            connections: CONNECTIONS,
+            in_flight: IN_FLIGHT,
+            records: self.records,
+            requests_per_second: None,
+            frame_bytes: self.frame_bytes,
+        };
+        plan(&mut own);
+        let load = Load::start(own)?;
+        load.measure(Duration::ZERO, Duration::from_secs(1))?;
+        Ok(Running {
+            load,
+            daemon,
+            _sink: sink,
+        })
+    }
+}
+
+impl Running {
+    /// Measures for that long.
+    ///
+    /// # Errors
+    /// If a request wasn't acknowledged, or went another way.
+    pub(super) fn measure(&self, window: Duration) -> Result<Measured> {
+        let before = cpu_ns(self.daemon.pid());
+        let window = self.load.measure(Duration::ZERO, window)?;
+        let cpu_ns = cpu_ns(self.daemon.pid()).saturating_sub(before);
+        ensure!(
+            window.refused + window.broken == 0,
+            "{} requests refused, {} connections broken, first: {:?}",
+            window.refused,
+            window.broken,
+            self.load.first_failure()
+        );
+        Ok(Measured {
+            window,
+            cpu_ns,
+            peak_rss_bytes: self.daemon.memory("VmHWM")?,
+        })
+    }
+}
+
+impl Measured {
+    pub(super) fn records_per_cpu_second(&self) -> f64 {
+        self.window.records as f64 * 1e9 / self.cpu_ns as f64
+    }
+
+    pub(super) fn json(&self) -> Value {
+        let mut figures = self.window.json();
+        figures["acked_records_per_daemon_cpu_second"] = self.records_per_cpu_second().into();
+        figures["daemon_cpu_ns"] = json!(self.cpu_ns);
+        figures["daemon_peak_rss_bytes"] = json!(self.peak_rss_bytes);
+        figures
+    }
+}

@@ -1,0 +1,141 @@
+//! At half of the most load: from a request's first byte to its bytes placed, by the daemon's own histogram, and from when
+//! a request was due to its acknowledgement.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+
+use super::{
+    Bench,
+    case::{Case, LARGE_FRAMES, Route},
+};
+use crate::load::Protocol;
+
+/// The bound of a bucket of the daemon's histogram.
+const REFLEX_P99_MAX: Duration = Duration::from_micros(500);
+const ACK_P99_MAX: Duration = Duration::from_millis(10);
+const REFLEX: &str = "gophership_ingester_reflex_seconds_bucket{le=\"";
+
+pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
+    let window = Duration::from_secs(if bench.quick { 3 } else { 15 });
+    eprintln!("latency: half of the most load for {window:?}");
+    for (route, protocol, tls) in [
+        (Route::Red, Protocol::Grpc, true),
+        (Route::Red, Protocol::Grpc, false),
+        (Route::Red, Protocol::Http, true),
+        (Route::Green, Protocol::Grpc, true),
+    ] {
+        let case = Case {
+            route,
+            protocol,
+            tls,
+            records: 100,
+            frame_bytes: LARGE_FRAMES,
+            compression: "none",
+        };
+        half(bench, &case, window).with_context(|| case.name())?;
+    }
+    Ok(())
+}
+
+fn half(bench: &mut Bench<'_>, case: &Case, window: Duration) -> Result<()> {
+    let most = {
+        let running = case.start(bench.site, |_| (), |_| ())?;
+        running.measure(Duration::from_secs(3))?.window
+    };
+    let per_second = most.requests as f64 / most.took.as_secs_f64() / 2.0;
+    // Truncated: less than half by less than a request.
+    let paced = case.start(
+        bench.site,
+        |_| (),
+        |plan| plan.requests_per_second = Some(per_second as u64),
+    )?;
+    let before = Reflex::of(&paced.daemon.metrics()?)?;
+    let measured = paced.measure(window)?;
+    let reflex = Reflex::of(&paced.daemon.metrics()?)?.since(&before);
+    let reflex_p99 = reflex.quantile_s(0.99);
+    let ack_p99 = Duration::from_nanos(measured.window.ack_ns.quantile_ns(990));
+    eprintln!(
+        "    {:<36} {per_second:.0} requests a second: placed within p50 {:.0}, p99 {:.0}, p99.9 {:.0} us at most; ack p50 {:.2}, p99 {:.2} ms",
+        case.name(),
+        reflex.quantile_s(0.5) * 1e6,
+        reflex_p99 * 1e6,
+        reflex.quantile_s(0.999) * 1e6,
+        measured.window.ack_ns.quantile_ns(500) as f64 / 1e6,
+        ack_p99.as_secs_f64() * 1e3,
+    );
+    let mut figures = measured.json();
+    figures["case"] = case.name().into();
+    figures["scheduled_requests_per_second"] = per_second.into();
+    figures["placed_within_buckets"] = json!(reflex.0);
+    for (name, share) in [("p50", 0.5), ("p99", 0.99), ("p999", 0.999)] {
+        figures[format!("placed_within_{name}_at_most_s")] = reflex.quantile_s(share).into();
+    }
+    let name = case.name();
+    let mut bars = vec![bench.report.bar(
+        &format!("{name}: placed within 500 us of the first byte (p99)"),
+        reflex_p99 <= REFLEX_P99_MAX.as_secs_f64(),
+    )];
+    if case.route == Route::Red {
+        let what = format!("{name}: acknowledged within 10 ms (p99)");
+        bars.push(bench.report.bar(&what, ack_p99 < ACK_P99_MAX));
+    }
+    figures["bars"] = bars.into();
+    bench.report.emit("ingest.latency", &figures);
+    Ok(())
+}
+
+/// Upper bounds in seconds, and how many of the requests didn't take longer.
+struct Reflex(Vec<(f64, u64)>);
+
+impl Reflex {
+    fn of(metrics: &str) -> Result<Self> {
+        let buckets = metrics.lines().filter_map(|line| {
+            let (bound, count) = line.strip_prefix(REFLEX)?.split_once("\"} ")?;
+            let bound = match bound {
+                "+Inf" => f64::INFINITY,
+                bound => bound.parse().ok()?,
+            };
+            Some((bound, count.parse().ok()?))
+        });
+        let buckets: Vec<_> = buckets.collect();
+        ensure!(!buckets.is_empty(), "the daemon has no {REFLEX}");
+        Ok(Self(buckets))
+    }
+
+    fn since(&self, earlier: &Self) -> Self {
+        let pairs = self.0.iter().zip(&earlier.0);
+        Self(pairs.map(|(now, then)| (now.0, now.1 - then.1)).collect())
+    }
+
+    /// The bound that this share of the requests didn't exceed; 0 without requests.
+    fn quantile_s(&self, share: f64) -> f64 {
+        let all = self.0.last().map_or(0, |bucket| bucket.1);
+        let wanted = all as f64 * share;
+        let bucket = self.0.iter().find(|bucket| bucket.1 as f64 >= wanted);
+        bucket.map_or(0.0, |bucket| bucket.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quantile_is_the_bound_of_the_bucket_it_falls_into() {
+        let page = |counts: [u64; 3]| {
+            let bounds = ["0.0001", "0.0005", "+Inf"];
+            let lines = bounds.iter().zip(counts);
+            lines.fold("x 1\n".to_owned(), |page, (bound, count)| {
+                page + &format!("{REFLEX}{bound}\"}} {count}\n")
+            })
+        };
+        let before = Reflex::of(&page([5, 5, 5])).unwrap();
+        let after = Reflex::of(&page([55, 104, 105])).unwrap().since(&before);
+        assert!((after.quantile_s(0.5) - 0.0001).abs() < 1e-9);
+        assert!((after.quantile_s(0.99) - 0.0005).abs() < 1e-9);
+        assert!(after.quantile_s(0.999).is_infinite());
+        assert!(Reflex::of("x 1\n").is_err());
+    }
+}
