@@ -25,7 +25,6 @@ use tokio::{
 use super::{
     Mode,
     room::{Full, Room, Seat, is_local},
-    window::Windows,
 };
 use crate::{
     pressure::EngineLine,
@@ -291,15 +290,12 @@ impl Door {
 
 impl Newcomer {
     fn take(self, seat: Seat) -> Accepted {
-        // A peer with a small HTTP/2 window fills no more of the queue than that. The kernel half takes a
-        // socket's capacity from its buffer, so that has to be as small. The kernel doubles it, for its own overhead.
-        if seat.windows() != Windows::LARGEST
-            && let Socket::Tcp(socket) = &self.socket
-            && let Err(error) = setsockopt(
-                &socket.as_fd(),
-                RcvBuf,
-                &(seat.windows().stalled() as usize),
-            )
+        // The kernel doubles it, for its own overhead.
+        let buffer = seat
+            .windows()
+            .receive_buffer(self.protocol == Protocol::Http);
+        if let (Socket::Tcp(socket), Some(bytes)) = (&self.socket, buffer)
+            && let Err(error) = setsockopt(&socket.as_fd(), RcvBuf, &bytes)
         {
             tracing::debug!(%error, "ingest: the socket's buffer stays as it is");
         }

@@ -23,6 +23,9 @@ const FRAME_BYTES_MIN: u32 = 16 * KIB;
 const STREAMS_MAX: u32 = 16;
 const STREAM_BYTES: usize = 4 * 1024;
 const BASE_BYTES: usize = 96 * 1024;
+/// More of a queue can't be relied on: a peer with four requests has four streams' windows.
+const STALLED_BYTES_MAX: u32 = 1024 * KIB;
+const HTTP1_RECEIVE_BYTES_MIN: usize = 256 * 1024;
 /// What HTTP/1.1 may read ahead of the handler; the head of a request must fit.
 const HTTP1_BUFFER_BYTES_MAX: usize = 512 * 1024;
 
@@ -91,10 +94,27 @@ impl Windows {
     }
 
     /// Room that a pipelining peer surely has when the daemon stops reading: HTTP/2 windows are re-opened when half of
-    /// them is spent, so between half and all of them is left, of eight streams out of sixteen in this.
+    /// them is spent, so between half and all of them is left, of as many streams as it uses.
     #[must_use]
     pub const fn stalled(self) -> u32 {
-        self.connection / 4
+        let half = self.connection / 2;
+        if half < STALLED_BYTES_MAX {
+            half
+        } else {
+            STALLED_BYTES_MAX
+        }
+    }
+
+    /// What the kernel may hold beside it: as much, since the kernel half takes a socket's capacity from that. HTTP/1.1
+    /// has no window, and each turn of a small one would cost a request a round trip; `None`: as it likes.
+    #[must_use]
+    pub fn receive_buffer(self, may_be_http1: bool) -> Option<usize> {
+        let least = if may_be_http1 {
+            HTTP1_RECEIVE_BYTES_MIN
+        } else {
+            0
+        };
+        (self != Self::LARGEST).then(|| least.max(self.stalled() as usize))
     }
 
     /// Bytes of the ingest budget.
