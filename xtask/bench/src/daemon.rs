@@ -57,6 +57,11 @@ impl Site {
         Ok(site)
     }
 
+    /// Another, for a daemon beside one of this.
+    pub(crate) fn beside(&self) -> Result<Self> {
+        Self::new(self.programs.clone(), self.scratch.join("beside"))
+    }
+
     fn certs(&self) -> PathBuf {
         self.scratch.join("certs")
     }

@@ -40,6 +40,7 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
         };
         let running = case.start(
             bench.site,
+            "",
             |settings| settings.program = "xtask-bench-counted",
             |_| (),
         )?;

@@ -13,6 +13,8 @@ use crate::{
 
 /// Budgets of all daemons here.
 pub(super) const MEMORY: &str = "64MiB";
+/// Of one that has twice as many connections and workers.
+pub(super) const MEMORY_OF_TWO: &str = "128MiB";
 /// More than is written to one: with room ahead of it, which costs its zeros, as at the beginning of a spike.
 const VAULT_BYTES: &str = "24GiB";
 /// gRPC connections, which two of have room for the largest windows; as many times [`IN_FLIGHT`] with HTTP/1.1.
@@ -87,16 +89,19 @@ impl Case {
         )
     }
 
-    /// Starts daemon and load; a second of it is left out of everything.
+    /// Starts daemon and load; a second of it is left out of everything. `ingest` has more lines below that key, each
+    /// beginning with a newline.
     pub(super) fn start(
         &self,
         site: &Site,
+        ingest: &str,
         settings: impl FnOnce(&mut Settings<'_>),
         plan: impl FnOnce(&mut Plan),
     ) -> Result<Running> {
         let sink = Sink::start()?;
         let mut own = Settings {
             plaintext: !self.tls,
+            ingest,
             memory: MEMORY,
             vault_bytes: VAULT_BYTES,
             compression: self.compression,

@@ -41,13 +41,14 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
 
 fn half(bench: &mut Bench<'_>, case: &Case, window: Duration) -> Result<()> {
     let most = {
-        let running = case.start(bench.site, |_| (), |_| ())?;
+        let running = case.start(bench.site, "", |_| (), |_| ())?;
         running.measure(Duration::from_secs(3))?.window
     };
     let per_second = most.requests as f64 / most.took.as_secs_f64() / 2.0;
     // Truncated: less than half by less than a request.
     let paced = case.start(
         bench.site,
+        "",
         |_| (),
         |plan| plan.requests_per_second = Some(per_second as u64),
     )?;

@@ -51,7 +51,12 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
             frame_bytes: LARGE_FRAMES,
             compression: "lz4",
         };
-        let running = case.start(bench.site, |_| (), |plan| plan.connections = connections)?;
+        let running = case.start(
+            bench.site,
+            "",
+            |_| (),
+            |plan| plan.connections = connections,
+        )?;
         let measured = running.measure(window)?;
         let peak = measured.peak_rss_bytes;
         let what = format!(

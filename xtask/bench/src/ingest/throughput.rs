@@ -32,7 +32,7 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
     let mut all: Vec<Vec<Measured>> = cases.iter().map(|_| Vec::new()).collect();
     for _ in 0..rounds {
         for (case, measured) in cases.iter().zip(&mut all) {
-            let running = case.start(bench.site, |_| (), |_| ())?;
+            let running = case.start(bench.site, "", |_| (), |_| ())?;
             let round = running.measure(window).with_context(|| case.name())?;
             eprintln!(
                 "    {:<36} {:>5.2} M records a CPU second, {:>5.2} M a second, ack p50 {:>6.2} p99 {:>6.2} p99.9 {:>6.2} ms, peak {:>3} MiB",

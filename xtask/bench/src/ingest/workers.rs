@@ -1,38 +1,73 @@
-//! Two workers against one.
+//! Two workers against one, and against two daemons.
 //!
-//! Daemon and generator are kept on one CPU, with one worker and one generator thread, and then on two, with two of
-//! each; a thread's connections are those of the worker on its own CPU. The generator's threads share nothing either and do the same for a record in both, so it is no more of a limit with
-//! two than with one: the ratio of the records a second is that of the whole, and the CPU time a record tells whose it is. What
-//! the machine itself gives for two CPUs is measured beside it, by threads that share nothing at all.
+//! Daemon and generator are kept on one CPU, with one worker and one generator thread, then on another (which may have more
+//! or less of the interrupts to serve), and then on both, with two of each; a thread's connections are those of the worker
+//! on its own CPU. So the generator does the same for a record in all of them. Two CPUs of one machine still share what
+//! they share: memory, the disk and its interrupts. Two daemons of one worker each, side by side, have that in common and
+//! nothing else: what two workers of one daemon do less than those is what they cost each other.
 
-use std::{
-    hint::black_box,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{thread, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::json;
 
 use super::{
     Bench,
-    case::{Case, LARGE_FRAMES, Measured, Route},
+    case::{Case, LARGE_FRAMES, MEMORY_OF_TWO, Measured, Route, Running},
 };
-use crate::{
-    load::{Corpus, Protocol},
-    report::Spread,
+use crate::{daemon::Site, load::Protocol, report::Spread};
+
+const LEAST_OVER_ONE: f64 = 1.9;
+const LEAST_OVER_APART: f64 = 0.95;
+
+const CASE: Case = Case {
+    route: Route::Red,
+    protocol: Protocol::Grpc,
+    tls: true,
+    records: 100,
+    frame_bytes: LARGE_FRAMES,
+    // The disk is no limit.
+    compression: "lz4",
 };
 
-const LEAST: f64 = 1.9;
+/// What a round measured.
+struct Round {
+    /// On each CPU alone.
+    one: [Measured; 2],
+    /// On both, a daemon on each.
+    apart: [Measured; 2],
+    /// On both, one daemon.
+    two: Measured,
+}
+
+impl Round {
+    /// Two workers over the mean of one and the other.
+    fn over_one(&self) -> f64 {
+        2.0 * per_second(&self.two) / sum(&self.one)
+    }
+
+    fn apart_over_one(&self) -> f64 {
+        2.0 * sum(&self.apart) / sum(&self.one)
+    }
+
+    fn over_apart(&self) -> f64 {
+        per_second(&self.two) / sum(&self.apart)
+    }
+}
+
+fn per_second(measured: &Measured) -> f64 {
+    measured.window.records_per_second()
+}
+
+fn sum(measured: &[Measured; 2]) -> f64 {
+    measured.iter().map(per_second).sum()
+}
 
 pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
     let all = sched_getaffinity(None)?;
-    let cpus: Vec<usize> = (0..CpuSet::MAX_CPU)
-        .filter(|&cpu| all.is_set(cpu))
-        .take(2)
-        .collect();
-    let &[first, _] = cpus.as_slice() else {
+    let mut allowed = (0..CpuSet::MAX_CPU).filter(|&cpu| all.is_set(cpu));
+    let (Some(first), Some(second)) = (allowed.next(), allowed.next()) else {
         eprintln!("workers: this needs two CPUs");
         return Ok(());
     };
@@ -40,131 +75,111 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
         true => (1, Duration::from_secs(2)),
         false => (7, Duration::from_secs(4)),
     };
-    eprintln!("workers: {rounds} rounds of {window:?} on one CPU and on two");
-    let measured = on_one_and_two(bench, rounds, window, first, &cpus);
-    sched_setaffinity(None, &all)?;
-    tell(bench, &measured?)
-}
-
-/// What a round measured, on one CPU and on two.
-struct Round {
-    daemon: [Measured; 2],
-    /// Checksums a second of threads that share nothing.
-    machine: [f64; 2],
-}
-
-fn on_one_and_two(
-    bench: &Bench<'_>,
-    rounds: usize,
-    window: Duration,
-    first: usize,
-    cpus: &[usize],
-) -> Result<Vec<Round>> {
-    let case = Case {
-        route: Route::Red,
-        protocol: Protocol::Grpc,
-        tls: true,
-        records: 100,
-        frame_bytes: LARGE_FRAMES,
-        // The disk is no limit either.
-        compression: "lz4",
-    };
-    let on = |cpus: &[usize]| -> Result<(Measured, f64)> {
-        // Whatever this thread starts inherits it.
-        let mut set = CpuSet::new();
-        for &cpu in cpus {
-            set.set(cpu);
-        }
-        sched_setaffinity(None, &set)?;
-        let machine = checksums_per_second(cpus.len());
-        let ingest = format!("\n  workers: {}\n  pin_workers: true", cpus.len());
-        let running = case.start(
-            bench.site,
-            |settings| settings.ingest = ingest.clone().leak(),
-            |plan| {
-                plan.threads = cpus.len();
-                plan.cpus = cpus.to_vec();
-                plan.connections = 4 * cpus.len();
-                plan.in_flight = 8;
-            },
-        )?;
-        Ok((running.measure(window)?, machine))
-    };
+    eprintln!("workers: {rounds} rounds of {window:?} on one CPU, on another, and on both");
+    let beside = bench.site.beside()?;
     let mut measured = Vec::new();
     for round in 0..rounds {
-        let (one, two) = if round % 2 == 0 {
-            let one = on(&[first])?;
-            (one, on(cpus)?)
-        } else {
-            let two = on(cpus)?;
-            (on(&[first])?, two)
+        let alone = |cpus: &[usize]| start(bench.site, cpus)?.measure(window);
+        let turns = || -> Result<Round> {
+            let first_alone = alone(&[first])?;
+            let second_alone = alone(&[second])?;
+            let apart = {
+                let one = start(bench.site, &[first])?;
+                apart(&one, &start(&beside, &[second])?, window)?
+            };
+            Ok(Round {
+                one: [first_alone, second_alone],
+                apart,
+                two: alone(&[first, second])?,
+            })
         };
+        let result = turns();
+        sched_setaffinity(None, &all)?;
+        let result = result.with_context(|| format!("round {round}"))?;
         eprintln!(
-            "    {:.2} and {:.2} M records a second, {:.0} and {:.0} ns of the daemon's CPU a record, machine {:.3}",
-            one.0.window.records_per_second() / 1e6,
-            two.0.window.records_per_second() / 1e6,
-            1e9 / one.0.records_per_cpu_second(),
-            1e9 / two.0.records_per_cpu_second(),
-            two.1 / one.1,
+            "    one {:.2} and {:.2}, two daemons {:.2}, two workers {:.2} M records a second; {:.0}, {:.0}, {:.0} and {:.0} ns of CPU a record",
+            per_second(&result.one[0]) / 1e6,
+            per_second(&result.one[1]) / 1e6,
+            sum(&result.apart) / 1e6,
+            per_second(&result.two) / 1e6,
+            1e9 / result.one[0].records_per_cpu_second(),
+            1e9 / result.one[1].records_per_cpu_second(),
+            1e9 / result.apart[0].records_per_cpu_second(),
+            1e9 / result.two.records_per_cpu_second(),
         );
-        measured.push(Round {
-            daemon: [one.0, two.0],
-            machine: [one.1, two.1],
-        });
+        measured.push(result);
     }
-    Ok(measured)
+    tell(bench, &measured)
 }
 
-/// What so many threads do, each with its own memory.
-fn checksums_per_second(threads: usize) -> f64 {
-    let work = || {
-        let corpus = Corpus::new(100);
-        let started = Instant::now();
-        let mut made = 0_u32;
-        while started.elapsed() < Duration::from_secs(1) {
-            for message in corpus.messages() {
-                black_box(lz4_flex::compress(message));
-                made += 1;
+/// A daemon with a worker on each of these CPUs, and a generator thread for each.
+fn start(site: &Site, cpus: &[usize]) -> Result<Running> {
+    // Whatever this thread starts inherits it.
+    let mut set = CpuSet::new();
+    for &cpu in cpus {
+        set.set(cpu);
+    }
+    sched_setaffinity(None, &set)?;
+    let ingest = format!("\n  workers: {}\n  pin_workers: true", cpus.len());
+    CASE.start(
+        site,
+        &ingest,
+        // As much for each worker, and its connections.
+        |settings| {
+            if cpus.len() > 1 {
+                settings.memory = MEMORY_OF_TWO;
             }
-        }
-        f64::from(made) / started.elapsed().as_secs_f64()
-    };
-    let threads: Vec<_> = (0..threads).map(|_| thread::spawn(work)).collect();
-    threads
-        .into_iter()
-        .filter_map(|thread| thread.join().ok())
-        .sum()
+        },
+        |plan| {
+            plan.threads = cpus.len();
+            plan.cpus = cpus.to_vec();
+            plan.connections = 4 * cpus.len();
+            plan.in_flight = 8;
+        },
+    )
+}
+
+fn apart(first: &Running, second: &Running, window: Duration) -> Result<[Measured; 2]> {
+    thread::scope(|scope| {
+        let other = scope.spawn(|| second.measure(window));
+        let one = first.measure(window)?;
+        let other = other.join().map_err(|_| anyhow!("a thread panicked"))??;
+        Ok([one, other])
+    })
 }
 
 fn tell(bench: &mut Bench<'_>, rounds: &[Round]) -> Result<()> {
     let of = |figure: fn(&Round) -> f64| {
         Spread::of(rounds.iter().map(figure).collect()).context("no round was measured")
     };
-    let throughput = of(|round| {
-        let [one, two] = &round.daemon;
-        two.window.records_per_second() / one.window.records_per_second()
-    })?;
-    let per_cpu = of(|round| {
-        let [one, two] = &round.daemon;
-        two.records_per_cpu_second() / one.records_per_cpu_second()
-    })?;
-    let machine = of(|round| round.machine[1] / round.machine[0])?;
+    let over_one = of(Round::over_one)?;
+    let apart_over_one = of(Round::apart_over_one)?;
+    let over_apart = of(Round::over_apart)?;
     eprintln!(
-        "    two over one: records a second {:.3}, records a CPU second {:.3}; the machine itself {:.3}",
-        throughput.p50, per_cpu.p50, machine.p50
+        "    two workers over one {:.3}; two daemons over one {:.3}; two workers over two daemons {:.3}",
+        over_one.p50, apart_over_one.p50, over_apart.p50
     );
-    let figures_of =
-        |round: &Round| json!({ "one": round.daemon[0].json(), "two": round.daemon[1].json() });
+    let figures_of = |round: &Round| {
+        json!({
+            "one": round.one.each_ref().map(Measured::json),
+            "two_daemons": round.apart.each_ref().map(Measured::json),
+            "two": round.two.json(),
+        })
+    };
     let mut figures = json!({ "rounds": rounds.iter().map(figures_of).collect::<Vec<_>>() });
-    throughput.add_to(&mut figures, "throughput_two_over_one", "ratio");
-    per_cpu.add_to(
-        &mut figures,
-        "records_per_daemon_cpu_second_two_over_one",
-        "ratio",
-    );
-    machine.add_to(&mut figures, "machine_two_over_one", "ratio");
-    let what = "two workers on two CPUs do at least 1.9 times as much as one on one (median)";
-    figures["bars"] = json!([bench.report.bar(what, throughput.p50 >= LEAST)]);
+    over_one.add_to(&mut figures, "throughput_two_over_one", "ratio");
+    apart_over_one.add_to(&mut figures, "throughput_two_daemons_over_one", "ratio");
+    over_apart.add_to(&mut figures, "throughput_two_over_two_daemons", "ratio");
+    figures["bars"] = json!([
+        bench.report.bar(
+            "two workers on two CPUs do at least 1.9 times as much as one on one (median)",
+            over_one.p50 >= LEAST_OVER_ONE,
+        ),
+        bench.report.bar(
+            "two workers do at least 95 % of what two daemons do side by side (median)",
+            over_apart.p50 >= LEAST_OVER_APART,
+        ),
+    ]);
     bench.report.emit("ingest.workers", &figures);
     Ok(())
 }
