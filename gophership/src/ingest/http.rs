@@ -15,7 +15,7 @@ use tonic::Code;
 use super::{
     body::{Deadline, next_frame},
     export::{Received, admit, export},
-    message::Parts,
+    message::Joined,
     refusal::Refusal,
     state::{Request as Begun, State},
 };
@@ -114,7 +114,7 @@ async fn receive<'a>(
     let deadline = Deadline::of(announced);
     let is_plain = (kind, encoding) == (Kind::OtlpLogs, ContentEncoding::Identity);
     let mut ahead = Ahead::default();
-    let (mut parts, mut len) = (Parts::default(), 0_usize);
+    let (mut joined, mut len) = (Joined::default(), 0_usize);
     while let Some(frame) = next_frame(body, &deadline).await? {
         len += frame.len();
         if len > announced {
@@ -123,11 +123,11 @@ async fn receive<'a>(
         if is_plain {
             ahead.push(&frame);
         }
-        parts.push(frame);
+        joined.push(frame, len == announced);
     }
     drop(admitted.split(announced - len));
     Ok(Received {
-        parts,
+        parts: joined.finish(),
         len,
         kind,
         encoding,
