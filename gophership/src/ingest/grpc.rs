@@ -120,7 +120,7 @@ async fn receive<'a>(
         let progress = gather.push(frame).map_err(malformed)?;
         if let Progress::Announced { compressed, len } = progress {
             let encoding = encoding(&codec, compressed)?;
-            let admitted = admit(&state.context, len).await?;
+            let admitted = admit(&state.context, Kind::OtlpLogs, encoding, len).await?;
             announced = Some((len, encoding, admitted, state.finish()));
             deadline = Deadline::of(len);
         }
