@@ -6,7 +6,7 @@ use gophership::{
     app::Config,
     config::{self, Errors, Host, Kind, Origin, schema},
     export::{DestinationKind, FileConfig, OtlpConfig},
-    ingest::ClientAuth,
+    ingest::{ClientAuth, budget_bytes_min, window::Windows},
     pressure::{KernelMode, Levels, Prefix, XdpConfig, XdpMode},
     privileges::{LandlockMode, User},
     telemetry::LogFormat,
@@ -520,6 +520,15 @@ const CONFLICTS: &[(&str, &[&str])] = &[
             "memory.ingest",
         ],
     ),
+    // Three quarters of the budget, but not of what the buffers leave of it.
+    (
+        "memory: { total: 43800KiB }",
+        &[
+            "ingest.max_request_bytes = 16MiB",
+            "ingest.workers = 2",
+            "memory.ingest of memory.total = 21900KiB",
+        ],
+    ),
     (
         "memory: { total: 20MiB, export: 40%, vault: 10% }",
         &[
@@ -642,6 +651,30 @@ const CONFLICTS: &[(&str, &[&str])] = &[
         &["xdp.interface has more than 8 interfaces"],
     ),
 ];
+
+#[test]
+fn the_smallest_ingest_budget_has_room_for_the_buffers_of_every_worker() {
+    for workers in [1, 2, 16] {
+        let least = budget_bytes_min(workers) / 1024;
+        let workers = workers.to_string();
+        let parsed = |kib: u64| {
+            let total = format!("{}KiB", kib * 2);
+            let env = [
+                ("GOPHERSHIP_INGEST__WORKERS", workers.as_str()),
+                ("GOPHERSHIP_INGEST__MAX_REQUEST_BYTES", "64KiB"),
+                ("GOPHERSHIP_EXPORT__BATCH__MAX_BYTES", "64KiB"),
+                ("GOPHERSHIP_MEMORY__TOTAL", total.as_str()),
+            ];
+            parse_with(REQUIRED, &env)
+        };
+        let config = parsed(least).map_err(|errors| errors.to_string());
+        let ingest = config.unwrap().ingest;
+        assert!(ingest.connections_bytes() >= Windows::SMALLEST.charge());
+        let refused = problem(parsed(least - 1));
+        let named = format!("ingest.workers = {workers} need ");
+        assert!(refused.contains(&named), "{refused}");
+    }
+}
 
 #[test]
 fn keys_that_contradict_each_other_are_named_with_their_values() {

@@ -18,7 +18,7 @@ use common::{
     http::{Answer, HttpClient, Post, Version},
     messages::{Messages, Shape},
     oracle,
-    producer::{Call, Producer},
+    producer::{self, Call, Producer},
     settings::Settings,
     sink::Sink,
 };
@@ -571,4 +571,11 @@ fn grpc_in_plaintext_takes_every_encoding() {
         accepted.map(|names| names.as_bytes()),
         Some(&b"identity,gzip,zstd"[..])
     );
+    // Whoever succeeds may learn that it needn't send as much.
+    let mut client = HttpClient::connect(daemon.grpc(), None, Version::Http2);
+    let call = Post::logs("application/grpc", producer::frame(plain, false));
+    let answer = client.send(call.to("POST", producer::LOGS));
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("content-type"), "application/grpc");
+    assert_eq!(answer.header("grpc-accept-encoding"), "identity,gzip,zstd");
 }

@@ -12,6 +12,9 @@ use crate::vault::ContentEncoding;
 /// Source: <https://www.rfc-editor.org/rfc/rfc9659>, which allows no more for `content-encoding: zstd`.
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
+/// The first room that is made, where there is none.
+const GROW_BYTES_MIN: usize = 32 * 1024;
+
 /// Why something isn't decompressed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -33,7 +36,7 @@ pub enum Error {
 }
 
 /// Appends to `to` what `from` has once decompressed: at most `limit` bytes, of one gzip member or zstd frame or of
-/// several.
+/// several. `to` gets room for no more than that; what it has already is used first.
 ///
 /// # Errors
 /// If it isn't of that encoding, or is larger; `to` then has what came before.
@@ -43,25 +46,61 @@ pub fn decompress(
     limit: usize,
     to: &mut Vec<u8>,
 ) -> Result<(), Error> {
-    let read = match encoding {
+    let is_all = match encoding {
         ContentEncoding::Identity => read(from, limit, to).map_err(Error::Read)?,
         ContentEncoding::Gzip => read(MultiGzDecoder::new(from), limit, to).map_err(Error::Gzip)?,
         ContentEncoding::Zstd => zstd(from, limit, to).map_err(Error::Zstd)?,
     };
-    if read > limit {
-        return Err(Error::TooLarge { limit });
+    if is_all {
+        Ok(())
+    } else {
+        Err(Error::TooLarge { limit })
     }
-    Ok(())
 }
 
-fn zstd(from: impl BufRead, limit: usize, to: &mut Vec<u8>) -> io::Result<usize> {
+fn zstd(from: impl BufRead, limit: usize, to: &mut Vec<u8>) -> io::Result<bool> {
     let mut decoder = ZstdDecoder::with_buffer(from)?;
     decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
     read(decoder, limit, to)
 }
 
-/// Reads a byte more than is allowed, so that the caller sees that there is one.
-fn read(from: impl Read, limit: usize, to: &mut Vec<u8>) -> io::Result<usize> {
-    let bound = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
-    from.take(bound).read_to_end(to)
+/// Reads to the end, and gives whether it came within `limit` bytes.
+fn read(mut from: impl Read, limit: usize, to: &mut Vec<u8>) -> io::Result<bool> {
+    let end = to.len().saturating_add(limit);
+    while to.len() < end {
+        if to.len() == to.capacity() {
+            let more = to.len().max(GROW_BYTES_MIN).min(end - to.len());
+            to.reserve_exact(more);
+        }
+        // Never more than there is room for, or the room would be doubled.
+        let room = to.capacity().min(end) - to.len();
+        let read = from.by_ref().take(room as u64).read_to_end(to)?;
+        if read < room {
+            return Ok(true);
+        }
+    }
+    // One byte more than is allowed shows that there is one.
+    Ok(from.take(1).read_to_end(&mut Vec::new())? == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_made_for_what_is_allowed_at_most() {
+        let bytes = vec![7; 100_000];
+        for had in [0, 1, 50_000, 99_999, 100_000, 300_000] {
+            for limit in [0, 1, 31, 32, 33, 99_999, 100_000, 100_001] {
+                let mut to = Vec::with_capacity(had);
+                let read = decompress(ContentEncoding::Identity, &bytes[..], limit, &mut to);
+                assert_eq!(read.is_ok(), limit >= bytes.len(), "{limit}");
+                assert_eq!(to, bytes[..limit.min(bytes.len())]);
+                assert!(to.capacity() <= had.max(limit), "{had} {limit}");
+            }
+        }
+        let mut to = vec![1, 2, 3];
+        decompress(ContentEncoding::Identity, &bytes[..9], 9, &mut to).expect("it is all");
+        assert_eq!(to, [1, 2, 3, 7, 7, 7, 7, 7, 7, 7, 7, 7]);
+    }
 }

@@ -213,9 +213,11 @@ fn daemon(
         .map_err(Error::system("the timeline's thread"))?;
     let ingest = &config.ingest;
     let budget = Arc::new(Budget::new(ingest.budget_bytes));
+    let has_buffers = budget.try_take(ingest.buffers_bytes());
+    debug_assert!(has_buffers, "the configuration was checked");
     let room = Room::new(
         Arc::clone(&budget),
-        ingest.max_request_bytes,
+        ingest.connections_bytes(),
         ingest.max_connections,
         ingest.workers,
     );
@@ -338,7 +340,7 @@ fn workers(
         pipeline: config.pipeline.clone(),
         workers: config.ingest.workers,
         vault_budget_bytes: config.vault.budget_bytes / config.ingest.workers.max(1),
-        max_request_bytes: config.ingest.max_request_bytes,
+        needs: config.ingest.needs(),
     };
     let cpus = if config.ingest.pin_workers {
         cpus::allowed()

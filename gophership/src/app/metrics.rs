@@ -153,7 +153,8 @@ fn ingest(daemon: &Daemon, families: &mut Families) {
 fn admission(daemon: &Daemon, totals: &Totals, families: &mut Families) {
     let room = &daemon.room;
     let charged = room.charged_bytes() as u64;
-    let requests = (daemon.budget.used() as u64).saturating_sub(charged);
+    let buffers = daemon.config.ingest.buffers_bytes() as u64;
+    let requests = (daemon.budget.used() as u64).saturating_sub(charged + buffers);
     let gauges = [
         (
             "gophership_ingester_remote_connections",
@@ -181,8 +182,9 @@ fn admission(daemon: &Daemon, totals: &Totals, families: &mut Families) {
     }
     let mut reserved = families.gauge(
         "gophership_ingester_reserved_bytes",
-        "Bytes of the ingest budget that connections are charged with, and that requests have reserved.",
+        "Bytes of the ingest budget: of the workers' buffers, charged to connections, reserved by requests.",
     );
+    reserved.add(&[("for", "buffers")], count(buffers));
     reserved.add(&[("for", "connections")], count(charged));
     reserved.add(&[("for", "requests")], count(requests));
     let mut closed = families.counter(

@@ -25,6 +25,7 @@ use crate::{
         budget::Budget as IngestBudget,
         connection::{self, Context},
         gate::TICK,
+        needs::Needs,
         state::Connections,
         tls::Tls,
         unpack::Unpacker,
@@ -55,7 +56,7 @@ pub(super) struct Shared {
     pub(super) workers: usize,
     /// This worker's share of the vault's block buffers.
     pub(super) vault_budget_bytes: usize,
-    pub(super) max_request_bytes: usize,
+    pub(super) needs: Needs,
 }
 
 /// What one worker has for itself.
@@ -167,8 +168,8 @@ impl Worker {
             counters,
             budget: Arc::clone(&shared.budget),
             connections: Connections::default(),
-            max_request_bytes: shared.max_request_bytes,
-            unpacker: Unpacker::default(),
+            needs: shared.needs,
+            unpacker: Unpacker::new(shared.needs.buffer_bytes()),
             refusals_told: RefCell::new(Throttle::new(Instant::now())),
         });
         Ok(Self {

@@ -47,8 +47,9 @@ pub(super) fn app(s: &mut Settings, host: Host) -> Option<app::Config> {
     let control = control(s);
     let telemetry = telemetry(s);
     let service = service(s);
-    if let (Some(request_bytes), Some(budgets)) = (request_bytes, budgets) {
-        check_request(s, request_bytes, budgets, vault.as_ref());
+    if let (Some(request_bytes), Some(budgets), Some(workers)) = (request_bytes, budgets, lanes) {
+        check_ingest_budget(s, request_bytes, budgets.ingest, workers);
+        check_request(s, vault.as_ref());
     }
     Some(app::Config {
         ingest: ingest?,
@@ -325,31 +326,48 @@ fn segments(
     segment
 }
 
-/// A request must fit the memory it is received into and the segment it may have to go to; by the
-/// vault's own rule, so that what passes here starts.
-fn check_request(s: &mut Settings, request: u64, budgets: Budgets, vault: Option<&vault::Config>) {
-    // What is left must do for connections.
-    if request > budgets.ingest / 4 * 3 {
+/// A request must fit the memory it is received into, beside connections and the workers' buffers.
+fn check_ingest_budget(s: &mut Settings, request: u64, budget: u64, workers: usize) {
+    let Some(budget_bytes) = size(budget) else {
+        return;
+    };
+    let buffers = ingest::needs::buffers_bytes(budget_bytes, workers);
+    let left = budget_bytes.saturating_sub(buffers);
+    if request > ingest::needs::request_bytes_max(left) as u64 {
         let message = format!(
-            "ingest.max_request_bytes = {} is more than three quarters of the ingest budget, \
-             memory.ingest of memory.total = {}",
+            "ingest.max_request_bytes = {} is more than three quarters of what the buffers of \
+             ingest.workers = {workers} leave of the ingest budget, memory.ingest of memory.total = {}: {}",
             exact_bytes(request),
-            exact_bytes(budgets.ingest)
+            exact_bytes(budget),
+            exact_bytes(left as u64)
         );
         s.conflict(
-            &["ingest.max_request_bytes", "memory.ingest", "memory.total"],
+            &[
+                "ingest.max_request_bytes",
+                "memory.ingest",
+                "memory.total",
+                "ingest.workers",
+            ],
             message,
         );
     }
-    let least = ingest::budget_bytes_min();
-    if budgets.ingest < least {
+    let least = ingest::budget_bytes_min(workers);
+    if budget < least {
         let message = format!(
-            "the ingest budget, memory.ingest of memory.total, is {}: one connection needs {} of it",
-            exact_bytes(budgets.ingest),
+            "the ingest budget, memory.ingest of memory.total, is {}: one connection and \
+             ingest.workers = {workers} need {} of it",
+            exact_bytes(budget),
             exact_bytes(least)
         );
-        s.conflict(&["memory.ingest", "memory.total"], message);
+        s.conflict(
+            &["memory.ingest", "memory.total", "ingest.workers"],
+            message,
+        );
     }
+}
+
+/// A request must fit the segment it may have to go to; by the vault's own rule, so that what passes here starts.
+fn check_request(s: &mut Settings, vault: Option<&vault::Config>) {
     match vault.map(vault::Config::check) {
         // Half of a segment, and what its blocks need for their headers.
         Some(Err(vault::Error::TooBig {

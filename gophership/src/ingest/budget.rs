@@ -1,8 +1,8 @@
 //! The ingest budget: one count of bytes for all workers, of which connections and requests take their parts.
 //!
-//! Nothing is ever held while waiting for more: a request takes its whole length at once or waits with nothing, and a
-//! connection is charged once, when it is accepted, from a share that leaves the largest request its room. So whatever
-//! holds a part can end, and does within the deadlines of bodies and answers.
+//! Nothing is ever held while waiting for more: a request takes its whole length, and what it may unpack to, at once or
+//! waits with nothing, and a connection is charged once, when it is accepted, from a share that leaves the largest request
+//! its room. So whatever holds a part can end, and does within the deadlines of bodies and answers.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
@@ -83,14 +83,16 @@ impl Budget {
         taken.ok()?.ok()
     }
 
-    /// Takes `bytes` for a connection, if there are as many; they are given back by [`Self::give_back`].
+    /// Takes `bytes` more for a request that has some: it must not wait, so it has them now or not at all.
+    pub fn take_now(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+        let permits = u32::try_from(bytes).ok()?;
+        self.bytes.try_acquire_many(permits).ok()
+    }
+
+    /// Takes `bytes` for a connection or for good, if there are as many; they are given back by [`Self::give_back`].
     #[must_use]
     pub fn try_take(&self, bytes: usize) -> bool {
-        let Ok(permits) = u32::try_from(bytes) else {
-            return false;
-        };
-        let taken = self.bytes.try_acquire_many(permits);
-        taken.map(SemaphorePermit::forget).is_ok()
+        self.take_now(bytes).map(SemaphorePermit::forget).is_some()
     }
 
     /// Gives back what [`Self::try_take`] took.

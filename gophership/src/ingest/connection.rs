@@ -29,6 +29,7 @@ use super::{
     frames::Screened,
     gate::Gated,
     grpc, http,
+    needs::Needs,
     room::Seat,
     state::{Connections, State},
     tls::refused::Refused,
@@ -76,8 +77,8 @@ pub struct Context {
     pub budget: Arc<Budget>,
     /// Every connection of the worker.
     pub connections: Connections,
-    /// Largest message, compressed and decompressed, in bytes.
-    pub max_request_bytes: usize,
+    /// What requests may have, and need of the budget.
+    pub needs: Needs,
     /// What makes plain protobuf of the rest, with its buffers.
     pub unpacker: Unpacker,
     /// Anybody can have their handshake refused, as often as they like.

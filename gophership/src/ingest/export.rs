@@ -4,7 +4,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::SemaphorePermit;
 
-use super::{connection::Context, message::Parts, refusal::Refusal, unpack};
+use super::{
+    connection::Context,
+    message::Parts,
+    refusal::Refusal,
+    unpack::{self, Unpacked},
+};
 use crate::{
     decompress,
     otel::{Skim, skim},
@@ -13,7 +18,7 @@ use crate::{
     vault::{ContentEncoding, Kind},
 };
 
-/// A whole message, and its share of the budget.
+/// A whole message, and its share of the budget: its length, and what it may unpack to.
 pub(super) struct Received<'a> {
     pub(super) parts: Parts,
     pub(super) len: usize,
@@ -24,21 +29,36 @@ pub(super) struct Received<'a> {
     pub(super) admitted: SemaphorePermit<'a>,
 }
 
+impl Received<'_> {
+    /// What is reserved beside its length.
+    fn extra(&self) -> usize {
+        self.admitted.num_permits().saturating_sub(self.len)
+    }
+}
+
 /// A request waits this long for its bytes of the budget. Bounded, because what it has sent already fills its
 /// connection's window, which an admitted request of the same connection may need to become whole.
 const ADMITTED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Reserves `len` bytes of the ingest budget, once there are as many; `limit` is the most a request may have.
-pub(super) async fn admit(context: &Context, len: usize) -> Result<SemaphorePermit<'_>, Refusal> {
-    let limit = context.max_request_bytes;
-    let bytes = u32::try_from(len)
+/// What is refused for want of memory may be tried again after this.
+const MEMORY_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Reserves what a message of `len` bytes needs of the ingest budget, once there is as much.
+pub(super) async fn admit(
+    context: &Context,
+    kind: Kind,
+    encoding: ContentEncoding,
+    len: usize,
+) -> Result<SemaphorePermit<'_>, Refusal> {
+    let limit = context.needs.max_request_bytes();
+    let bytes = u32::try_from(context.needs.reserve(kind, encoding, len))
         .ok()
         .filter(|_| len <= limit)
         .ok_or_else(|| Refusal::too_large(len, limit))?;
     let admitted = context.budget.take(bytes, ADMITTED_WITHIN).await;
     admitted.ok_or_else(|| Refusal::Busy {
         reason: "requests that are being received have spent the ingest budget".to_owned(),
-        retry_after: Duration::from_secs(1),
+        retry_after: MEMORY_RETRY_AFTER,
     })
 }
 
@@ -59,9 +79,18 @@ pub(super) async fn export(
             finished(fate, 0, 0, 0);
         }
     })?;
+    let mut received = received;
     let arrived = Instant::now();
     let bytes = received.len as u64;
-    let placed = place(context, &received).inspect_err(|_| finished(Fate::Invalid, 0, bytes, 0))?;
+    let placed = place(context, &received).inspect_err(|refusal| {
+        if let Some(fate) = refusal.fate() {
+            finished(fate, 0, bytes, 0);
+        }
+    })?;
+    // It is in a batch or a block now.
+    if let extra @ 1.. = received.extra() {
+        drop(received.admitted.split(extra));
+    }
     let Some((placed, placeable)) = placed else {
         // OTLP: an empty request succeeds. There is nothing to deliver or to keep.
         finished(Fate::Delivered, 0, bytes, 0);
@@ -111,36 +140,60 @@ fn place(
         let parts = received.parts.as_slice();
         let skimmed = received.skimmed.map_or_else(|| skim(parts), Ok);
         let records = skimmed
-            .map_err(|error| refusal(&unpack::Error::Protobuf(error)))?
+            .map_err(|error| malformed(&unpack::Error::Protobuf(error)))?
             .records;
         let placed = context.reflex.place(parts, received.len, records);
         return Ok(Some((placed, placeable(records))));
     }
-    let unpack::Unpacked { bytes, records } = context
-        .unpacker
-        .unpack(
-            received.kind,
-            received.encoding,
-            &received.parts,
-            context.max_request_bytes,
-        )
-        .map_err(|error| refusal(&error))?;
+    // Lives longer than what it covers.
+    let mut more = None;
+    let unpacked = unpack(context, received, &mut more)?;
+    let (bytes, records) = (unpacked.bytes(), unpacked.records);
     if bytes.is_empty() {
         return Ok(None);
     }
-    let placed = context.reflex.place(&[&*bytes], bytes.len(), records);
+    let placed = context.reflex.place(&[bytes], bytes.len(), records);
     Ok(Some((placed, placeable(records))))
 }
 
-fn refusal(error: &unpack::Error) -> Refusal {
-    match error {
-        unpack::Error::Compressed(decompress::Error::TooLarge { .. }) => {
-            Refusal::TooLarge(format!("{error} (ingest.max_request_bytes)"))
+/// Unpacks within what is reserved; if that isn't enough, within what there is, which `more` then has the rest of.
+fn unpack<'c>(
+    context: &'c Context,
+    received: &Received<'_>,
+    more: &mut Option<SemaphorePermit<'c>>,
+) -> Result<Unpacked<'c>, Refusal> {
+    let (needs, kind, len) = (&context.needs, received.kind, received.len);
+    let within = |extra| {
+        let covered = needs.covered(kind, extra);
+        let (encoding, parts) = (received.encoding, &received.parts);
+        context.unpacker.unpack(kind, encoding, parts, covered)
+    };
+    let extra = received.extra();
+    let unpacked = match within(extra) {
+        Err(unpack::Error::Compressed(decompress::Error::TooLarge { limit })) => {
+            let Some(missing) = needs.missing(kind, len, extra) else {
+                return Err(Refusal::unpacks_to_more(limit, needs.max_request_bytes()));
+            };
+            // It has a part of the budget, so it must not wait for more.
+            let taken = context.budget.take_now(missing);
+            *more = Some(taken.ok_or_else(|| Refusal::Busy {
+                reason: "the ingest budget has no room for what the message unpacks to".to_owned(),
+                retry_after: MEMORY_RETRY_AFTER,
+            })?);
+            within(extra + missing)
         }
-        unpack::Error::Compressed(_) | unpack::Error::Protobuf(_) | unpack::Error::Json(_) => {
-            Refusal::Malformed(error.to_string())
+        unpacked => unpacked,
+    };
+    unpacked.map_err(|error| match error {
+        unpack::Error::Compressed(decompress::Error::TooLarge { limit }) => {
+            Refusal::unpacks_to_more(limit, needs.max_request_bytes())
         }
-    }
+        error => malformed(&error),
+    })
+}
+
+fn malformed(error: &unpack::Error) -> Refusal {
+    Refusal::Malformed(error.to_string())
 }
 
 fn micros(time: Duration) -> u64 {

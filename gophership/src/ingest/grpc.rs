@@ -30,6 +30,8 @@ use crate::{
 
 const LOGS_EXPORT: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
 const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
+const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+const ACCEPTED_ENCODINGS: HeaderValue = HeaderValue::from_static("identity,gzip,zstd");
 /// An empty message, not compressed: an `ExportLogsServiceResponse` without `partial_success`.
 const EMPTY_MESSAGE: Bytes = Bytes::from_static(&[0; 5]);
 
@@ -57,14 +59,10 @@ pub(super) async fn respond(begun: &Begun, request: Request<Incoming>) -> Respon
         )),
     };
     let mut response = status.into_http();
-    response.headers_mut().insert(
-        ACCEPT_ENCODING,
-        HeaderValue::from_static("identity,gzip,zstd"),
-    );
+    let headers = response.headers_mut();
+    headers.insert(ACCEPT_ENCODING, ACCEPTED_ENCODINGS);
     response
 }
-
-const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
 fn success() -> Response<GrpcBody> {
     let mut trailers = HeaderMap::with_capacity(1);
@@ -73,9 +71,11 @@ fn success() -> Response<GrpcBody> {
         data: Some(EMPTY_MESSAGE),
         trailers: Some(trailers),
     });
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, CONTENT_TYPE);
+    // And the date, which hyper adds.
+    let mut headers = HeaderMap::with_capacity(3);
+    headers.insert(header::CONTENT_TYPE, CONTENT_TYPE);
+    headers.insert(ACCEPT_ENCODING, ACCEPTED_ENCODINGS);
+    *response.headers_mut() = headers;
     response
 }
 
@@ -120,7 +120,7 @@ async fn receive<'a>(
         let progress = gather.push(frame).map_err(malformed)?;
         if let Progress::Announced { compressed, len } = progress {
             let encoding = encoding(&codec, compressed)?;
-            let admitted = admit(&state.context, len).await?;
+            let admitted = admit(&state.context, Kind::OtlpLogs, encoding, len).await?;
             announced = Some((len, encoding, admitted, state.finish()));
             deadline = Deadline::of(len);
         }

@@ -15,7 +15,7 @@ use tonic::Code;
 use super::{
     body::{Deadline, next_frame},
     export::{Received, admit, export},
-    message::Parts,
+    message::Joined,
     refusal::Refusal,
     state::{Request as Begun, State},
 };
@@ -97,24 +97,36 @@ fn what(headers: &HeaderMap, format: Option<Format>) -> Result<(Kind, ContentEnc
     Ok((kind, encoding(headers)?))
 }
 
-/// Reads the body: its length is reserved before any of it is kept, or the most it may have, where it isn't said.
+/// Reads the body: what it needs is reserved before any of it is kept, by its length, or by the largest that there may be,
+/// where it isn't said.
 async fn receive<'a>(
     state: &'a State,
     what: Result<(Kind, ContentEncoding), Refusal>,
     body: &mut Incoming,
 ) -> Result<Received<'a>, Refusal> {
     let (kind, encoding) = what?;
-    let limit = state.context.max_request_bytes;
+    let needs = &state.context.needs;
+    let limit = needs.max_request_bytes();
+    let check = |len| match needs.too_much(kind, encoding, len) {
+        Some(needed) => Err(Refusal::needs_too_much(len, needed, needs.most_bytes())),
+        None => Ok(()),
+    };
     let announced = match body.size_hint().exact() {
-        Some(exact) => usize::try_from(exact).map_err(|_| Refusal::too_large(exact, limit))?,
+        Some(exact) => {
+            let exact = usize::try_from(exact).map_err(|_| Refusal::too_large(exact, limit))?;
+            if exact <= limit {
+                check(exact)?;
+            }
+            exact
+        }
         None => limit,
     };
-    let mut admitted = admit(&state.context, announced).await?;
+    let mut admitted = admit(&state.context, kind, encoding, announced).await?;
     let _finishing = state.finish();
     let deadline = Deadline::of(announced);
     let is_plain = (kind, encoding) == (Kind::OtlpLogs, ContentEncoding::Identity);
     let mut ahead = Ahead::default();
-    let (mut parts, mut len) = (Parts::default(), 0_usize);
+    let (mut joined, mut len) = (Joined::default(), 0_usize);
     while let Some(frame) = next_frame(body, &deadline).await? {
         len += frame.len();
         if len > announced {
@@ -123,11 +135,15 @@ async fn receive<'a>(
         if is_plain {
             ahead.push(&frame);
         }
-        parts.push(frame);
+        joined.push(frame, len == announced);
     }
-    drop(admitted.split(announced - len));
+    check(len)?;
+    // A shorter one needs less.
+    let reserved = admitted.num_permits();
+    let needed = needs.reserve(kind, encoding, len);
+    drop(admitted.split(reserved.saturating_sub(needed)));
     Ok(Received {
-        parts,
+        parts: joined.finish(),
         len,
         kind,
         encoding,

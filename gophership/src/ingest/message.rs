@@ -1,4 +1,4 @@
-//! One gRPC message gathered from DATA frames: the frames are kept as they came, not copied.
+//! A message gathered from the frames of its body, which are kept as they came, not copied; and gRPC's framing of one.
 
 use std::io::{self, BufRead, Read};
 
@@ -12,6 +12,8 @@ const PREFIX_BYTES: usize = 5;
 /// A frame keeps the buffer alive that it was read into, which may be a large one. One that is smaller than this, and
 /// has to wait for others, is copied instead: else few bytes, sent with patience, would hold much more than they reserve.
 const PIN_BYTES_MIN: usize = 1024;
+/// Small frames are copied together, up to so many bytes: each by itself would need more memory beside it than in it.
+const COPY_BYTES_MAX: usize = 16 * 1024;
 
 /// What a frame did to the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,14 +52,47 @@ pub enum Error {
 #[derive(Debug, Default)]
 pub struct Parts(Vec<Bytes>);
 
-impl Parts {
-    /// Adds a frame behind the others.
-    pub fn push(&mut self, frame: Bytes) {
-        if !frame.is_empty() {
-            self.0.push(frame);
+/// Frames, of which more may come.
+#[derive(Debug, Default)]
+pub struct Joined {
+    frames: Vec<Bytes>,
+    /// Copied, behind the others.
+    small: Vec<u8>,
+}
+
+impl Joined {
+    /// Adds a frame behind the others; the last one has to wait for no other.
+    pub fn push(&mut self, frame: Bytes, is_last: bool) {
+        let is_kept = frame.len() >= PIN_BYTES_MIN || is_last && self.small.is_empty();
+        if is_kept {
+            self.close_small();
+            if !frame.is_empty() {
+                self.frames.push(frame);
+            }
+            return;
+        }
+        if self.small.len() + frame.len() > COPY_BYTES_MAX {
+            self.close_small();
+        }
+        self.small.extend_from_slice(&frame);
+    }
+
+    fn close_small(&mut self) {
+        if !self.small.is_empty() {
+            let small = std::mem::take(&mut self.small);
+            self.frames.push(small.into_boxed_slice().into());
         }
     }
 
+    /// All of them.
+    #[must_use]
+    pub fn finish(mut self) -> Parts {
+        self.close_small();
+        Parts(self.frames)
+    }
+}
+
+impl Parts {
     /// The frames.
     pub fn as_slice(&self) -> &[Bytes] {
         &self.0
@@ -79,7 +114,7 @@ pub struct Gather {
     prefix_len: usize,
     len: usize,
     have: usize,
-    parts: Parts,
+    joined: Joined,
     /// Of a message that isn't compressed.
     ahead: Ahead,
 }
@@ -116,10 +151,7 @@ impl Gather {
         if self.prefix[0] == 0 {
             self.ahead.push(&frame);
         }
-        if self.have < self.len && frame.len() < PIN_BYTES_MIN {
-            frame = Bytes::copy_from_slice(&frame);
-        }
-        self.parts.push(frame);
+        self.joined.push(frame, self.have == self.len);
         Ok(progress)
     }
 
@@ -144,7 +176,7 @@ impl Gather {
         if missing > 0 {
             return Err(Error::Truncated { missing });
         }
-        Ok(self.parts)
+        Ok(self.joined.finish())
     }
 }
 
@@ -217,6 +249,58 @@ mod tests {
             assert_eq!(read, b"abcdef");
             assert_eq!(parts.as_slice().concat(), b"abcdef");
         }
+    }
+
+    /// Whether some of `parts` lies in what `read` was read into.
+    fn is_pinned(parts: &Parts, read: &Bytes) -> bool {
+        let buffer = read.as_ptr_range();
+        let mut parts = parts.as_slice().iter();
+        parts.any(|part| buffer.contains(&part.as_ptr()))
+    }
+
+    #[test]
+    fn small_frames_hold_neither_what_they_were_read_into_nor_much_beside_themselves() {
+        let read = Bytes::from(
+            (0..100_000_u32)
+                .map(|n| n.to_le_bytes()[0])
+                .collect::<Vec<_>>(),
+        );
+        for size in [1, 7, PIN_BYTES_MIN - 1] {
+            let mut joined = Joined::default();
+            for at in (0..read.len()).step_by(size) {
+                let end = read.len().min(at + size);
+                // Of a body without a length, none is known to be the last.
+                joined.push(read.slice(at..end), false);
+            }
+            let parts = joined.finish();
+            assert_eq!(parts.as_slice().concat(), read);
+            assert!(!is_pinned(&parts, &read), "{size}");
+            let most = read.len().div_ceil(COPY_BYTES_MAX - PIN_BYTES_MIN);
+            assert!(parts.as_slice().len() <= most, "{size}");
+        }
+    }
+
+    #[test]
+    fn large_frames_are_kept_as_they_came_and_so_is_a_small_one_that_waits_for_none() {
+        let read = Bytes::from(vec![5; 10 * PIN_BYTES_MIN]);
+        let mut joined = Joined::default();
+        joined.push(read.slice(..2 * PIN_BYTES_MIN), false);
+        joined.push(read.slice(2 * PIN_BYTES_MIN..2 * PIN_BYTES_MIN + 3), true);
+        let parts = joined.finish();
+        let [first, last] = parts.as_slice() else {
+            panic!("{} parts", parts.as_slice().len())
+        };
+        assert_eq!(first.as_ptr(), read.as_ptr());
+        assert_eq!(last.as_ptr(), read[2 * PIN_BYTES_MIN..].as_ptr());
+        // Large and small ones by turns stay in order.
+        let mut joined = Joined::default();
+        let mut expected = Vec::new();
+        for (number, len) in [3, 2000, 1, 1, 5000, 9].into_iter().enumerate() {
+            let frame = vec![u8::try_from(number).expect("few"); len];
+            expected.extend_from_slice(&frame);
+            joined.push(frame.into(), number == 5);
+        }
+        assert_eq!(joined.finish().as_slice().concat(), expected);
     }
 
     #[test]

@@ -6,8 +6,8 @@
 //! # What bounds the memory
 //! The budget is one count of bytes. A connection is charged when it is accepted, with the most that its layers can hold
 //! ([`window`]), and a request reserves its whole length, from the 5-byte gRPC prefix or the content length (the largest
-//! there may be, where HTTP/1.1 sends chunks), before its body is read. So what is received is at most the budget, at
-//! any load and with any number of connections. When a request has to wait for its bytes, sockets are no longer read
+//! there may be, where HTTP/1.1 sends chunks), before its body is read, and with it what it may unpack to ([`needs`]).
+//! So what is received and unpacked is at most the budget, at any load and with any number of connections. When a request has to wait for its bytes, sockets are no longer read
 //! ([`gate`]), but those of connections that are finishing admitted requests: the pressure stands in the kernel's
 //! queues, where the kernel half sees it.
 //!
@@ -15,13 +15,16 @@
 //!
 //! - A request takes its bytes at once or holds none of the budget while it waits, so half-received requests never
 //!   wait for each other.
-//! - Connections leave the largest request its room, so it is served when the smaller ones before it are answered; who
+//! - Connections leave what one request may reserve its room, so it is served when the smaller ones before it are answered; who
 //!   comes first is served first.
 //! - What requests that wait have sent may fill the window of a connection on which an admitted one has to come in.
 //!   They wait for a bounded time, are then refused with a retryable status, and their bytes are dropped.
-//! - An admitted request ends: its body has a deadline, in proportion to its length, and its answer needs no budget.
+//! - An admitted request ends: its body has a deadline, in proportion to its length, and its answer needs no budget. What
+//!   unpacks to more than it has reserved takes the rest without waiting, or is refused with a retryable status.
 //!
-//! Beyond the budget are one decompressed message a worker, and what is decoded of headers until their handlers run.
+//! Beyond the budget are, for the one request that a worker unpacks, what the decompressor and the JSON parser remember
+//! (zstd's window, 8 MiB at most; the longest string with escapes, or a byte for each level of a nested unknown field, in
+//! a buffer that doubles), and what is decoded of headers until their handlers run.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -35,6 +38,7 @@ pub mod gate;
 mod grpc;
 mod http;
 pub mod message;
+pub mod needs;
 mod refusal;
 pub mod room;
 pub mod state;
@@ -96,10 +100,33 @@ pub struct Config {
     pub pin_workers: bool,
 }
 
-/// The smallest budget that has room for a connection beside requests.
+impl Config {
+    /// What requests may have, and need of the budget.
+    #[must_use]
+    pub fn needs(&self) -> needs::Needs {
+        needs::Needs::of(self.budget_bytes, self.workers, self.max_request_bytes)
+    }
+
+    /// What the workers' buffers take of the budget.
+    #[must_use]
+    pub fn buffers_bytes(&self) -> usize {
+        needs::buffers_bytes(self.budget_bytes, self.workers)
+    }
+
+    /// What connections may be charged with altogether.
+    #[must_use]
+    pub fn connections_bytes(&self) -> usize {
+        let request_bytes = self.needs().most_bytes();
+        window::share_of(self.budget_bytes, self.buffers_bytes(), request_bytes)
+    }
+}
+
+/// The smallest budget that has room for a connection beside requests and the buffers of so many workers.
 #[must_use]
-pub const fn budget_bytes_min() -> u64 {
-    4 * window::Windows::SMALLEST.charge() as u64
+pub const fn budget_bytes_min(workers: usize) -> u64 {
+    let connections = 4 * window::Windows::SMALLEST.charge();
+    // A quarter stays free of connections and of buffers.
+    (connections + 2 * needs::buffers_bytes_min(workers)) as u64
 }
 
 /// What the front door does.

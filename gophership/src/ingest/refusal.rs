@@ -36,6 +36,26 @@ impl Refusal {
         }
     }
 
+    /// JSON that takes `needed` bytes to be read, where a request may have `most`.
+    pub(super) fn needs_too_much(len: usize, needed: usize, most: usize) -> Self {
+        Self::TooLarge(format!(
+            "the message has {len} bytes of JSON, which takes {needed} of the ingest budget, and one message may have \
+             {most}; raise memory.total or memory.ingest, or send smaller batches"
+        ))
+    }
+
+    /// A message that has more than `limit` bytes decompressed, where `max` are allowed and there may be room for less.
+    pub(super) fn unpacks_to_more(limit: usize, max: usize) -> Self {
+        let why = if limit < max {
+            "all that the ingest budget has room for; raise memory.total or memory.ingest"
+        } else {
+            "ingest.max_request_bytes"
+        };
+        Self::TooLarge(format!(
+            "the message is larger than {limit} bytes decompressed ({why})"
+        ))
+    }
+
     /// A message of `len` bytes, where `limit` are allowed.
     pub(super) fn too_large(len: impl std::fmt::Display, limit: usize) -> Self {
         Self::TooLarge(format!(

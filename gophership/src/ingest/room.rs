@@ -17,10 +17,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::{
-    budget::Budget,
-    window::{Windows, share_of},
-};
+use super::{budget::Budget, window::Windows};
 
 /// Remote connections of each worker whose TLS handshake isn't done.
 const HANDSHAKES_PER_WORKER: usize = 64;
@@ -117,17 +114,12 @@ pub struct Seat {
 }
 
 impl Room {
-    /// Room beside requests of up to `max_request_bytes`.
+    /// Room for as many connections as `share_bytes` of the budget allow.
     #[must_use]
-    pub fn new(
-        budget: Arc<Budget>,
-        max_request_bytes: usize,
-        remote_max: usize,
-        workers: usize,
-    ) -> Self {
+    pub fn new(budget: Arc<Budget>, share_bytes: usize, remote_max: usize, workers: usize) -> Self {
         Self {
-            share_bytes: share_of(budget.limit(), max_request_bytes),
             budget,
+            share_bytes,
             remote_max,
             handshakes_max: HANDSHAKES_PER_WORKER * workers,
             charged_bytes: AtomicUsize::new(0),
@@ -260,7 +252,7 @@ mod tests {
 
     fn room(remote_max: usize) -> Arc<Room> {
         let budget = Arc::new(Budget::new(16 * MIB));
-        Arc::new(Room::new(budget, MIB, remote_max, 1))
+        Arc::new(Room::new(budget, 12 * MIB, remote_max, 1))
     }
 
     fn idle(room: &Arc<Room>) -> Seat {
@@ -328,7 +320,7 @@ mod tests {
     #[test]
     fn handshakes_under_way_are_limited_for_remote_connections() {
         let budget = Arc::new(Budget::new(1024 * MIB));
-        let room = Arc::new(Room::new(budget, MIB, 4096, 1));
+        let room = Arc::new(Room::new(budget, 768 * MIB, 4096, 1));
         let mut shaking: Vec<_> = (0..HANDSHAKES_PER_WORKER)
             .map(|_| room.seat(true).expect("below the limit"))
             .collect();

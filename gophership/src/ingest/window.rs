@@ -127,17 +127,17 @@ impl Windows {
     }
 }
 
-/// What connections may be charged with altogether: all of the budget but what the largest request needs, and but a
-/// quarter, so that idle connections alone are never pressure.
+/// What connections may be charged with altogether: all of the budget but the workers' buffers and what one request may
+/// reserve, and but a quarter, so that idle connections alone are never pressure.
 #[must_use]
-pub const fn share_of(budget_bytes: usize, max_request_bytes: usize) -> usize {
+pub const fn share_of(budget_bytes: usize, buffers_bytes: usize, request_bytes: usize) -> usize {
     let quarter = budget_bytes.div_ceil(4);
-    let kept = if max_request_bytes > quarter {
-        max_request_bytes
+    let kept = if request_bytes > quarter {
+        request_bytes
     } else {
         quarter
     };
-    budget_bytes.saturating_sub(kept)
+    budget_bytes.saturating_sub(buffers_bytes + kept)
 }
 
 #[cfg(test)]
@@ -187,8 +187,10 @@ mod tests {
 
     #[test]
     fn the_largest_request_fits_beside_all_connections() {
-        assert_eq!(share_of(64, 16), 48);
-        assert_eq!(share_of(64, 40), 24);
-        assert_eq!(share_of(64, 64), 0);
+        assert_eq!(share_of(64, 0, 16), 48);
+        assert_eq!(share_of(64, 2, 16), 46);
+        assert_eq!(share_of(64, 2, 40), 22);
+        assert_eq!(share_of(64, 0, 64), 0);
+        assert_eq!(share_of(64, 4, 64), 0);
     }
 }
