@@ -3,7 +3,7 @@
 mod common;
 
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     iter,
     net::TcpStream,
     sync::Arc,
@@ -450,8 +450,18 @@ fn handshakes_that_are_never_finished_hold_up_nobody() {
     // These are local: none is refused, but the budget bounds how many are served at once.
     let (used, limit) = scene.ingest_budget();
     assert!(used <= limit / 4 * 3, "{used} of {limit}");
-    // Behind all of them, one that means it.
+    // Behind all of them, one that means it: they make room for it, long before their time is up.
     scene.others_are_served();
+    assert_eq!(scene.failed_handshakes("timeout"), 0.0);
+    assert!(scene.failed_handshakes("no_room") >= 1.0);
+    // Only as many as it took, and the oldest first.
+    let end_of = |socket: &TcpStream| {
+        socket.set_nonblocking(true).expect("it is set");
+        let mut socket = socket;
+        socket.read(&mut [0]).map_err(|error| error.kind())
+    };
+    assert_ne!(end_of(&attackers[0]), Err(io::ErrorKind::WouldBlock));
+    assert_eq!(end_of(&attackers[299]), Err(io::ErrorKind::WouldBlock));
     drop(attackers);
     scene.grew_by_at_most(64 * MIB);
 }
