@@ -501,3 +501,39 @@ fn ten_thousand_idle_connections_cost_what_the_documentation_says() {
         scene.daemon.figure("/ingest/connections") <= 2
     });
 }
+
+/// What each connection is charged with at least, as the documentation says.
+const SMALLEST_CHARGE: u64 = 256 * 1024;
+
+#[test]
+fn who_stops_in_the_middle_of_everything_holds_less_than_the_smallest_charge() {
+    let (home, sink) = (Home::new(), Sink::up());
+    let mut scene = Scene::start(&home, &sink);
+    let mut attackers: Vec<_> = (0..140).map(|_| scene.http2(&[])).collect();
+    let header = [&[0, 1, b'x', 127, 0x81, 0xfe, 0x01][..], &[b'y'; 16_000]].concat();
+    let header = [export_head(&[]), header].concat();
+    for attacker in &mut attackers {
+        // As many messages as may be, of which not even the length is known.
+        for number in 0..16 {
+            let stream = 2 * number + 1;
+            let head = frame(HEADERS, END_HEADERS, stream, &export_head(&[]));
+            let begun = [head, frame(DATA, 0, stream, &[0; 3])].concat();
+            attacker.write(&begun).expect("it is taken");
+        }
+        // A header that isn't whole, a frame that isn't, and a TLS record that isn't.
+        let more = frame(CONTINUATION, 0, 33, &[b'y'; 16_000]);
+        let begun = [&frame(HEADERS, 0, 33, &header), &more[..more.len() - 1]].concat();
+        attacker.write(&begun).expect("it is taken");
+        let record = [&[0x17, 3, 3, 0x40, 0x10][..], &[7; 16_390]].concat();
+        attacker.write_below_tls(&record).expect("it is taken");
+    }
+    // Behind all of them, so that all has been read.
+    scene.others_are_served();
+    assert_eq!(scene.floods(), 0.0);
+    let open = scene.daemon.figure("/ingest/connections");
+    assert!(open > 140, "{open} connections");
+    let each = (scene.daemon.memory("VmRSS") - scene.calm_rss) / 140;
+    eprintln!("{each} bytes each");
+    assert!(each <= SMALLEST_CHARGE, "{each} bytes");
+    drop(attackers);
+}

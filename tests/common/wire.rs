@@ -131,6 +131,14 @@ impl Wire {
         wire
     }
 
+    /// Writes all of it to the socket as it is.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub(crate) fn write_below_tls(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.sock.write_all(bytes)
+    }
+
     /// Writes all of it.
     ///
     /// # Errors

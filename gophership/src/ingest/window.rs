@@ -171,6 +171,19 @@ mod tests {
     }
 
     #[test]
+    fn there_is_room_for_as_many_connections_as_the_documentation_says() {
+        let fitting = |ingest_mib: usize, request_mib: usize| {
+            let windows = seated(share_of(ingest_mib << 20, request_mib << 20));
+            let largest = windows.iter().filter(|&&w| w == LARGEST_BYTES).count();
+            (windows.len(), largest)
+        };
+        assert_eq!(fitting(32, 16), (40, 0));
+        assert_eq!(fitting(32, 8), (55, 1));
+        assert_eq!(fitting(64, 16), (107, 4));
+        assert_eq!(fitting(512, 16), (816, 40));
+    }
+
+    #[test]
     fn the_limits_of_a_connection_are_ones_that_http_2_allows() {
         let mut windows = Windows::LARGEST;
         loop {
