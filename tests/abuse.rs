@@ -23,7 +23,8 @@ use common::{
     sink::Sink,
     wire::{
         ACK, CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, GOAWAY,
-        HEADERS, INITIAL_WINDOW_SIZE, PING, RST_STREAM, SETTINGS, Wire, export_head, frame,
+        HEADERS, INITIAL_WINDOW_SIZE, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE, Wire, export_head,
+        frame,
     },
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -115,6 +116,21 @@ impl<'h> Scene<'h> {
     }
 }
 
+/// The code of the GOAWAY by which `burst` ends the connection, if it says one.
+#[track_caller]
+fn end_of(attacker: &mut Wire, mut burst: Vec<u8>) -> Option<u32> {
+    // Who is still served hears an answer to this.
+    burst.extend(frame(PING, 0, 0, &[7; 8]));
+    // The daemon may close before it has taken all.
+    drop(attacker.write(&burst));
+    let said = iter::from_fn(|| attacker.frame()).find(|said| match said.kind {
+        PING => said.flags & ACK != 0,
+        kind => kind == GOAWAY,
+    })?;
+    assert_eq!(said.kind, GOAWAY, "the connection goes on");
+    said.payload[4..8].try_into().ok().map(u32::from_be_bytes)
+}
+
 #[test]
 fn rapid_resets_end_the_connection() {
     let (home, sink) = (Home::new(), Sink::up());
@@ -128,19 +144,32 @@ fn rapid_resets_end_the_connection() {
             burst.extend(frame(HEADERS, END_HEADERS, stream, &head));
             burst.extend(frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes()));
         }
-        // Who is still served hears an answer to this.
-        burst.extend(frame(PING, 0, 0, &[7; 8]));
-        // The daemon may close before it has taken all.
-        drop(attacker.write(&burst));
-        let said = iter::from_fn(|| attacker.frame()).find(|said| match said.kind {
-            PING => said.flags & ACK != 0,
-            kind => kind == GOAWAY,
-        });
         // What is said may be lost with the connection, which is closed on unread bytes.
-        if let Some(said) = said {
-            assert_eq!(said.kind, GOAWAY, "the connection goes on");
-            assert_eq!(said.payload[4..8], ENHANCE_YOUR_CALM.to_be_bytes());
-        }
+        let said = end_of(&mut attacker, burst);
+        assert!(
+            said.is_none_or(|code| code == ENHANCE_YOUR_CALM),
+            "{said:?}"
+        );
+        scene.others_are_served();
+    }
+    scene.grew_by_at_most(GROWTH_MAX);
+}
+
+#[test]
+fn frames_that_bring_nothing_end_the_connection() {
+    const UNKNOWN: u8 = 0xbb;
+    let (home, sink) = (Home::new(), Sink::up());
+    let mut scene = Scene::start(&home, &sink);
+    let by_one = 1_u32.to_be_bytes();
+    let frames = [
+        frame(UNKNOWN, 0, 0, &[]),
+        frame(WINDOW_UPDATE, 0, 0, &by_one),
+    ];
+    for (one, before) in frames.iter().zip([0.0, 1.0]) {
+        assert_eq!(scene.floods(), before);
+        // Ten times a second's.
+        end_of(&mut scene.http2(&[]), one.repeat(200_000));
+        assert_eq!(scene.floods(), before + 1.0);
         scene.others_are_served();
     }
     scene.grew_by_at_most(GROWTH_MAX);
@@ -455,13 +484,13 @@ fn handshakes_that_are_never_finished_hold_up_nobody() {
     assert_eq!(scene.failed_handshakes("timeout"), 0.0);
     assert!(scene.failed_handshakes("no_room") >= 1.0);
     // Only as many as it took, and the oldest first.
-    let end_of = |socket: &TcpStream| {
+    let hears = |socket: &TcpStream| {
         socket.set_nonblocking(true).expect("it is set");
         let mut socket = socket;
         socket.read(&mut [0]).map_err(|error| error.kind())
     };
-    assert_ne!(end_of(&attackers[0]), Err(io::ErrorKind::WouldBlock));
-    assert_eq!(end_of(&attackers[299]), Err(io::ErrorKind::WouldBlock));
+    assert_ne!(hears(&attackers[0]), Err(io::ErrorKind::WouldBlock));
+    assert_eq!(hears(&attackers[299]), Err(io::ErrorKind::WouldBlock));
     drop(attackers);
     scene.grew_by_at_most(64 * MIB);
 }
