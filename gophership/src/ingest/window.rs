@@ -177,10 +177,10 @@ mod tests {
             let largest = windows.iter().filter(|&&w| w == LARGEST_BYTES).count();
             (windows.len(), largest)
         };
-        assert_eq!(fitting(32, 16), (40, 0));
-        assert_eq!(fitting(32, 8), (55, 1));
-        assert_eq!(fitting(64, 16), (107, 4));
-        assert_eq!(fitting(512, 16), (816, 40));
+        assert_eq!(fitting(32, 16), (47, 0));
+        assert_eq!(fitting(32, 8), (67, 1));
+        assert_eq!(fitting(64, 16), (128, 4));
+        assert_eq!(fitting(512, 16), (992, 40));
     }
 
     #[test]
