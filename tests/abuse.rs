@@ -2,20 +2,29 @@
 
 mod common;
 
-use std::{io::Write, net::TcpStream, sync::Arc, thread, time::Duration};
+use std::{
+    io::{self, Read, Write},
+    iter,
+    net::TcpStream,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use common::{
     PATIENCE,
     certs::ClientIdentity,
     daemon::{Daemon, Home},
     eventually,
+    http::{HttpClient, Post, Version},
     messages::{Messages, Shape},
     producer::{self, Producer},
     settings::Settings,
     sink::Sink,
     wire::{
-        CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, HEADERS,
-        INITIAL_WINDOW_SIZE, PING, RST_STREAM, SETTINGS, Wire, export_head, frame,
+        ACK, CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, GOAWAY,
+        HEADERS, INITIAL_WINDOW_SIZE, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE, Wire, export_head,
+        frame,
     },
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -68,6 +77,15 @@ impl<'h> Scene<'h> {
         Wire::http2(self.daemon.grpc(), &self.tls, settings)
     }
 
+    /// Connects, and sends the beginning of a ClientHello of 16 KiB.
+    fn begin_handshake(&self) -> TcpStream {
+        let mut socket = TcpStream::connect(self.daemon.grpc()).expect("the backlog has room");
+        socket.set_read_timeout(Some(PATIENCE)).expect("it is set");
+        let hello = [0x16, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc];
+        socket.write_all(&hello).expect("it is taken");
+        socket
+    }
+
     fn http1(&self) -> Wire {
         let mut tls = ClientConfig::clone(&self.tls);
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -98,6 +116,21 @@ impl<'h> Scene<'h> {
     }
 }
 
+/// The code of the GOAWAY by which `burst` ends the connection, if it says one.
+#[track_caller]
+fn end_of(attacker: &mut Wire, mut burst: Vec<u8>) -> Option<u32> {
+    // Who is still served hears an answer to this.
+    burst.extend(frame(PING, 0, 0, &[7; 8]));
+    // The daemon may close before it has taken all.
+    drop(attacker.write(&burst));
+    let said = iter::from_fn(|| attacker.frame()).find(|said| match said.kind {
+        PING => said.flags & ACK != 0,
+        kind => kind == GOAWAY,
+    })?;
+    assert_eq!(said.kind, GOAWAY, "the connection goes on");
+    said.payload[4..8].try_into().ok().map(u32::from_be_bytes)
+}
+
 #[test]
 fn rapid_resets_end_the_connection() {
     let (home, sink) = (Home::new(), Sink::up());
@@ -111,14 +144,32 @@ fn rapid_resets_end_the_connection() {
             burst.extend(frame(HEADERS, END_HEADERS, stream, &head));
             burst.extend(frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes()));
         }
-        // The daemon may close before it has taken all.
-        drop(attacker.write(&burst));
         // What is said may be lost with the connection, which is closed on unread bytes.
-        let said = attacker.good_bye();
+        let said = end_of(&mut attacker, burst);
         assert!(
             said.is_none_or(|code| code == ENHANCE_YOUR_CALM),
             "{said:?}"
         );
+        scene.others_are_served();
+    }
+    scene.grew_by_at_most(GROWTH_MAX);
+}
+
+#[test]
+fn frames_that_bring_nothing_end_the_connection() {
+    const UNKNOWN: u8 = 0xbb;
+    let (home, sink) = (Home::new(), Sink::up());
+    let mut scene = Scene::start(&home, &sink);
+    let by_one = 1_u32.to_be_bytes();
+    let frames = [
+        frame(UNKNOWN, 0, 0, &[]),
+        frame(WINDOW_UPDATE, 0, 0, &by_one),
+    ];
+    for (one, before) in frames.iter().zip([0.0, 1.0]) {
+        assert_eq!(scene.floods(), before);
+        // Ten times a second's.
+        end_of(&mut scene.http2(&[]), one.repeat(200_000));
+        assert_eq!(scene.floods(), before + 1.0);
         scene.others_are_served();
     }
     scene.grew_by_at_most(GROWTH_MAX);
@@ -141,6 +192,7 @@ fn endless_continuations_end_the_connection() {
         }
     }
     assert!(taken.is_err(), "20,000 continuations were taken");
+    assert_eq!(scene.floods(), 0.0, "the library ends this by itself");
     scene.others_are_served();
     // One header that is never whole: nothing of it can be decoded, all of it has to be kept.
     let mut attacker = scene.http2(&[]);
@@ -156,12 +208,9 @@ fn endless_continuations_end_the_connection() {
         }
     }
     assert!(taken.is_err(), "a header of 50 MiB was taken");
-    let floods = [("reason", "flood")];
-    let closed = scene
-        .daemon
-        .metric("gophership_ingester_connections_closed_total", &floods);
-    assert!(
-        closed >= 1.0,
+    assert_eq!(
+        scene.floods(),
+        1.0,
         "the library gathers six frames before it ends this"
     );
     scene.others_are_served();
@@ -173,19 +222,17 @@ fn huge_header_lists_are_refused() {
     let (home, sink) = (Home::new(), Sink::up());
     let mut scene = Scene::start(&home, &sink);
     let value = "v".repeat(15_000);
-    for headers in [2, 40] {
-        let more = vec![("x-much", value.as_str()); headers];
-        let head = export_head(&more);
-        let mut attacker = scene.http2(&[]);
-        let mut taken = Ok(());
-        for number in 0..100 {
-            if taken.is_ok() {
-                taken = attacker.write(&frame(HEADERS, END_HEADERS, 2 * number + 1, &head));
-            }
-        }
-        scene.others_are_served();
+    // More than a list may have, and less than a block.
+    let head = export_head(&[("x-much", value.as_str()); 2]);
+    let mut attacker = scene.http2(&[]);
+    for number in 0..100 {
+        let stream = 2 * number + 1;
+        let request = frame(HEADERS, END_HEADERS | END_STREAM, stream, &head);
+        attacker.write(&request).expect("it is read");
+        let answer = iter::from_fn(|| attacker.frame()).find(|said| said.stream == stream);
+        assert_eq!(answer.expect("an answer").kind, HEADERS);
     }
-    scene.grew_by_at_most(GROWTH_MAX);
+    scene.others_are_served();
     assert_eq!(
         scene.daemon.metric(
             "gophership_ingester_requests_total",
@@ -194,6 +241,24 @@ fn huge_header_lists_are_refused() {
         0.0,
         "none of them became a request"
     );
+    // What others are told of it, and that the limit is no lower.
+    let tls = Some(Arc::clone(&scene.tls));
+    let mut client = HttpClient::connect(scene.daemon.http(), tls, Version::Http2);
+    let much: &'static str = "v".repeat(17_000).leak();
+    let post = Post::logs("application/x-protobuf", scene.messages.message());
+    assert_eq!(client.send(post.clone().with("x-much", much)).status, 431);
+    let much = &much[..15_000];
+    assert_eq!(client.send(post.with("x-much", much)).status, 200);
+
+    // A block of 600 KB, which needn't be decoded to be refused.
+    assert_eq!(scene.floods(), 0.0);
+    let head = export_head(&[("x-much", value.as_str()); 40]);
+    let mut attacker = scene.http2(&[]);
+    drop(attacker.write(&frame(HEADERS, END_HEADERS, 1, &head)));
+    attacker.good_bye();
+    assert_eq!(scene.floods(), 1.0);
+    scene.others_are_served();
+    scene.grew_by_at_most(GROWTH_MAX);
 }
 
 #[test]
@@ -221,30 +286,76 @@ fn who_never_reads_what_he_asks_for_is_not_read_either() {
     scene.grew_by_at_most(2 * GROWTH_MAX);
 }
 
+/// More than the sockets' buffers on both sides hold.
+const ENDLESS_MIB: usize = 64;
+
+/// Sends `start`, and then what has no end, which the daemon must not take for ever.
+#[track_caller]
+fn is_cut_off(attacker: &mut Wire, start: &str) {
+    let rest = "y".repeat(1 << 20);
+    let mut taken = attacker.write(start.as_bytes());
+    for _ in 0..ENDLESS_MIB {
+        taken = taken.and_then(|()| attacker.write(rest.as_bytes()));
+    }
+    assert!(taken.is_err(), "{ENDLESS_MIB} MiB were taken");
+    // Closed, not only unread.
+    while attacker.read(&mut [0; 1024]) > 0 {}
+}
+
+/// The first line of the answer; empty if the connection ends without one.
+fn status_line(attacker: &mut Wire) -> String {
+    let mut answer = Vec::new();
+    let mut byte = [0];
+    while !answer.ends_with(b"\r\n") && attacker.read(&mut byte) > 0 {
+        answer.extend(byte);
+    }
+    String::from_utf8_lossy(&answer).trim_end().to_owned()
+}
+
 #[test]
 fn bombs_in_the_head_of_http_1_are_refused() {
+    const TOO_LARGE: &str = "HTTP/1.1 431 Request Header Fields Too Large";
     let (home, sink) = (Home::new(), Sink::up());
     let mut scene = Scene::start(&home, &sink);
     let start = "POST /v1/logs HTTP/1.1\r\nhost: a\r\n";
-    let long = format!("{start}x: {}\r\n", "y".repeat(4 << 20));
-    let many = format!("{start}{}\r\n", "x: y\r\n".repeat(10_000));
-    for head in [long, many] {
+    is_cut_off(&mut scene.http1(), &format!("{start}x: "));
+    scene.others_are_served();
+
+    let answer_to = |headers: usize| {
         let mut attacker = scene.http1();
+        let head = format!("{start}{}\r\n", "x: y\r\n".repeat(headers));
         drop(attacker.write(head.as_bytes()));
-        let mut answer = Vec::new();
-        let mut buffer = [0; 1024];
-        while answer.len() < 12 {
-            match attacker.read(&mut buffer) {
-                0 => break,
-                read => answer.extend(&buffer[..read]),
-            }
-        }
-        // The answer may be lost with the connection, which is closed on unread bytes.
-        let answer = String::from_utf8_lossy(&answer);
-        assert!(
-            answer.is_empty() || answer.starts_with("HTTP/1.1 4"),
-            "{answer}"
-        );
+        status_line(&mut attacker)
+    };
+    let few = answer_to(60);
+    assert!(few.starts_with("HTTP/1.1 4") && few != TOO_LARGE, "{few}");
+    assert_eq!(answer_to(70), TOO_LARGE);
+    // The answer may be lost with the connection, which is closed on unread bytes.
+    let many = answer_to(10_000);
+    assert!(many.is_empty() || many == TOO_LARGE, "{many}");
+    scene.others_are_served();
+    scene.grew_by_at_most(GROWTH_MAX);
+}
+
+#[test]
+fn bombs_around_the_chunks_of_http_1_are_refused() {
+    let (home, sink) = (Home::new(), Sink::up());
+    let mut scene = Scene::start(&home, &sink);
+    let head = "POST /v1/logs HTTP/1.1\r\nhost: a\r\ncontent-type: application/x-protobuf\r\n\
+        transfer-encoding: chunked\r\n\r\n";
+    // An extension of the last chunk, and a trailer behind it.
+    for start in ["0;", "0\r\nx: "] {
+        let start = format!("{head}{start}");
+        is_cut_off(&mut scene.http1(), &start);
+        // The library's limit for each is 16 KiB.
+        let answer_to = |bytes: usize| {
+            let mut attacker = scene.http1();
+            let request = format!("{start}{}\r\n\r\n", "y".repeat(bytes));
+            drop(attacker.write(request.as_bytes()));
+            status_line(&mut attacker)
+        };
+        assert_eq!(answer_to(100), "HTTP/1.1 200 OK");
+        assert_ne!(answer_to(17 << 10), "HTTP/1.1 200 OK");
         scene.others_are_served();
     }
     scene.grew_by_at_most(GROWTH_MAX);
@@ -261,8 +372,7 @@ fn slow_and_stuck_peers_lose_their_streams_and_connections() {
 
     // No window for answers: a hundred of them are on their way.
     let mut takes_nothing = scene.http2(&[(INITIAL_WINDOW_SIZE, 0)]);
-    for number in 0..100 {
-        let stream = 2 * number + 1;
+    for stream in (1..200).step_by(2) {
         let request = [
             frame(HEADERS, END_HEADERS, stream, &export_head(&[])),
             frame(DATA, END_STREAM, stream, &[0; 5]),
@@ -271,6 +381,8 @@ fn slow_and_stuck_peers_lose_their_streams_and_connections() {
             .write(&request.concat())
             .expect("requests are taken");
     }
+    // The beginning of a handshake.
+    let mut unfinished = scene.begin_handshake();
     // TLS, and then nothing.
     let mut silent = Wire::connect(scene.daemon.grpc(), &scene.tls);
     // Announces a message and sends none of it.
@@ -299,10 +411,12 @@ fn slow_and_stuck_peers_lose_their_streams_and_connections() {
     });
     scene.others_are_served();
 
+    assert_eq!(unfinished.read(&mut [0]).expect("an end"), 0);
+    assert_eq!(scene.failed_handshakes("timeout"), 1.0);
     assert_eq!(silent.good_bye(), None);
     takes_nothing.good_bye();
     for slow in [&mut stops, &mut unknown] {
-        let answer = std::iter::from_fn(|| slow.frame()).find(|f| f.kind == HEADERS);
+        let answer = iter::from_fn(|| slow.frame()).find(|f| f.kind == HEADERS);
         assert_eq!(answer.expect("an answer").stream, 1);
     }
     eventually("no request holds bytes", PATIENCE, || {
@@ -330,6 +444,18 @@ fn slow_and_stuck_peers_lose_their_streams_and_connections() {
 }
 
 impl Scene<'_> {
+    /// Connections closed because of what only abuse is.
+    fn floods(&self) -> f64 {
+        let flood = [("reason", "flood")];
+        let closed = "gophership_ingester_connections_closed_total";
+        self.daemon.metric(closed, &flood)
+    }
+
+    fn failed_handshakes(&self, reason: &str) -> f64 {
+        let failed = "gophership_ingester_failed_handshakes_total";
+        self.daemon.metric(failed, &[("reason", reason)])
+    }
+
     fn reserved(&self, what: &str) -> u64 {
         let bytes = self
             .daemon
@@ -348,21 +474,23 @@ impl Scene<'_> {
 fn handshakes_that_are_never_finished_hold_up_nobody() {
     let (home, sink) = (Home::new(), Sink::up());
     let mut scene = Scene::start(&home, &sink);
-    // The beginning of a ClientHello of 16 KiB.
-    let hello = [&[0x16, 3, 1, 0x40, 0][..], &[1; 1000]].concat();
-    let attackers: Vec<_> = (0..300)
-        .map(|_| {
-            let mut socket = TcpStream::connect(scene.daemon.grpc()).expect("the backlog has room");
-            drop(socket.write_all(&hello));
-            socket
-        })
-        .collect();
+    let attackers: Vec<_> = (0..300).map(|_| scene.begin_handshake()).collect();
     scene.bystander.export_all(&scene.messages.take(3));
     // These are local: none is refused, but the budget bounds how many are served at once.
     let (used, limit) = scene.ingest_budget();
     assert!(used <= limit / 4 * 3, "{used} of {limit}");
-    // Behind all of them, one that means it.
+    // Behind all of them, one that means it: they make room for it, long before their time is up.
     scene.others_are_served();
+    assert_eq!(scene.failed_handshakes("timeout"), 0.0);
+    assert!(scene.failed_handshakes("no_room") >= 1.0);
+    // Only as many as it took, and the oldest first.
+    let hears = |socket: &TcpStream| {
+        socket.set_nonblocking(true).expect("it is set");
+        let mut socket = socket;
+        socket.read(&mut [0]).map_err(|error| error.kind())
+    };
+    assert_ne!(hears(&attackers[0]), Err(io::ErrorKind::WouldBlock));
+    assert_eq!(hears(&attackers[299]), Err(io::ErrorKind::WouldBlock));
     drop(attackers);
     scene.grew_by_at_most(64 * MIB);
 }
@@ -395,10 +523,45 @@ fn ten_thousand_idle_connections_cost_what_the_documentation_says() {
     });
     let each = (scene.daemon.memory("VmRSS") - scene.calm_rss) / idle;
     eprintln!("{idle} idle connections, {each} bytes each");
-    assert!(each <= 96 * 1024, "{each} bytes");
+    assert!(each <= 48 * 1024, "{each} bytes");
     scene.others_are_served();
     drop(attackers);
     eventually("they are gone", PATIENCE, || {
         scene.daemon.figure("/ingest/connections") <= 2
     });
+}
+
+/// What each connection is charged with at least, as the documentation says.
+const SMALLEST_CHARGE: u64 = 224 * 1024;
+
+#[test]
+fn who_stops_in_the_middle_of_everything_holds_less_than_the_smallest_charge() {
+    let (home, sink) = (Home::new(), Sink::up());
+    let mut scene = Scene::start(&home, &sink);
+    let mut attackers: Vec<_> = (0..140).map(|_| scene.http2(&[])).collect();
+    let header = [&[0, 1, b'x', 127, 0x81, 0xfe, 0x01][..], &[b'y'; 16_000]].concat();
+    let header = [export_head(&[]), header].concat();
+    for attacker in &mut attackers {
+        // As many messages as may be, of which not even the length is known.
+        for stream in [1, 3, 5, 7] {
+            let head = frame(HEADERS, END_HEADERS, stream, &export_head(&[]));
+            let begun = [head, frame(DATA, 0, stream, &[0; 3])].concat();
+            attacker.write(&begun).expect("it is taken");
+        }
+        // A header that isn't whole, a frame that isn't, and a TLS record that isn't.
+        let more = frame(CONTINUATION, 0, 9, &[b'y'; 16_000]);
+        let begun = [&frame(HEADERS, 0, 9, &header), &more[..more.len() - 1]].concat();
+        attacker.write(&begun).expect("it is taken");
+        let record = [&[0x17, 3, 3, 0x40, 0x10][..], &[7; 16_390]].concat();
+        attacker.write_below_tls(&record).expect("it is taken");
+    }
+    // Behind all of them, so that all has been read.
+    scene.others_are_served();
+    assert_eq!(scene.floods(), 0.0);
+    let open = scene.daemon.figure("/ingest/connections");
+    assert!(open > 140, "{open} connections");
+    let each = (scene.daemon.memory("VmRSS") - scene.calm_rss) / 140;
+    eprintln!("{each} bytes each");
+    assert!(each <= SMALLEST_CHARGE, "{each} bytes");
+    drop(attackers);
 }

@@ -19,9 +19,11 @@ pub(crate) const RST_STREAM: u8 = 0x3;
 pub(crate) const SETTINGS: u8 = 0x4;
 pub(crate) const PING: u8 = 0x6;
 pub(crate) const GOAWAY: u8 = 0x7;
+pub(crate) const WINDOW_UPDATE: u8 = 0x8;
 pub(crate) const CONTINUATION: u8 = 0x9;
 
 pub(crate) const END_STREAM: u8 = 0x1;
+pub(crate) const ACK: u8 = 0x1;
 pub(crate) const END_HEADERS: u8 = 0x4;
 
 /// Settings.
@@ -128,6 +130,14 @@ impl Wire {
         let opening = [PREFACE, &frame(SETTINGS, 0, 0, &payload)].concat();
         wire.write(&opening).expect("the opening is taken");
         wire
+    }
+
+    /// Writes all of it to the socket as it is.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub(crate) fn write_below_tls(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.sock.write_all(bytes)
     }
 
     /// Writes all of it.

@@ -13,7 +13,7 @@ use std::{
     os::{fd::AsFd, unix::net::UnixStream},
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::sys::socket::{setsockopt, sockopt::RcvBuf};
@@ -193,6 +193,7 @@ pub async fn run(
         local: None,
         remote: VecDeque::new(),
     };
+    let room = Arc::clone(&door.room);
     loop {
         let now = *mode.borrow_and_update();
         match now {
@@ -216,6 +217,7 @@ pub async fn run(
                     tokio::time::sleep(OUT_OF_SOMETHING).await;
                 }
             },
+            () = room.freed(), if door.is_waited_at() => {}
             () = tokio::time::sleep(LOOK_AGAIN), if door.is_waited_at() => {}
             changed = mode.changed() => {
                 if changed.is_err() {
@@ -282,7 +284,12 @@ impl Door {
         let waiting = usize::from(self.local.is_some()) + self.remote.len();
         self.room.waiting.store(waiting, Relaxed);
         if full == Some(Full::Connections) {
-            self.room.make_room(waiting);
+            // One local one waits at a time, and remote ones wait for that.
+            let (wanted, is_for_remote) = match self.local {
+                Some(_) => (1, false),
+                None => (waiting, true),
+            };
+            self.room.make_room(wanted, is_for_remote, Instant::now());
         }
         true
     }

@@ -207,8 +207,11 @@ async fn serve_tcp(
         seat.shook_hands();
         return serve_http(stream, protocol, &seat, state, mode).await;
     };
+    seat.presence().shake_hands();
     let stream = tokio::select! {
+        biased;
         handshake = handshake(stream, &tls) => handshake.map_err(Ended::Refused)?,
+        () = state.asked_to_leave() => return Err(Ended::Refused(Refused::for_another())),
         () = not_serving(&mut mode) => return Ok(()),
     };
     seat.shook_hands();

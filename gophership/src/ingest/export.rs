@@ -168,18 +168,26 @@ fn unpack<'c>(
         let (encoding, parts) = (received.encoding, &received.parts);
         context.unpacker.unpack(kind, encoding, parts, covered)
     };
-    let extra = received.extra();
+    // It has a part of the budget, so it must not wait for more.
+    let take_now = |bytes| {
+        let taken = context.budget.take_now(bytes);
+        taken.ok_or_else(|| Refusal::Busy {
+            reason: "the ingest budget has no room for what the message unpacks to".to_owned(),
+            retry_after: MEMORY_RETRY_AFTER,
+        })
+    };
+    let reserved = received.extra();
+    let surely = needs.surely(kind, received.encoding, len);
+    if let Some(missing @ 1..) = surely.checked_sub(reserved) {
+        *more = Some(take_now(missing)?);
+    }
+    let extra = reserved.max(surely);
     let unpacked = match within(extra) {
         Err(unpack::Error::Compressed(decompress::Error::TooLarge { limit })) => {
             let Some(missing) = needs.missing(kind, len, extra) else {
                 return Err(Refusal::unpacks_to_more(limit, needs.max_request_bytes()));
             };
-            // It has a part of the budget, so it must not wait for more.
-            let taken = context.budget.take_now(missing);
-            *more = Some(taken.ok_or_else(|| Refusal::Busy {
-                reason: "the ingest budget has no room for what the message unpacks to".to_owned(),
-                retry_after: MEMORY_RETRY_AFTER,
-            })?);
+            *more = Some(take_now(missing)?);
             within(extra + missing)
         }
         unpacked => unpacked,

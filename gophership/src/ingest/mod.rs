@@ -116,7 +116,7 @@ impl Config {
     /// What connections may be charged with altogether.
     #[must_use]
     pub fn connections_bytes(&self) -> usize {
-        let request_bytes = self.needs().most_bytes();
+        let request_bytes = self.needs().kept_bytes();
         window::share_of(self.budget_bytes, self.buffers_bytes(), request_bytes)
     }
 }

@@ -32,7 +32,9 @@ pub struct Needs {
     buffer_bytes: usize,
     /// Of the largest message, compressed and decompressed.
     max_request_bytes: usize,
-    /// What one request may reserve.
+    /// What connections leave to requests in any case.
+    kept_bytes: usize,
+    /// What one request may have altogether.
     most_bytes: usize,
 }
 
@@ -41,11 +43,12 @@ impl Needs {
     #[must_use]
     pub fn of(budget_bytes: usize, workers: usize, max_request_bytes: usize) -> Self {
         let left = budget_bytes.saturating_sub(buffers_bytes(budget_bytes, workers));
-        // Connections leave as much.
-        let most_bytes = request_bytes_max(left).min(max_request_bytes.saturating_mul(1 + BUFFERS));
+        let all = max_request_bytes.saturating_mul(1 + BUFFERS);
+        let most_bytes = request_bytes_max(left).min(all);
         Self {
             buffer_bytes: buffer_bytes(budget_bytes, workers),
             max_request_bytes,
+            kept_bytes: max_request_bytes.max(left / 4),
             // The budget hands out no more at once.
             most_bytes: most_bytes.min(u32::MAX as usize),
         }
@@ -63,13 +66,20 @@ impl Needs {
         self.max_request_bytes
     }
 
-    /// What one request may reserve.
+    /// What connections leave to requests in any case.
+    #[must_use]
+    pub const fn kept_bytes(&self) -> usize {
+        self.kept_bytes
+    }
+
+    /// What one request may have altogether.
     #[must_use]
     pub const fn most_bytes(&self) -> usize {
         self.most_bytes
     }
 
-    /// What is reserved for a request of `len` bytes.
+    /// What is reserved for a request of `len` bytes: no more than what connections leave, or idle ones could have it wait
+    /// for good.
     #[must_use]
     pub fn reserve(&self, kind: Kind, encoding: ContentEncoding, len: usize) -> usize {
         if (kind, encoding) == (Kind::OtlpLogs, ContentEncoding::Identity) {
@@ -85,15 +95,25 @@ impl Needs {
             return len;
         }
         let all = len.saturating_add(unpacked.saturating_mul(buffers(kind)));
-        all.min(self.most_bytes).max(len)
+        all.min(self.kept_bytes).min(self.most_bytes).max(len)
     }
 
-    /// What a request of `len` bytes surely needs, if that is more than it may reserve.
+    /// What a request of `len` bytes surely needs beside them.
+    #[must_use]
+    pub fn surely(&self, kind: Kind, encoding: ContentEncoding, len: usize) -> usize {
+        let is_json = (kind, encoding) == (Kind::OtlpLogsJson, ContentEncoding::Identity);
+        if is_json && len > self.buffer_bytes {
+            len.saturating_mul(BUFFERS)
+        } else {
+            0
+        }
+    }
+
+    /// What a request of `len` bytes surely needs, if that is more than it may have.
     #[must_use]
     pub fn too_much(&self, kind: Kind, encoding: ContentEncoding, len: usize) -> Option<usize> {
-        let is_json = (kind, encoding) == (Kind::OtlpLogsJson, ContentEncoding::Identity);
-        let needed = len.saturating_mul(1 + BUFFERS);
-        (is_json && len > self.buffer_bytes && needed > self.most_bytes).then_some(needed)
+        let needed = len.saturating_add(self.surely(kind, encoding, len));
+        (needed > self.most_bytes).then_some(needed)
     }
 
     /// What each buffer may have for a request that has reserved `extra` bytes beside its length.
@@ -193,8 +213,10 @@ mod tests {
         let needs = Needs::of(16 * MIB, 2, 8 * MIB);
         let most = 31 * MIB / 8 * 3;
         assert_eq!(needs.most_bytes(), most);
-        assert_eq!(needs.reserve(OtlpLogs, Gzip, 4 * MIB), most);
-        assert_eq!(needs.reserve(OtlpLogsJson, Zstd, MIB), most);
+        // What connections leave.
+        assert_eq!(needs.kept_bytes(), 8 * MIB);
+        assert_eq!(needs.reserve(OtlpLogs, Gzip, 4 * MIB), 8 * MIB);
+        assert_eq!(needs.reserve(OtlpLogsJson, Zstd, MIB), 8 * MIB);
         assert_eq!(needs.reserve(OtlpLogs, Identity, 8 * MIB), 8 * MIB);
         // What isn't a guess can be told to be too much.
         let fits = most / 3;

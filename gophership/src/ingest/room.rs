@@ -3,16 +3,20 @@
 //! A *local* producer (loopback, Unix socket, one of this host's own addresses) is never turned away: it waits until
 //! the ingest budget has room. *Remote* ones are limited in number, and in handshakes under way. One that finds no room
 //! makes the newest idle remote one leave; if none is idle, it waits.
+//!
+//! Who hasn't finished the handshake hasn't said who he is. So that nobody can keep local producers out by what he never
+//! finishes, one of them that finds no room makes the oldest handshake leave that has had a second, local or not.
 
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{
             AtomicBool, AtomicU8, AtomicU64, AtomicUsize,
             Ordering::{AcqRel, Relaxed},
         },
     },
+    time::{Duration, Instant},
 };
 
 use tokio::sync::Notify;
@@ -21,6 +25,9 @@ use super::{budget::Budget, window::Windows};
 
 /// Remote connections of each worker whose TLS handshake isn't done.
 const HANDSHAKES_PER_WORKER: usize = 64;
+
+/// What a handshake may take when a local producer waits for its room: some milliseconds are usual.
+const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
 
 /// Whether a peer is on this host: loopback, or where it called is where it called from.
 #[must_use]
@@ -39,8 +46,10 @@ pub struct Room {
     charged_bytes: AtomicUsize,
     remote: AtomicUsize,
     handshakes: AtomicUsize,
-    /// Remote ones, in the order in which they came.
+    /// In the order in which they came; who is gone may still be among them.
     seated: Mutex<Vec<Arc<Presence>>>,
+    /// A seat was given back.
+    freed: Notify,
     /// Connections that are accepted and not yet served.
     pub waiting: AtomicUsize,
     /// Idle ones that had to go for others.
@@ -52,7 +61,9 @@ pub struct Room {
 /// A connection as the acceptor sees it; its worker alone changes the phase.
 #[derive(Debug, Default)]
 pub struct Presence {
+    is_remote: bool,
     phase: AtomicU8,
+    shakes_hands_since: OnceLock<Instant>,
     asked_to_leave: AtomicBool,
     is_gone: AtomicBool,
     leave: Notify,
@@ -62,12 +73,14 @@ pub struct Presence {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Phase {
+    /// Its worker hasn't looked at it.
+    New = 0,
     /// Its handshake is under way.
-    Handshake = 0,
+    Handshake = 1,
     /// It has no request.
-    Idle = 1,
+    Idle = 2,
     /// It has requests.
-    Busy = 2,
+    Busy = 3,
 }
 
 impl Presence {
@@ -78,6 +91,18 @@ impl Presence {
 
     fn is(&self, phase: Phase) -> bool {
         self.phase.load(Relaxed) == phase as u8
+    }
+
+    /// The handshake begins.
+    pub fn shake_hands(&self) {
+        self.shakes_hands_since.get_or_init(Instant::now);
+        self.set(Phase::Handshake);
+    }
+
+    fn dawdles(&self, now: Instant) -> bool {
+        let since = self.shakes_hands_since.get();
+        let is_late = |since: &Instant| now.saturating_duration_since(*since) > HANDSHAKE_GRACE;
+        self.is(Phase::Handshake) && since.is_some_and(is_late)
     }
 
     /// Asks the connection to close.
@@ -126,6 +151,7 @@ impl Room {
             remote: AtomicUsize::new(0),
             handshakes: AtomicUsize::new(0),
             seated: Mutex::default(),
+            freed: Notify::new(),
             waiting: AtomicUsize::new(0),
             evicted: AtomicU64::new(0),
             turned_away: AtomicU64::new(0),
@@ -171,12 +197,15 @@ impl Room {
             return Err(Full::Requests);
         }
         self.charged_bytes.fetch_add(windows.charge(), Relaxed);
-        let presence = Arc::new(Presence::default());
+        let presence = Arc::new(Presence {
+            is_remote,
+            ..Presence::default()
+        });
         if is_remote {
             self.remote.fetch_add(1, Relaxed);
             self.handshakes.fetch_add(1, Relaxed);
-            self.seated().push(Arc::clone(&presence));
         }
+        self.list(Arc::clone(&presence));
         Ok(Seat {
             room: Arc::clone(self),
             windows,
@@ -186,21 +215,40 @@ impl Room {
         })
     }
 
-    /// Asks the newest idle remote connections to leave, so that `wanted` of them are on their way out.
-    pub fn make_room(&self, wanted: usize) {
+    /// Completes when a place has become free.
+    pub async fn freed(&self) {
+        self.freed.notified().await;
+    }
+
+    fn list(&self, presence: Arc<Presence>) {
+        let mut seated = self.seated();
+        // Else it would grow with every connection that there ever was.
+        if seated.len() == seated.capacity() {
+            seated.retain(|presence| !presence.is_gone.load(Relaxed));
+        }
+        seated.push(presence);
+    }
+
+    /// Asks connections to leave, so that `wanted` of them are on their way out: for local ones who wait the oldest
+    /// handshakes that have had their time, and then, as for remote ones, the newest idle remote connections.
+    pub fn make_room(&self, wanted: usize, is_for_remote: bool, now: Instant) {
         let mut seated = self.seated();
         seated.retain(|presence| !presence.is_gone.load(Relaxed));
         let leaving = seated
             .iter()
             .filter(|presence| presence.asked_to_leave.load(Relaxed))
             .count();
-        let newest_first = seated
-            .iter()
-            .rev()
-            .filter(|presence| presence.is(Phase::Idle) && !presence.asked_to_leave.load(Relaxed));
-        for presence in newest_first.take(wanted.saturating_sub(leaving)) {
+        let oldest_first = seated.iter();
+        let dawdling = oldest_first.filter(|presence| !is_for_remote && presence.dawdles(now));
+        let newest_first = seated.iter().rev();
+        let idle = newest_first.filter(|presence| presence.is_remote && presence.is(Phase::Idle));
+        let stays = |presence: &&Arc<Presence>| !presence.asked_to_leave.load(Relaxed);
+        let ends = dawdling.chain(idle).filter(stays);
+        for presence in ends.take(wanted.saturating_sub(leaving)) {
             presence.ask_to_leave();
-            self.evicted.fetch_add(1, Relaxed);
+            if !presence.is(Phase::Handshake) {
+                self.evicted.fetch_add(1, Relaxed);
+            }
         }
     }
 
@@ -241,6 +289,7 @@ impl Drop for Seat {
         if self.is_remote {
             self.room.remote.fetch_sub(1, Relaxed);
         }
+        self.room.freed.notify_one();
     }
 }
 
@@ -259,6 +308,10 @@ mod tests {
         let mut seat = room.seat(true).expect("there is room");
         seat.shook_hands();
         seat
+    }
+
+    fn make_room(room: &Room, wanted: usize) {
+        room.make_room(wanted, true, Instant::now());
     }
 
     fn has_to_go(seat: &Seat) -> bool {
@@ -285,13 +338,13 @@ mod tests {
         let shaking = room.seat(true).expect("a fourth");
         busy.presence.set(Phase::Busy);
         assert_eq!(room.seat(true).err(), Some(Full::Connections));
-        room.make_room(1);
-        room.make_room(1);
+        make_room(&room, 1);
+        make_room(&room, 1);
         assert!(has_to_go(&newest));
         assert!([&oldest, &busy, &shaking].map(has_to_go) == [false; 3]);
         drop(newest);
         let next = room.seat(true).expect("one has left");
-        room.make_room(3);
+        make_room(&room, 3);
         assert!(has_to_go(&oldest), "the only one that is idle");
         assert!([&busy, &shaking, &next].map(has_to_go) == [false; 3]);
         assert_eq!(room.evicted.load(Relaxed), 2);
@@ -309,12 +362,58 @@ mod tests {
         assert!(locals.len() > 10);
         assert!(room.charged_bytes() <= 12 * MIB);
         // A remote one makes room for a local one, not the other way round.
-        room.make_room(1);
+        room.make_room(1, false, Instant::now());
         assert!(has_to_go(&remote));
         assert!(!locals.iter().any(has_to_go));
         drop((remote, locals));
         assert_eq!((room.charged_bytes(), room.budget.used()), (0, 0));
         assert_eq!(room.remote(), 0);
+    }
+
+    #[test]
+    fn the_oldest_handshake_that_has_had_its_time_makes_room_for_a_local_producer() {
+        let room = room(8);
+        let begun = Instant::now();
+        let late = begun + HANDSHAKE_GRACE + Duration::from_millis(1);
+        let shaking = |is_remote, since| {
+            let seat = room.seat(is_remote).expect("there is room");
+            seat.presence.shakes_hands_since.set(since).expect("once");
+            seat.presence.shake_hands();
+            seat
+        };
+        let new = room.seat(false).expect("there is room");
+        let (first, second) = (shaking(true, begun), shaking(false, begun));
+        let (busy, remote) = (shaking(false, begun), idle(&room));
+        busy.presence.set(Phase::Busy);
+        let later = shaking(false, late);
+
+        // It isn't time yet, so whoever is idle goes, as for remote ones.
+        room.make_room(1, false, begun);
+        assert!(has_to_go(&remote));
+        drop(remote);
+        room.make_room(1, false, late);
+        room.make_room(1, false, late);
+        assert!(has_to_go(&first) && !has_to_go(&second));
+        drop(first);
+        // Remote ones wait for the end of handshakes.
+        room.make_room(2, true, late);
+        assert!(!has_to_go(&second));
+        room.make_room(3, false, late);
+        assert!(has_to_go(&second));
+        assert!([&new, &busy, &later].map(has_to_go) == [false; 3]);
+        assert_eq!(room.evicted.load(Relaxed), 1, "only one was idle");
+    }
+
+    #[test]
+    fn who_is_gone_is_not_remembered() {
+        let room = room(8);
+        let stays = idle(&room);
+        for _ in 0..10_000 {
+            drop(idle(&room));
+        }
+        assert!(room.seated().len() < 100);
+        make_room(&room, 1);
+        assert!(has_to_go(&stays));
     }
 
     #[test]

@@ -21,7 +21,7 @@ const LARGEST_BYTES: u32 = 4096 * KIB;
 const FRAME_BYTES_MIN: u32 = 16 * KIB;
 /// Few, so that each can have a large window: clients that use larger frames than 16 KiB spare both sides work.
 const STREAMS_MAX: u32 = 16;
-const STREAM_BYTES: usize = 4 * 1024;
+const STREAM_BYTES: usize = 8 * 1024;
 const BASE_BYTES: usize = 96 * 1024;
 /// More of a queue can't be relied on: a peer with four requests has four streams' windows.
 const STALLED_BYTES_MAX: u32 = 1024 * KIB;
@@ -142,7 +142,10 @@ pub const fn share_of(budget_bytes: usize, buffers_bytes: usize, request_bytes: 
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::needs::{Needs, buffers_bytes},
+        *,
+    };
 
     /// Seats connections until nothing is left; their windows.
     fn seated(share: usize) -> Vec<u32> {
@@ -168,6 +171,21 @@ mod tests {
             assert!(smallest >= half, "{share}: {smallest} of {half}");
         }
         assert_eq!(seated(384 << 20)[0], LARGEST_BYTES);
+    }
+
+    #[test]
+    fn there_is_room_for_as_many_connections_as_the_documentation_says() {
+        let fitting = |ingest_mib: usize, request_mib: usize| {
+            let (budget, workers) = (ingest_mib << 20, 2);
+            let needs = Needs::of(budget, workers, request_mib << 20);
+            let buffers = buffers_bytes(budget, workers);
+            let windows = seated(share_of(budget, buffers, needs.kept_bytes()));
+            let largest = windows.iter().filter(|&&w| w == LARGEST_BYTES).count();
+            (windows.len(), largest)
+        };
+        let all = [(32, 16), (32, 4), (64, 16), (512, 16)]
+            .map(|(ingest, request)| fitting(ingest, request));
+        assert_eq!(all, [(41, 0), (61, 1), (116, 3), (915, 39)]);
     }
 
     #[test]

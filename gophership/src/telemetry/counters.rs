@@ -73,19 +73,22 @@ pub enum HandshakeFailure {
     NotTrusted,
     /// It wasn't done in time.
     Timeout,
+    /// It wasn't done when a local producer needed its room.
+    NoRoom,
     /// Anything else, a connection that broke off included.
     Other,
 }
 
 impl HandshakeFailure {
     /// Every failure, in the order of its counters.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::NoCertificate,
         Self::UnknownAuthority,
         Self::Expired,
         Self::Incompatible,
         Self::NotTrusted,
         Self::Timeout,
+        Self::NoRoom,
         Self::Other,
     ];
 
@@ -99,6 +102,7 @@ impl HandshakeFailure {
             Self::Incompatible => "incompatible",
             Self::NotTrusted => "not_trusted",
             Self::Timeout => "timeout",
+            Self::NoRoom => "no_room",
             Self::Other => "other",
         }
     }

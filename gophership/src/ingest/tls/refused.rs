@@ -33,6 +33,15 @@ impl Refused {
             detail: format!("not done within {} s", limit.as_secs()),
         }
     }
+
+    /// It had taken its time, and there was no room for a local producer otherwise.
+    #[must_use]
+    pub fn for_another() -> Self {
+        Self {
+            failure: HandshakeFailure::NoRoom,
+            detail: "not done, and a local producer needs the room".to_owned(),
+        }
+    }
 }
 
 impl fmt::Display for Refused {
@@ -47,7 +56,9 @@ impl fmt::Display for Refused {
             HandshakeFailure::Expired => "the client's certificate isn't valid now",
             HandshakeFailure::Incompatible => "the client doesn't offer what TLS 1.3 needs",
             HandshakeFailure::NotTrusted => "the client doesn't trust ingest.tls.cert",
-            HandshakeFailure::Timeout | HandshakeFailure::Other => "TLS handshake",
+            HandshakeFailure::Timeout | HandshakeFailure::NoRoom | HandshakeFailure::Other => {
+                "TLS handshake"
+            }
         };
         write!(f, "{what}: {}", self.detail)
     }
