@@ -44,13 +44,13 @@ fn half(bench: &mut Bench<'_>, case: &Case, window: Duration) -> Result<()> {
         let running = case.start(bench.site, "", |_| (), |_| ())?;
         running.measure(Duration::from_secs(3))?.window
     };
-    let per_second = most.requests as f64 / most.took.as_secs_f64() / 2.0;
-    // Truncated: less than half by less than a request.
+    let half = u128::from(most.requests) * 500_000 / most.took.as_micros().max(1);
+    let per_second = u64::try_from(half)?;
     let paced = case.start(
         bench.site,
         "",
         |_| (),
-        |plan| plan.requests_per_second = Some(per_second as u64),
+        |plan| plan.requests_per_second = Some(per_second),
     )?;
     let before = Reflex::of(&paced.daemon.metrics()?)?;
     let measured = paced.measure(window)?;
@@ -58,7 +58,7 @@ fn half(bench: &mut Bench<'_>, case: &Case, window: Duration) -> Result<()> {
     let reflex_p99 = reflex.quantile_s(0.99);
     let ack_p99 = Duration::from_nanos(measured.window.ack_ns.quantile_ns(990));
     eprintln!(
-        "    {:<36} {per_second:.0} requests a second: placed within p50 {:.0}, p99 {:.0}, p99.9 {:.0} us at most; ack p50 {:.2}, p99 {:.2} ms",
+        "    {:<36} {per_second} requests a second: placed within p50 {:.0}, p99 {:.0}, p99.9 {:.0} us at most; ack p50 {:.2}, p99 {:.2} ms",
         case.name(),
         reflex.quantile_s(0.5) * 1e6,
         reflex_p99 * 1e6,

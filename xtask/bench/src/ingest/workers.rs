@@ -6,9 +6,14 @@
 //! they share: memory, the disk and its interrupts. Two daemons of one worker each, side by side, have that in common and
 //! nothing else: what two workers of one daemon do less than those is what they cost each other.
 
-use std::{thread, time::Duration};
+use std::{
+    hint::black_box,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, anyhow};
+use gophership::ingest::budget::Budget;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::json;
 
@@ -109,7 +114,39 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
         );
         measured.push(result);
     }
-    tell(bench, &measured)
+    let budget = [budget_ns(&[first]), budget_ns(&[first, second])];
+    tell(bench, &measured, budget)
+}
+
+/// Nanoseconds in which a thread takes a request's bytes of the ingest budget and gives them back, which is all that workers
+/// write together for a request; so many threads do it at once.
+fn budget_ns(cpus: &[usize]) -> f64 {
+    const TIMES: u32 = 2_000_000;
+    let budget = Budget::new(64 << 20);
+    let work = |cpu: usize| {
+        let mut set = CpuSet::new();
+        set.set(cpu);
+        // Where it isn't allowed, it runs anywhere.
+        let _ = sched_setaffinity(None, &set);
+        let started = Instant::now();
+        for _ in 0..TIMES {
+            if budget.try_take(black_box(58_700)) {
+                budget.give_back(58_700);
+            }
+        }
+        started.elapsed().as_secs_f64() * 1e9 / f64::from(TIMES)
+    };
+    let times: Vec<f64> = thread::scope(|scope| {
+        let threads: Vec<_> = cpus
+            .iter()
+            .map(|&cpu| scope.spawn(move || work(cpu)))
+            .collect();
+        threads
+            .into_iter()
+            .filter_map(|thread| thread.join().ok())
+            .collect()
+    });
+    times.iter().sum::<f64>() / times.len().max(1) as f64
 }
 
 /// A daemon with a worker on each of these CPUs, and a generator thread for each.
@@ -148,7 +185,7 @@ fn apart(first: &Running, second: &Running, window: Duration) -> Result<[Measure
     })
 }
 
-fn tell(bench: &mut Bench<'_>, rounds: &[Round]) -> Result<()> {
+fn tell(bench: &mut Bench<'_>, rounds: &[Round], budget_ns: [f64; 2]) -> Result<()> {
     let of = |figure: fn(&Round) -> f64| {
         Spread::of(rounds.iter().map(figure).collect()).context("no round was measured")
     };
@@ -158,6 +195,10 @@ fn tell(bench: &mut Bench<'_>, rounds: &[Round]) -> Result<()> {
     eprintln!(
         "    two workers over one {:.3}; two daemons over one {:.3}; two workers over two daemons {:.3}",
         over_one.p50, apart_over_one.p50, over_apart.p50
+    );
+    let [alone, shared] = budget_ns;
+    eprintln!(
+        "    a request's bytes of the budget, taken and given back: {alone:.0} ns, {shared:.0} ns by two at once"
     );
     let figures_of = |round: &Round| {
         json!({
@@ -170,6 +211,8 @@ fn tell(bench: &mut Bench<'_>, rounds: &[Round]) -> Result<()> {
     over_one.add_to(&mut figures, "throughput_two_over_one", "ratio");
     apart_over_one.add_to(&mut figures, "throughput_two_daemons_over_one", "ratio");
     over_apart.add_to(&mut figures, "throughput_two_over_two_daemons", "ratio");
+    figures["budget_taken_and_given_back_alone_ns"] = alone.into();
+    figures["budget_taken_and_given_back_by_two_ns"] = shared.into();
     figures["bars"] = json!([
         bench.report.bar(
             "two workers on two CPUs do at least 1.9 times as much as one on one (median)",
