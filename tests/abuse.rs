@@ -361,6 +361,80 @@ fn bombs_around_the_chunks_of_http_1_are_refused() {
     scene.grew_by_at_most(GROWTH_MAX);
 }
 
+/// What a request of 3 MiB may have the daemon grow by: itself, and as much for the allocator, and what is touched of
+/// batches and blocks.
+const OF_A_LARGE_REQUEST: u64 = 10 * MIB;
+
+const FOR_LARGE_REQUESTS: [(&str, &str); 3] = [
+    ("GOPHERSHIP_INGEST__MAX_REQUEST_BYTES", "4MiB"),
+    ("GOPHERSHIP_MEMORY__TOTAL", "64MiB"),
+    ("GOPHERSHIP_VAULT__SEGMENT_BYTES", "16MiB"),
+];
+
+/// A request of a bit more than 3 MiB.
+fn large() -> Vec<u8> {
+    let shape = Shape {
+        records: 3,
+        body_bytes: 1 << 20,
+    };
+    Messages::new(96, shape).take(1).remove(0).to_vec()
+}
+
+#[test]
+fn junk_between_small_frames_is_not_kept_with_them() {
+    let (home, sink) = (Home::new(), Sink::up());
+    let mut scene = Scene::start_with(&home, &sink, &FOR_LARGE_REQUESTS);
+    let body = large();
+    let prefix = u32::try_from(body.len()).unwrap().to_be_bytes();
+    let framed = [&[0][..], &prefix, &body].concat();
+    // Of a kind that nobody knows, which is to be ignored, but not whatever its size.
+    let junk = |bytes: usize| frame(0xfa, 0, 0, &vec![b'j'; bytes]);
+    let mut attacker = scene.http2(&[]);
+    let before = scene.floods();
+    end_of(&mut attacker, junk(7000));
+    eventually("it is counted", PATIENCE, || scene.floods() > before);
+
+    let mut attacker = scene.http2(&[]);
+    attacker
+        .write(&frame(HEADERS, END_HEADERS, 1, &export_head(&[])))
+        .expect("it is taken");
+    // What any peer allows at first, until it opens its windows.
+    let mut windows = [65_535_i64, 65_535];
+    let mut chunks = framed.chunks(1024).peekable();
+    while let Some(data) = chunks.next() {
+        let needed = i64::try_from(data.len()).unwrap();
+        while windows.iter().any(|&window| window < needed) {
+            let said = attacker.frame().expect("the connection goes on");
+            if said.kind == WINDOW_UPDATE {
+                let more = u32::from_be_bytes(said.payload[..4].try_into().unwrap());
+                windows[usize::from(said.stream != 0)] += i64::from(more);
+            } else if said.kind == SETTINGS && said.flags & ACK == 0 {
+                // Only then it holds for the daemon as well.
+                attacker
+                    .write(&frame(SETTINGS, ACK, 0, &[]))
+                    .expect("it is taken");
+                let mut settings = said.payload.chunks_exact(6);
+                let window =
+                    settings.find(|setting| setting[..2] == INITIAL_WINDOW_SIZE.to_be_bytes());
+                let window = window.map(|setting| setting[2..].try_into().unwrap());
+                windows[1] +=
+                    window.map_or(0, |bytes| i64::from(u32::from_be_bytes(bytes)) - 65_535);
+            }
+        }
+        windows.iter_mut().for_each(|window| *window -= needed);
+        let flags = match chunks.peek() {
+            Some(_) => 0,
+            None => END_STREAM,
+        };
+        let piece = [frame(DATA, flags, 1, data), junk(4000)].concat();
+        attacker.write(&piece).expect("it is taken");
+    }
+    let answered = iter::from_fn(|| attacker.frame()).any(|said| said.kind == HEADERS);
+    assert!(answered);
+    scene.grew_by_at_most(OF_A_LARGE_REQUEST);
+    scene.others_are_served();
+}
+
 /// One test, because each of them ends by the same half minute.
 #[test]
 fn slow_and_stuck_peers_lose_their_streams_and_connections() {

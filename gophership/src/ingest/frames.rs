@@ -1,7 +1,8 @@
 //! Above TLS: HTTP/2's frames are looked at before the library reads them, by their heads alone, for what it doesn't bound.
 //!
-//! It gathers a header block until a header in it is whole, up to six frames of the size that is offered for data, and
-//! answers any number of PINGs and SETTINGS.
+//! It gathers a header block until a header in it is whole, up to six frames of the size that is offered for data, answers
+//! any number of PINGs and SETTINGS, and reads whatever it doesn't know, as large as data may be, into the buffers that
+//! data is kept in.
 //!
 //! A frame's head (RFC 9113, 4.1), big-endian:
 //! ```text
@@ -32,6 +33,8 @@ pub(super) const HEADER_BLOCK_BYTES_MAX: u32 = 32 * 1024;
 /// Frames that carry neither headers nor data, in a [`super::gate::TICK`]: a peer answers and opens windows for its
 /// requests, a few for each.
 const CONTROL_FRAMES_MAX: u32 = 20_000;
+/// The longest of them: SETTINGS have six bytes a setting, GOAWAY may have a reason.
+const CONTROL_FRAME_BYTES_MAX: u32 = 4 * 1024;
 
 /// What a peer does that nobody has to bear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -42,6 +45,9 @@ pub(super) enum Abuse {
     /// PING, SETTINGS, PRIORITY, WINDOW_UPDATE, RST_STREAM, empty DATA.
     #[error("more than {CONTROL_FRAMES_MAX} control frames in a second")]
     ControlFrames,
+    /// One of them, or of an unknown kind.
+    #[error("a control frame has more than {CONTROL_FRAME_BYTES_MAX} bytes")]
+    ControlFrame,
 }
 
 /// Where in its frames a connection is.
@@ -105,7 +111,8 @@ impl Frames {
             (HEADERS, _) => self.header_block = len,
             (CONTINUATION, _) => self.header_block = self.header_block.saturating_add(len),
             (DATA, 1..) => {}
-            (_, _) => self.control_frames += 1,
+            (_, ..=CONTROL_FRAME_BYTES_MAX) => self.control_frames += 1,
+            (_, _) => return Err(Abuse::ControlFrame),
         }
         if self.header_block > HEADER_BLOCK_BYTES_MAX {
             return Err(Abuse::HeaderBlock);
@@ -190,6 +197,7 @@ mod tests {
     use super::*;
 
     const PING: u8 = 0x6;
+    const SETTINGS: u8 = 0x4;
 
     fn frame(kind: u8, len: u32) -> Vec<u8> {
         let mut bytes = len.to_be_bytes()[1..].to_vec();
@@ -240,6 +248,21 @@ mod tests {
         assert_eq!(pass(&data, 4096, |_| 3), Ok(()));
         let empty = vec![frame(DATA, 0); CONTROL_FRAMES_MAX as usize + 1];
         assert_eq!(pass(&empty, 4096, |_| 3), Err(Abuse::ControlFrames));
+    }
+
+    #[test]
+    fn only_headers_and_data_are_large() {
+        const UNKNOWN: u8 = 0xfa;
+        let allowed = [
+            frame(DATA, 1 << 20),
+            frame(UNKNOWN, 4096),
+            frame(SETTINGS, 60),
+        ];
+        assert_eq!(pass(&allowed, 1000, |_| 0), Ok(()));
+        for kind in [UNKNOWN, SETTINGS] {
+            let refused = [frame(DATA, 1), frame(kind, 4097)];
+            assert_eq!(pass(&refused, 1000, |_| 0), Err(Abuse::ControlFrame));
+        }
     }
 
     #[test]

@@ -9,9 +9,10 @@ use crate::otel::{Ahead, Skim};
 /// Length of gRPC's message prefix: a compressed flag and a big-endian length.
 const PREFIX_BYTES: usize = 5;
 
-/// A frame keeps the buffer alive that it was read into, which may be a large one. One that is smaller than this, and
-/// has to wait for others, is copied instead: else few bytes, sent with patience, would hold much more than they reserve.
-const PIN_BYTES_MIN: usize = 1024;
+/// A frame keeps the buffer alive that it was read into. One that is smaller than this, and has to wait for others, is
+/// copied instead, or few bytes would hold much more than they reserve: HTTP/1.1 is read into buffers of this size, each
+/// segment of a slow sender into its own, and HTTP/2 with small frames into ones of hardly more.
+const PIN_BYTES_MIN: usize = 8 * 1024;
 /// Small frames are copied together, up to so many bytes: each by itself would need more memory beside it than in it.
 const COPY_BYTES_MAX: usize = 16 * 1024;
 
@@ -265,7 +266,8 @@ mod tests {
                 .map(|n| n.to_le_bytes()[0])
                 .collect::<Vec<_>>(),
         );
-        for size in [1, 7, PIN_BYTES_MIN - 1] {
+        // A segment of Ethernet among them, which is a read of HTTP/1.1.
+        for size in [1, 7, 1030, 1448, 8191] {
             let mut joined = Joined::default();
             for at in (0..read.len()).step_by(size) {
                 let end = read.len().min(at + size);

@@ -51,6 +51,7 @@ pub(super) struct Case {
 
 /// A daemon, held in the case's zone, and its load.
 pub(super) struct Running {
+    route: Route,
     // Ends first: what it sends has to arrive.
     pub(super) load: Load,
     pub(super) daemon: Daemon,
@@ -135,6 +136,7 @@ impl Case {
         let load = Load::start(own)?;
         load.measure(Duration::ZERO, Duration::from_secs(1))?;
         Ok(Running {
+            route: self.route,
             load,
             daemon,
             _sink: sink,
@@ -143,11 +145,27 @@ impl Case {
 }
 
 impl Running {
+    /// Requests that didn't go the case's way so far.
+    fn elsewhere(&self) -> Result<u64> {
+        let own = match self.route {
+            Route::Red => "outcome=\"vaulted\"",
+            Route::Green => "outcome=\"delivered\"",
+        };
+        let page = self.daemon.metrics()?;
+        let others = page
+            .lines()
+            .filter(|line| line.starts_with("gophership_ingester_requests_total{"))
+            .filter(|line| !line.contains(own));
+        let counts = others.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+        Ok(counts.sum())
+    }
+
     /// Measures for that long.
     ///
     /// # Errors
     /// If a request wasn't acknowledged, or went another way.
     pub(super) fn measure(&self, window: Duration) -> Result<Measured> {
+        let elsewhere = self.elsewhere()?;
         let before = cpu_ns(self.daemon.pid());
         let window = self.load.measure(Duration::ZERO, window)?;
         let cpu_ns = cpu_ns(self.daemon.pid()).saturating_sub(before);
@@ -158,6 +176,8 @@ impl Running {
             window.broken,
             self.load.first_failure()
         );
+        let elsewhere = self.elsewhere()? - elsewhere;
+        ensure!(elsewhere == 0, "{elsewhere} requests went another way");
         Ok(Measured {
             window,
             cpu_ns,
