@@ -573,8 +573,22 @@ fn grpc_in_plaintext_takes_every_encoding() {
     );
     // Whoever succeeds may learn that it needn't send as much.
     let mut client = HttpClient::connect(daemon.grpc(), None, Version::Http2);
-    let call = Post::logs("application/grpc", producer::frame(plain, false));
-    let answer = client.send(call.to("POST", producer::LOGS));
+    let mut send = |content_type| {
+        let call = Post::logs(content_type, producer::frame(plain, false));
+        client.send(call.to("POST", producer::LOGS))
+    };
+    for content_type in ["application/grpc+proto", "application/grpc; charset=utf-8"] {
+        assert_eq!(send(content_type).status, 200, "{content_type}");
+    }
+    // None of them is protobuf in gRPC's frames.
+    for content_type in [
+        "application/grpc-web",
+        "application/grpc+json",
+        "application/grpcs",
+    ] {
+        assert_eq!(send(content_type).status, 415, "{content_type}");
+    }
+    let answer = send("application/grpc");
     assert_eq!(answer.status, 200);
     assert_eq!(answer.header("content-type"), "application/grpc");
     assert_eq!(answer.header("grpc-accept-encoding"), "identity,gzip,zstd");

@@ -39,7 +39,7 @@ const EMPTY_MESSAGE: Bytes = Bytes::from_static(&[0; 5]);
 pub(super) async fn respond(begun: &Begun, request: Request<Incoming>) -> Response<GrpcBody> {
     let state = begun.state();
     let content_type = request.headers().get(header::CONTENT_TYPE);
-    if !content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")) {
+    if !content_type.is_some_and(is_served) {
         let mut response = Response::new(GrpcBody::default());
         *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         return response;
@@ -62,6 +62,16 @@ pub(super) async fn respond(begun: &Begun, request: Request<Incoming>) -> Respon
     let headers = response.headers_mut();
     headers.insert(ACCEPT_ENCODING, ACCEPTED_ENCODINGS);
     response
+}
+
+/// Whether messages of the type are protobuf in gRPC's frames; gRPC-Web's aren't.
+fn is_served(content_type: &HeaderValue) -> bool {
+    let mut parts = content_type.as_bytes().split(|byte| *byte == b';');
+    let name = parts.next().unwrap_or_default().trim_ascii();
+    let served: [&[u8]; 2] = [b"application/grpc", b"application/grpc+proto"];
+    served
+        .iter()
+        .any(|served| name.eq_ignore_ascii_case(served))
 }
 
 fn success() -> Response<GrpcBody> {
