@@ -6,6 +6,7 @@ use std::{
     io::{self, Read, Write},
     iter,
     net::TcpStream,
+    os::unix::net::UnixStream,
     sync::Arc,
     thread,
     time::Duration,
@@ -23,8 +24,8 @@ use common::{
     sink::Sink,
     wire::{
         ACK, CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, GOAWAY,
-        HEADERS, INITIAL_WINDOW_SIZE, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE, Wire, export_head,
-        frame,
+        HEADERS, INITIAL_WINDOW_SIZE, PING, PREFACE, RST_STREAM, SETTINGS, WINDOW_UPDATE, Wire,
+        export_head, frame,
     },
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -435,6 +436,33 @@ fn junk_between_small_frames_is_not_kept_with_them() {
     scene.others_are_served();
 }
 
+/// No window for answers: a hundred of them are on their way.
+fn takes_nothing(scene: &Scene<'_>) -> Wire {
+    let mut wire = scene.http2(&[(INITIAL_WINDOW_SIZE, 0)]);
+    for stream in (1..200).step_by(2) {
+        let request = [
+            frame(HEADERS, END_HEADERS, stream, &export_head(&[])),
+            frame(DATA, END_STREAM, stream, &[0; 5]),
+        ];
+        wire.write(&request.concat()).expect("requests are taken");
+    }
+    wire
+}
+
+/// The beginning of HTTP/2's preface, which may be one of HTTP/1.1's methods.
+fn half_greetings(scene: &Scene<'_>) -> [Wire; 3] {
+    let greet = |to, part: &[u8]| {
+        let mut wire = Wire::connect(to, &scene.tls);
+        wire.write(part).expect("it is taken");
+        wire
+    };
+    [
+        greet(scene.daemon.grpc(), b"P"),
+        greet(scene.daemon.http(), b"P"),
+        greet(scene.daemon.http(), &PREFACE[..23]),
+    ]
+}
+
 /// One test, because each of them ends by the same half minute.
 #[test]
 fn slow_and_stuck_peers_lose_their_streams_and_connections() {
@@ -444,21 +472,12 @@ fn slow_and_stuck_peers_lose_their_streams_and_connections() {
     let (calm, _) = scene.ingest_budget();
     let head = frame(HEADERS, END_HEADERS, 1, &export_head(&[]));
 
-    // No window for answers: a hundred of them are on their way.
-    let mut takes_nothing = scene.http2(&[(INITIAL_WINDOW_SIZE, 0)]);
-    for stream in (1..200).step_by(2) {
-        let request = [
-            frame(HEADERS, END_HEADERS, stream, &export_head(&[])),
-            frame(DATA, END_STREAM, stream, &[0; 5]),
-        ];
-        takes_nothing
-            .write(&request.concat())
-            .expect("requests are taken");
-    }
+    let mut takes_nothing = takes_nothing(&scene);
     // The beginning of a handshake.
     let mut unfinished = scene.begin_handshake();
     // TLS, and then nothing.
     let mut silent = Wire::connect(scene.daemon.grpc(), &scene.tls);
+    let mut half_greetings = half_greetings(&scene);
     // Announces a message and sends none of it.
     let mut stops = scene.http2(&[]);
     let announced = producer::frame(&[0; 60_000], false);
@@ -488,6 +507,9 @@ fn slow_and_stuck_peers_lose_their_streams_and_connections() {
     assert_eq!(unfinished.read(&mut [0]).expect("an end"), 0);
     assert_eq!(scene.failed_handshakes("timeout"), 1.0);
     assert_eq!(silent.good_bye(), None);
+    for half in &mut half_greetings {
+        half.good_bye();
+    }
     takes_nothing.good_bye();
     for slow in [&mut stops, &mut unknown] {
         let answer = iter::from_fn(|| slow.frame()).find(|f| f.kind == HEADERS);
@@ -500,7 +522,7 @@ fn slow_and_stuck_peers_lose_their_streams_and_connections() {
         "gophership_ingester_connections_closed_total",
         &[("reason", "stuck")],
     );
-    assert_eq!(closed, 2.0);
+    assert_eq!(closed, 5.0);
     drop((stops, unknown, silent, takes_nothing));
     scene.others_are_served();
     drop(trickling);
@@ -567,6 +589,45 @@ fn handshakes_that_are_never_finished_hold_up_nobody() {
     assert_eq!(hears(&attackers[299]), Err(io::ErrorKind::WouldBlock));
     drop(attackers);
     scene.grew_by_at_most(64 * MIB);
+}
+
+#[test]
+fn who_greets_by_half_holds_up_nobody_without_tls_either() {
+    let (home, sink) = (Home::new(), Sink::up());
+    let settings = Settings {
+        plaintext: true,
+        unix: true,
+        ..Settings::to(sink.destination("main", "10s"))
+    };
+    let daemon = Daemon::start(&home, &settings);
+    let greet = |to: &mut dyn Write| to.write_all(b"P").expect("it is taken");
+    let unix = iter::repeat_with(|| {
+        let mut socket = UnixStream::connect(home.ingest_socket()).expect("the backlog has room");
+        greet(&mut socket);
+        socket
+    });
+    let tcp = iter::repeat_with(|| {
+        let mut socket = TcpStream::connect(daemon.http()).expect("the backlog has room");
+        greet(&mut socket);
+        socket
+    });
+    let attackers: (Vec<_>, Vec<_>) = (unix.take(100).collect(), tcp.take(100).collect());
+
+    // Behind all of them, and all of them are local.
+    let mut messages = Messages::new(97, SHAPE);
+    let over_tcp = Producer::connect_plaintext(daemon.grpc()).expect("it is served");
+    over_tcp.export_all(&messages.take(3));
+    let over_unix = Producer::connect_unix(home.ingest_socket()).expect("it is served");
+    over_unix.export_all(&messages.take(3));
+    let ended = daemon.metric(
+        "gophership_ingester_failed_handshakes_total",
+        &[("reason", "no_room")],
+    );
+    assert!(ended >= 1.0);
+    // And nobody fills the log.
+    let told = daemon.log_lines("a local producer has connected").len();
+    assert!((1..=30).contains(&told), "{told} lines");
+    drop(attackers);
 }
 
 /// Enough for 10,000 connections, each with its charge, most of which nobody uses.

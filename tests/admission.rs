@@ -6,7 +6,10 @@ mod common;
 #[expect(dead_code, reason = "made for the tests of XDP")]
 mod network;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{SocketAddr, TcpStream},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use common::{
@@ -21,7 +24,7 @@ use common::{
     sink::Sink,
     wire::{CANCEL, DATA, END_HEADERS, HEADERS, RST_STREAM, Wire, export_head, frame},
 };
-use network::{Network, PLAIN_V4};
+use network::{CALLED_BY_ALLOWED, CALLED_BY_DENIED, Network, PLAIN_V4};
 use rustls::{ClientConfig, version::TLS13};
 
 const SHAPE: Shape = Shape {
@@ -244,4 +247,50 @@ fn the_newest_idle_remote_connection_goes_first_and_local_ones_are_never_refused
         last.join().expect("it is served in the end")
     });
     served(&waiting, &message);
+}
+
+#[test]
+fn handshakes_that_nobody_finishes_keep_no_remote_producer_out() {
+    if !remote_tests_run() {
+        return;
+    }
+    let (home, sink) = (Home::new(), Sink::up());
+    let network = Network::new();
+    let settings = Settings {
+        listen: "0.0.0.0:0",
+        memory_total: "512MiB",
+        ..Settings::to(sink.destination("main", "10s"))
+    };
+    let daemon = network.server.run(|| Daemon::start(&home, &settings));
+    // Which of its addresses somebody calls tells where he calls from.
+    let at = |host: &str| {
+        let host = host.parse().expect("an address");
+        SocketAddr::new(host, daemon.grpc().port())
+    };
+    let silent = |host: &str, count: usize| -> Vec<TcpStream> {
+        let connect = || TcpStream::connect(at(host)).expect("the backlog has room");
+        let client = &network.client;
+        client.run(|| (0..count).map(|_| connect()).collect())
+    };
+    let tls = home.certs().client(ClientIdentity::Shown, &[&TLS13]);
+    let message = Messages::new(96, SHAPE).message();
+    let honest_is_served = || {
+        let connect = || Producer::connect(at(CALLED_BY_ALLOWED), Arc::clone(&tls));
+        let honest = network.client.run(connect);
+        served(&honest.expect("it is let in"), &message);
+    };
+    let failed = |reason| {
+        let name = "gophership_ingester_failed_handshakes_total";
+        let read = || daemon.metric(name, &[("reason", reason)]);
+        network.server.run(read)
+    };
+
+    // One address has neither all handshakes nor all places to wait for one.
+    let _one = silent(PLAIN_V4, 420);
+    honest_is_served();
+    // Two have all handshakes. Those that have had their time make room, long before it is up.
+    let _another = silent(CALLED_BY_DENIED, 100);
+    honest_is_served();
+    assert_eq!(failed("timeout"), 0.0);
+    assert!(failed("no_room") >= 1.0);
 }

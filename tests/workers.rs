@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, net::TcpStream};
 
 use common::{
     PATIENCE,
@@ -135,7 +135,11 @@ fn threads(daemon: &Daemon<'_>, line: &str) -> BTreeMap<String, (Pid, String)> {
 #[test]
 fn a_stuck_worker_is_told_of_and_gets_no_more_connections() {
     let (home, sink) = (Home::new(), Sink::up());
-    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    let settings = Settings {
+        memory_total: "1GiB",
+        ..Settings::to(sink.destination("main", "10s"))
+    };
+    let daemon = Daemon::start(&home, &settings);
     let first = connect(&daemon, 82, 4);
     assert_eq!(connections(&daemon), [2, 2]);
 
@@ -154,6 +158,14 @@ fn a_stuck_worker_is_told_of_and_gets_no_more_connections() {
     // Each of them is served, which half of them would wait for in vain.
     let later = connect(&daemon, 83, 6);
     assert_eq!(connections(&daemon), [2, 8]);
+    // Nor when they come faster than the other one takes them.
+    let burst: Vec<_> = (0..600)
+        .map(|_| TcpStream::connect(daemon.grpc()).expect("the backlog has room"))
+        .collect();
+    let behind = connect(&daemon, 86, 2);
+    assert_eq!(connections(&daemon)[0], 2);
+    drop((burst, behind));
+    eventually("they are gone", PATIENCE, || connections(&daemon) == [2, 8]);
     eventually("that is told", PATIENCE, || {
         daemon.log_lines("a worker is stuck").len() == 1
     });

@@ -33,7 +33,8 @@ pub(crate) const INITIAL_WINDOW_SIZE: u16 = 0x4;
 pub(crate) const CANCEL: u32 = 0x8;
 pub(crate) const ENHANCE_YOUR_CALM: u32 = 0xb;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What HTTP/2 begins with.
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A peer that takes nothing for this long won't.
 const STUCK_AFTER: Duration = Duration::from_secs(5);

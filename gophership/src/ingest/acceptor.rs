@@ -3,6 +3,9 @@
 //! Where a connection comes from is known only once it is accepted. So remote ones that find no room wait here, not read,
 //! or there would be no way past them for local ones; of too many, the newest is closed. A local one that finds no room
 //! stops the accepting: it and those behind it wait in the backlog.
+//!
+//! A worker that is stuck must neither get any nor keep them from the others: as long as one runs, connections wait for
+//! that one rather than for one that doesn't.
 
 use std::{
     collections::VecDeque,
@@ -24,11 +27,14 @@ use tokio::{
 
 use super::{
     Mode,
-    room::{Full, Room, Seat, is_local},
+    room::{Full, Origin, Room, Seat},
 };
 use crate::{
     pressure::EngineLine,
-    telemetry::counters::{Protocol, WorkerCounters},
+    telemetry::{
+        counters::{Protocol, WorkerCounters},
+        throttle::Throttle,
+    },
 };
 
 /// Where connections come in.
@@ -82,7 +88,7 @@ struct Newcomer {
     socket: Socket,
     peer: Peer,
     protocol: Protocol,
-    is_remote: bool,
+    origin: Origin,
 }
 
 impl fmt::Display for Peer {
@@ -100,12 +106,12 @@ impl Listener {
             Self::Tcp(listener, protocol) => {
                 let (stream, address) = ready!(listener.poll_accept(cx))?;
                 stream.set_nodelay(true)?;
-                let is_remote = !is_local(address, stream.local_addr()?);
+                let origin = Origin::of(address, stream.local_addr()?);
                 Poll::Ready(Ok(Newcomer {
                     socket: Socket::Tcp(stream.into_std()?),
                     peer: Peer::Tcp(address),
                     protocol: *protocol,
-                    is_remote,
+                    origin,
                 }))
             }
             Self::Unix(listener) => {
@@ -115,12 +121,11 @@ impl Listener {
                     uid: credentials.uid(),
                     pid: credentials.pid().unwrap_or(0),
                 };
-                tracing::info!(%peer, "ingest: a local producer has connected");
                 Poll::Ready(Ok(Newcomer {
                     socket: Socket::Unix(stream.into_std()?),
                     peer,
                     protocol: Protocol::Grpc,
-                    is_remote: false,
+                    origin: Origin::Local,
                 }))
             }
         }
@@ -153,6 +158,8 @@ pub const INBOX_CAPACITY: usize = 64;
 
 /// Remote connections that wait for room.
 const WAITING_MAX: usize = 256;
+/// Those of one origin.
+const WAITING_OF_ORIGIN_MAX: usize = WAITING_MAX / 2;
 /// Descriptors for everything else: segments, destinations, logs, the kernel half.
 const OTHER_FILES: usize = 512;
 /// How often those who wait look for room.
@@ -175,10 +182,12 @@ struct Door {
     room: Arc<Room>,
     local: Option<Newcomer>,
     remote: VecDeque<Newcomer>,
+    /// Any local process can connect, as often as it likes.
+    told: Throttle,
 }
 
 /// Accepts while the mode is [`Mode::Serving`]; otherwise connections wait in the backlog. Returns
-/// when the daemon stops or every worker is gone.
+/// when the daemon stops.
 pub async fn run(
     listeners: Vec<Listener>,
     workers: Vec<Inbox>,
@@ -192,6 +201,7 @@ pub async fn run(
         room,
         local: None,
         remote: VecDeque::new(),
+        told: Throttle::new(Instant::now()),
     };
     let room = Arc::clone(&door.room);
     loop {
@@ -225,9 +235,7 @@ pub async fn run(
                 }
             }
         }
-        if !door.seat_those_who_wait().await {
-            return;
-        }
+        door.seat_those_who_wait();
     }
 }
 
@@ -250,48 +258,84 @@ impl Door {
     }
 
     fn welcome(&mut self, newcomer: Newcomer) {
-        if !newcomer.is_remote {
+        let peer = newcomer.peer;
+        if matches!(peer, Peer::Local { .. })
+            && let Some(left_out) = self.told.admit(Instant::now())
+        {
+            tracing::info!(%peer, left_out, "ingest: a local producer has connected");
+        }
+        if !newcomer.origin.is_remote() {
             self.local = Some(newcomer);
-        } else if self.remote.len() < WAITING_MAX {
+        } else if self.remote.len() < WAITING_MAX
+            && self.waiting_of(newcomer.origin) < WAITING_OF_ORIGIN_MAX
+        {
             self.remote.push_back(newcomer);
         } else {
             self.room.turned_away.fetch_add(1, Relaxed);
         }
     }
 
-    /// Local ones first. False if there is no worker any more.
-    async fn seat_those_who_wait(&mut self) -> bool {
+    fn waiting_of(&self, origin: Origin) -> usize {
+        let of_origin = |newcomer: &&Newcomer| newcomer.origin == origin;
+        self.remote.iter().filter(of_origin).count()
+    }
+
+    /// Local ones first.
+    fn seat_those_who_wait(&mut self) {
         let mut full = None;
-        while full.is_none() {
-            let next = self.local.take().or_else(|| self.remote.pop_front());
-            let Some(newcomer) = next else { break };
-            match self.room.seat(newcomer.is_remote) {
-                Ok(seat) => {
-                    if !hand_over(newcomer.take(seat), &self.workers).await {
-                        return false;
-                    }
+        if let Some(newcomer) = self.local.take()
+            && let Err((newcomer, why)) = self.seat(newcomer)
+        {
+            (self.local, full) = (Some(newcomer), Some(why));
+        }
+        // Two at most: each has half of the handshakes.
+        let mut at_limit = Vec::new();
+        let mut wait = VecDeque::new();
+        while full.is_none()
+            && let Some(newcomer) = self.remote.pop_front()
+        {
+            if at_limit.contains(&newcomer.origin) {
+                wait.push_back(newcomer);
+            } else if let Err((newcomer, why)) = self.seat(newcomer) {
+                match why {
+                    Full::Origin => at_limit.push(newcomer.origin),
+                    _ => full = Some(why),
                 }
-                Err(why) => {
-                    full = Some(why);
-                    if newcomer.is_remote {
-                        self.remote.push_front(newcomer);
-                    } else {
-                        self.local = Some(newcomer);
-                    }
-                }
+                wait.push_back(newcomer);
             }
         }
+        wait.append(&mut self.remote);
+        self.remote = wait;
         let waiting = usize::from(self.local.is_some()) + self.remote.len();
         self.room.waiting.store(waiting, Relaxed);
-        if full == Some(Full::Connections) {
-            // One local one waits at a time, and remote ones wait for that.
-            let (wanted, is_for_remote) = match self.local {
-                Some(_) => (1, false),
-                None => (waiting, true),
-            };
-            self.room.make_room(wanted, is_for_remote, Instant::now());
+        let now = Instant::now();
+        for origin in at_limit {
+            let wanted = self.waiting_of(origin);
+            self.room.end_handshakes(wanted, Some(origin), now);
         }
-        true
+        match full {
+            Some(Full::Handshakes) => self.room.end_handshakes(waiting, None, now),
+            // One local one waits at a time, and remote ones wait for that.
+            Some(Full::Connections) if self.local.is_some() => self.room.make_room(1, false, now),
+            Some(Full::Connections) => self.room.make_room(waiting, true, now),
+            Some(Full::Origin | Full::Requests | Full::Workers) | None => {}
+        }
+    }
+
+    /// Hands it to a worker, or gives it back with what is full.
+    fn seat(&self, newcomer: Newcomer) -> Result<(), (Newcomer, Full)> {
+        let Some((worker, place)) = choose(&self.workers) else {
+            return Err((newcomer, Full::Workers));
+        };
+        match self.room.seat(newcomer.origin) {
+            Ok(seat) => {
+                // Counted here, so that a burst of connections spreads before a worker has looked.
+                worker.counters.connections.fetch_add(1, Relaxed);
+                place.send(newcomer.take(seat));
+                Ok(())
+            }
+            Err(full) => Err((newcomer, full)),
+        }
     }
 }
 
@@ -326,26 +370,13 @@ fn is_of_the_peer(error: &io::Error) -> bool {
     )
 }
 
-async fn hand_over(accepted: Accepted, workers: &[Inbox]) -> bool {
-    let Some(chosen) = choose(workers) else {
-        return false;
-    };
-    // Counted here, so that a burst of connections spreads before a worker has looked.
-    chosen.counters.connections.fetch_add(1, Relaxed);
-    let sent = chosen.sender.send(accepted).await;
-    if sent.is_err() {
-        tracing::error!("ingest: a worker has ended; no more connections are accepted");
-    }
-    sent.is_ok()
-}
-
-/// The worker with the fewest connections, of those that run and have room: one that is stuck must neither
-/// get any nor keep them from the others. If there is none, any will do.
-fn choose(workers: &[Inbox]) -> Option<&Inbox> {
-    let load = |worker: &&Inbox| worker.counters.connections.load(Relaxed);
-    let has_room = |worker: &&Inbox| worker.sender.capacity() > 0;
-    let able = workers.iter().filter(|worker| !worker.is_stuck());
-    let able = able.filter(has_room).min_by_key(load);
-    able.or_else(|| workers.iter().filter(has_room).min_by_key(load))
-        .or_else(|| workers.iter().min_by_key(load))
+/// A place with the worker that has the fewest connections, of those that run, or of all if none does.
+fn choose(workers: &[Inbox]) -> Option<(&Inbox, mpsc::Permit<'_, Accepted>)> {
+    let stuck: Vec<_> = workers.iter().map(Inbox::is_stuck).collect();
+    let none_runs = stuck.iter().all(|is_stuck| *is_stuck);
+    let able = workers.iter().zip(stuck);
+    let able = able.filter(|(_, is_stuck)| none_runs || !is_stuck);
+    let with_room =
+        able.filter_map(|(worker, _)| Some((worker, worker.sender.try_reserve().ok()?)));
+    with_room.min_by_key(|(worker, _)| worker.counters.connections.load(Relaxed))
 }

@@ -139,22 +139,16 @@ pub async fn serve(
         socket,
         peer,
         protocol,
-        mut seat,
+        seat,
     } = accepted;
     let _counted = Counted(Arc::clone(&context.counters));
     let state = State::new(Rc::clone(&context), Arc::clone(seat.presence()));
+    seat.shake_hands();
     let served = match socket {
         Socket::Unix(socket) => match UnixStream::from_std(socket) {
             Ok(stream) => {
-                seat.shook_hands();
-                serve_http(
-                    Gated::new(stream, Rc::clone(&state)),
-                    protocol,
-                    &seat,
-                    state,
-                    mode,
-                )
-                .await
+                let stream = Gated::new(stream, Rc::clone(&state));
+                serve_http(stream, protocol, &seat, state, mode).await
             }
             Err(error) => Err(Ended::Broken(error.to_string())),
         },
@@ -198,23 +192,20 @@ async fn serve_tcp(
     stream: TcpStream,
     tls: Option<TlsAcceptor>,
     protocol: Protocol,
-    mut seat: Seat,
+    seat: Seat,
     state: Rc<State>,
     mut mode: watch::Receiver<Mode>,
 ) -> Result<(), Ended> {
     let stream = Gated::new(stream, Rc::clone(&state));
     let Some(tls) = tls else {
-        seat.shook_hands();
         return serve_http(stream, protocol, &seat, state, mode).await;
     };
-    seat.presence().shake_hands();
     let stream = tokio::select! {
         biased;
         handshake = handshake(stream, &tls) => handshake.map_err(Ended::Refused)?,
         () = state.asked_to_leave() => return Err(Ended::Refused(Refused::for_another())),
         () = not_serving(&mut mode) => return Ok(()),
     };
-    seat.shook_hands();
     serve_http(stream, protocol, &seat, state, mode).await
 }
 
@@ -241,11 +232,10 @@ async fn serve_http(
     mode: watch::Receiver<Mode>,
 ) -> Result<(), Ended> {
     let stream = Screened::new(stream, Rc::clone(&state));
-    let ended = match protocol {
+    match protocol {
         Protocol::Grpc => serve_grpc(stream, seat.windows(), state, mode).await,
         Protocol::Http => serve_otlp_http(stream, seat.windows(), state, mode).await,
-    };
-    ended.map_err(Ended::Broken)
+    }
 }
 
 async fn serve_grpc(
@@ -253,7 +243,7 @@ async fn serve_grpc(
     windows: Windows,
     state: Rc<State>,
     mode: watch::Receiver<Mode>,
-) -> Result<(), String> {
+) -> Result<(), Ended> {
     let of = Rc::clone(&state);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let begun = of.begin();
@@ -276,7 +266,7 @@ async fn serve_otlp_http(
     windows: Windows,
     state: Rc<State>,
     mode: watch::Receiver<Mode>,
-) -> Result<(), String> {
+) -> Result<(), Ended> {
     let of = Rc::clone(&state);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let begun = of.begin();
@@ -305,19 +295,24 @@ async fn until_closed<C, E>(
     shut: impl Fn(Pin<&mut C>),
     state: &State,
     mut mode: watch::Receiver<Mode>,
-) -> Result<(), String>
+) -> Result<(), Ended>
 where
     C: Future<Output = Result<(), E>>,
     E: Display,
 {
-    let ended = |ended: Result<(), E>| ended.map_err(|error| error.to_string());
-    tokio::select! {
+    let ended = |ended: Result<(), E>| ended.map_err(|error| Ended::Broken(error.to_string()));
+    let is_for_another = tokio::select! {
         done = connection.as_mut() => return ended(done),
-        () = state.asked_to_leave() => {}
-        () = not_serving(&mut mode) => {}
-    }
+        () = state.asked_to_leave() => true,
+        () = not_serving(&mut mode) => false,
+    };
     if state.is_cut_off() {
-        return Err("the peer takes no answers, or sends nothing".to_owned());
+        let why = "the peer takes no answers, or sends nothing";
+        return Err(Ended::Broken(why.to_owned()));
+    }
+    // Who hasn't greeted is owed no good-bye.
+    if is_for_another && !state.has_been_heard() {
+        return Err(Ended::Refused(Refused::for_another()));
     }
     shut(connection.as_mut());
     // A peer that has no request may not answer the good-bye either.

@@ -67,6 +67,11 @@ struct Frames {
 }
 
 impl Frames {
+    /// Whether it is known what the peer speaks.
+    const fn is_known(&self) -> bool {
+        self.is_other || self.preface == PREFACE.len()
+    }
+
     /// Takes note of what is read in the second `tick`.
     fn pass(&mut self, mut bytes: &[u8], tick: u64) -> Result<(), Abuse> {
         if self.tick != tick {
@@ -151,10 +156,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Screened<S> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
         let read = &buffer.filled()[before..];
-        if !read.is_empty() {
+        let was_known = this.frames.is_known();
+        let passed = this.frames.pass(read, this.state.now());
+        if !was_known && this.frames.is_known() {
             this.state.heard();
         }
-        let passed = this.frames.pass(read, this.state.now());
         Poll::Ready(passed.map_err(|abuse| {
             this.state.context.counters.abusive.fetch_add(1, Relaxed);
             io::Error::new(io::ErrorKind::InvalidData, abuse)

@@ -4,11 +4,12 @@
 //! the ingest budget has room. *Remote* ones are limited in number, and in handshakes under way. One that finds no room
 //! makes the newest idle remote one leave; if none is idle, it waits.
 //!
-//! Who hasn't finished the handshake hasn't said who he is. So that nobody can keep local producers out by what he never
-//! finishes, one of them that finds no room makes the oldest handshake leave that has had a second, local or not.
+//! Who hasn't finished the handshake, and said what he speaks, hasn't said who he is. So that nobody can keep producers
+//! out by what he never finishes, one of them that finds no room makes the oldest handshake leave that has had a second:
+//! a local one any, a remote one a remote one. And no one address has all handshakes.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{
@@ -23,17 +24,41 @@ use tokio::sync::Notify;
 
 use super::{budget::Budget, window::Windows};
 
-/// Remote connections of each worker whose TLS handshake isn't done.
+/// Remote connections of each worker whose handshake isn't done; half of them are of one origin at most.
 const HANDSHAKES_PER_WORKER: usize = 64;
 
-/// What a handshake may take when a local producer waits for its room: some milliseconds are usual.
+/// What a handshake may take when somebody waits for its room: some milliseconds are usual.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
 
-/// Whether a peer is on this host: loopback, or where it called is where it called from.
-#[must_use]
-pub fn is_local(peer: SocketAddr, own: SocketAddr) -> bool {
-    let ip = |address: SocketAddr| -> IpAddr { address.ip().to_canonical() };
-    ip(peer).is_loopback() || ip(peer) == ip(own)
+/// Where a connection comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Origin {
+    /// This host.
+    #[default]
+    Local,
+    /// An address; of IPv6 the network, since one host has as many addresses of a /64 as it likes.
+    Remote(IpAddr),
+}
+
+impl Origin {
+    /// A peer is on this host if it is a loopback one, or if where it called is where it called from.
+    #[must_use]
+    pub fn of(peer: SocketAddr, own: SocketAddr) -> Self {
+        let (peer, own) = (peer.ip().to_canonical(), own.ip().to_canonical());
+        if peer.is_loopback() || peer == own {
+            return Self::Local;
+        }
+        Self::Remote(match peer {
+            IpAddr::V4(_) => peer,
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        })
+    }
+
+    /// Whether it is another host.
+    #[must_use]
+    pub const fn is_remote(self) -> bool {
+        matches!(self, Self::Remote(_))
+    }
 }
 
 /// Room for connections, over all workers.
@@ -45,9 +70,7 @@ pub struct Room {
     handshakes_max: usize,
     charged_bytes: AtomicUsize,
     remote: AtomicUsize,
-    handshakes: AtomicUsize,
-    /// In the order in which they came; who is gone may still be among them.
-    seated: Mutex<Vec<Arc<Presence>>>,
+    seated: Mutex<Seated>,
     /// A seat was given back.
     freed: Notify,
     /// Connections that are accepted and not yet served.
@@ -58,10 +81,18 @@ pub struct Room {
     pub turned_away: AtomicU64,
 }
 
+/// Connections in the order in which they came; some may be gone.
+#[derive(Debug, Default)]
+struct Seated {
+    all: Vec<Arc<Presence>>,
+    /// Those whose handshake isn't done.
+    shaking: Vec<Arc<Presence>>,
+}
+
 /// A connection as the acceptor sees it; its worker alone changes the phase.
 #[derive(Debug, Default)]
 pub struct Presence {
-    is_remote: bool,
+    origin: Origin,
     phase: AtomicU8,
     shakes_hands_since: OnceLock<Instant>,
     asked_to_leave: AtomicBool,
@@ -75,7 +106,7 @@ pub struct Presence {
 pub enum Phase {
     /// Its worker hasn't looked at it.
     New = 0,
-    /// Its handshake is under way.
+    /// Its handshake is under way, or it hasn't said what it speaks.
     Handshake = 1,
     /// It has no request.
     Idle = 2,
@@ -93,10 +124,16 @@ impl Presence {
         self.phase.load(Relaxed) == phase as u8
     }
 
-    /// The handshake begins.
-    pub fn shake_hands(&self) {
-        self.shakes_hands_since.get_or_init(Instant::now);
-        self.set(Phase::Handshake);
+    fn is_gone(&self) -> bool {
+        self.is_gone.load(Relaxed)
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.asked_to_leave.load(Relaxed)
+    }
+
+    fn shakes_hands(&self) -> bool {
+        !self.is_gone() && (self.is(Phase::New) || self.is(Phase::Handshake))
     }
 
     fn dawdles(&self, now: Instant) -> bool {
@@ -122,10 +159,14 @@ impl Presence {
 pub enum Full {
     /// Too many handshakes are under way: they end soon.
     Handshakes,
+    /// Too many of them are of its origin.
+    Origin,
     /// There are as many connections as there may be.
     Connections,
     /// Requests have taken the bytes: they give them back soon.
     Requests,
+    /// The workers have as many that they haven't looked at as they may have.
+    Workers,
 }
 
 /// A connection's place, with its charge; given back when dropped.
@@ -133,8 +174,6 @@ pub enum Full {
 pub struct Seat {
     room: Arc<Room>,
     windows: Windows,
-    is_remote: bool,
-    shakes_hands: bool,
     presence: Arc<Presence>,
 }
 
@@ -149,7 +188,6 @@ impl Room {
             handshakes_max: HANDSHAKES_PER_WORKER * workers,
             charged_bytes: AtomicUsize::new(0),
             remote: AtomicUsize::new(0),
-            handshakes: AtomicUsize::new(0),
             seated: Mutex::default(),
             freed: Notify::new(),
             waiting: AtomicUsize::new(0),
@@ -180,12 +218,12 @@ impl Room {
     ///
     /// # Errors
     /// If there is none.
-    pub fn seat(self: &Arc<Self>, is_remote: bool) -> Result<Seat, Full> {
-        if is_remote && self.handshakes.load(Relaxed) >= self.handshakes_max {
-            return Err(Full::Handshakes);
-        }
-        if is_remote && self.remote.load(Relaxed) >= self.remote_max {
-            return Err(Full::Connections);
+    pub fn seat(self: &Arc<Self>, origin: Origin) -> Result<Seat, Full> {
+        if origin.is_remote() {
+            self.may_shake_hands(origin)?;
+            if self.remote.load(Relaxed) >= self.remote_max {
+                return Err(Full::Connections);
+            }
         }
         let charged = self.charged_bytes.load(Relaxed);
         let free = self.share_bytes.saturating_sub(charged);
@@ -198,53 +236,68 @@ impl Room {
         }
         self.charged_bytes.fetch_add(windows.charge(), Relaxed);
         let presence = Arc::new(Presence {
-            is_remote,
+            origin,
             ..Presence::default()
         });
-        if is_remote {
+        if origin.is_remote() {
             self.remote.fetch_add(1, Relaxed);
-            self.handshakes.fetch_add(1, Relaxed);
         }
-        self.list(Arc::clone(&presence));
+        self.list(&presence);
         Ok(Seat {
             room: Arc::clone(self),
             windows,
-            is_remote,
-            shakes_hands: is_remote,
             presence,
         })
     }
 
-    /// Completes when a place has become free.
+    fn may_shake_hands(&self, origin: Origin) -> Result<(), Full> {
+        let seated = self.seated();
+        let shaking = || seated.shaking.iter().filter(|other| other.shakes_hands());
+        let remote = shaking().filter(|other| other.origin.is_remote()).count();
+        if remote >= self.handshakes_max {
+            return Err(Full::Handshakes);
+        }
+        let of_origin = shaking().filter(|other| other.origin == origin).count();
+        if of_origin >= self.handshakes_max / 2 {
+            return Err(Full::Origin);
+        }
+        Ok(())
+    }
+
+    /// Completes when a place has become free, here or with a worker.
     pub async fn freed(&self) {
         self.freed.notified().await;
     }
 
-    fn list(&self, presence: Arc<Presence>) {
+    fn list(&self, presence: &Arc<Presence>) {
         let mut seated = self.seated();
-        // Else it would grow with every connection that there ever was.
-        if seated.len() == seated.capacity() {
-            seated.retain(|presence| !presence.is_gone.load(Relaxed));
+        // Else they would grow with every connection that there ever was.
+        if seated.all.len() == seated.all.capacity() {
+            seated.all.retain(|presence| !presence.is_gone());
         }
-        seated.push(presence);
+        if seated.shaking.len() == seated.shaking.capacity() {
+            seated.shaking.retain(|presence| presence.shakes_hands());
+        }
+        seated.all.push(Arc::clone(presence));
+        seated.shaking.push(Arc::clone(presence));
     }
 
-    /// Asks connections to leave, so that `wanted` of them are on their way out: for local ones who wait the oldest
-    /// handshakes that have had their time, and then, as for remote ones, the newest idle remote connections.
+    /// Asks connections to leave, so that `wanted` of them are on their way out: the oldest handshakes that have had
+    /// their time, and then the newest idle remote connections.
     pub fn make_room(&self, wanted: usize, is_for_remote: bool, now: Instant) {
         let mut seated = self.seated();
-        seated.retain(|presence| !presence.is_gone.load(Relaxed));
-        let leaving = seated
-            .iter()
-            .filter(|presence| presence.asked_to_leave.load(Relaxed))
-            .count();
-        let oldest_first = seated.iter();
-        let dawdling = oldest_first.filter(|presence| !is_for_remote && presence.dawdles(now));
-        let newest_first = seated.iter().rev();
-        let idle = newest_first.filter(|presence| presence.is_remote && presence.is(Phase::Idle));
-        let stays = |presence: &&Arc<Presence>| !presence.asked_to_leave.load(Relaxed);
-        let ends = dawdling.chain(idle).filter(stays);
-        for presence in ends.take(wanted.saturating_sub(leaving)) {
+        seated.all.retain(|presence| !presence.is_gone());
+        let oldest_first = seated.all.iter();
+        let dawdling = oldest_first.filter(|presence| {
+            presence.dawdles(now) && (presence.origin.is_remote() || !is_for_remote)
+        });
+        let newest_first = seated.all.iter().rev();
+        let idle =
+            newest_first.filter(|presence| presence.origin.is_remote() && presence.is(Phase::Idle));
+        let leaving = seated.all.iter().filter(|presence| presence.is_leaving());
+        let wanted = wanted.saturating_sub(leaving.count());
+        let ends = dawdling.chain(idle);
+        for presence in ends.filter(|one| !one.is_leaving()).take(wanted) {
             presence.ask_to_leave();
             if !presence.is(Phase::Handshake) {
                 self.evicted.fetch_add(1, Relaxed);
@@ -252,7 +305,25 @@ impl Room {
         }
     }
 
-    fn seated(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Presence>>> {
+    /// Asks the oldest remote handshakes that have had their time to leave, of `origin` or of all, so that `wanted` of
+    /// them are on their way out.
+    pub fn end_handshakes(&self, wanted: usize, origin: Option<Origin>, now: Instant) {
+        let mut seated = self.seated();
+        seated.shaking.retain(|presence| presence.shakes_hands());
+        let those = || {
+            seated.shaking.iter().filter(|one| match origin {
+                Some(origin) => one.origin == origin,
+                None => one.origin.is_remote(),
+            })
+        };
+        let leaving = those().filter(|one| one.is_leaving()).count();
+        let dawdling = those().filter(|one| one.dawdles(now) && !one.is_leaving());
+        for presence in dawdling.take(wanted.saturating_sub(leaving)) {
+            presence.ask_to_leave();
+        }
+    }
+
+    fn seated(&self) -> std::sync::MutexGuard<'_, Seated> {
         self.seated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -270,23 +341,22 @@ impl Seat {
         &self.presence
     }
 
-    /// The handshake is done, or there is none.
-    pub fn shook_hands(&mut self) {
-        if std::mem::take(&mut self.shakes_hands) {
-            self.room.handshakes.fetch_sub(1, Relaxed);
-        }
-        self.presence.set(Phase::Idle);
+    /// Its worker has taken it, and the handshake begins.
+    pub fn shake_hands(&self) {
+        let presence = &self.presence;
+        presence.shakes_hands_since.get_or_init(Instant::now);
+        presence.set(Phase::Handshake);
+        self.room.freed.notify_one();
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.shook_hands();
         self.presence.is_gone.store(true, Relaxed);
         let charge = self.windows.charge();
         self.room.charged_bytes.fetch_sub(charge, AcqRel);
         self.room.budget.give_back(charge);
-        if self.is_remote {
+        if self.presence.origin.is_remote() {
             self.room.remote.fetch_sub(1, Relaxed);
         }
         self.room.freed.notify_one();
@@ -304,9 +374,16 @@ mod tests {
         Arc::new(Room::new(budget, 12 * MIB, remote_max, 1))
     }
 
+    const FAR: Origin = Origin::Remote(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+
+    /// All of different origins.
+    fn remote(host: usize) -> Origin {
+        Origin::Remote(Ipv6Addr::from_bits((host as u128 + 1) << 64).into())
+    }
+
     fn idle(room: &Arc<Room>) -> Seat {
-        let mut seat = room.seat(true).expect("there is room");
-        seat.shook_hands();
+        let seat = room.seat(FAR).expect("there is room");
+        seat.presence.set(Phase::Idle);
         seat
     }
 
@@ -320,7 +397,9 @@ mod tests {
 
     #[test]
     fn loopback_and_own_addresses_are_local() {
-        let local = |peer: &str, own: &str| is_local(peer.parse().unwrap(), own.parse().unwrap());
+        let origin =
+            |peer: &str, own: &str| Origin::of(peer.parse().unwrap(), own.parse().unwrap());
+        let local = |peer: &str, own: &str| !origin(peer, own).is_remote();
         assert!(local("127.0.0.1:5", "127.0.0.1:4317"));
         assert!(local("127.8.0.1:5", "127.0.0.1:4317"));
         assert!(local("[::1]:5", "[::1]:4317"));
@@ -329,21 +408,26 @@ mod tests {
         assert!(local("[::ffff:192.0.2.7]:5", "192.0.2.7:4317"));
         assert!(!local("192.0.2.8:5", "192.0.2.7:4317"));
         assert!(!local("[2001:db8::8]:5", "[2001:db8::7]:4317"));
+        let far = |peer: &str| origin(peer, "[2001:db8:1::7]:4317");
+        assert_eq!(far("192.0.2.8:5"), far("[::ffff:192.0.2.8]:6"));
+        assert_ne!(far("192.0.2.8:5"), far("192.0.2.9:5"));
+        assert_eq!(far("[2001:db8::8]:5"), far("[2001:db8::9:8:7:6]:5"));
+        assert_ne!(far("[2001:db8::8]:5"), far("[2001:db8:0:1::8]:5"));
     }
 
     #[test]
     fn the_newest_idle_remote_connection_goes_first_and_one_for_each_who_waits() {
         let room = room(4);
         let (oldest, busy, newest) = (idle(&room), idle(&room), idle(&room));
-        let shaking = room.seat(true).expect("a fourth");
+        let shaking = room.seat(FAR).expect("a fourth");
         busy.presence.set(Phase::Busy);
-        assert_eq!(room.seat(true).err(), Some(Full::Connections));
+        assert_eq!(room.seat(FAR).err(), Some(Full::Connections));
         make_room(&room, 1);
         make_room(&room, 1);
         assert!(has_to_go(&newest));
         assert!([&oldest, &busy, &shaking].map(has_to_go) == [false; 3]);
         drop(newest);
-        let next = room.seat(true).expect("one has left");
+        let next = room.seat(FAR).expect("one has left");
         make_room(&room, 3);
         assert!(has_to_go(&oldest), "the only one that is idle");
         assert!([&busy, &shaking, &next].map(has_to_go) == [false; 3]);
@@ -354,9 +438,9 @@ mod tests {
     fn local_connections_know_no_limit_but_the_budget() {
         let room = room(1);
         let remote = idle(&room);
-        assert_eq!(room.seat(true).err(), Some(Full::Connections));
+        assert_eq!(room.seat(FAR).err(), Some(Full::Connections));
         let mut locals = Vec::new();
-        while let Ok(seat) = room.seat(false) {
+        while let Ok(seat) = room.seat(Origin::Local) {
             locals.push(seat);
         }
         assert!(locals.len() > 10);
@@ -371,23 +455,24 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_handshake_that_has_had_its_time_makes_room_for_a_local_producer() {
+    fn the_oldest_handshake_that_has_had_its_time_makes_room() {
         let room = room(8);
         let begun = Instant::now();
         let late = begun + HANDSHAKE_GRACE + Duration::from_millis(1);
-        let shaking = |is_remote, since| {
-            let seat = room.seat(is_remote).expect("there is room");
+        let shaking = |origin, since| {
+            let seat = room.seat(origin).expect("there is room");
             seat.presence.shakes_hands_since.set(since).expect("once");
-            seat.presence.shake_hands();
+            seat.shake_hands();
             seat
         };
-        let new = room.seat(false).expect("there is room");
-        let (first, second) = (shaking(true, begun), shaking(false, begun));
-        let (busy, remote) = (shaking(false, begun), idle(&room));
+        let new = room.seat(Origin::Local).expect("there is room");
+        let (first, second) = (shaking(Origin::Local, begun), shaking(FAR, begun));
+        let third = shaking(Origin::Local, begun);
+        let (busy, remote) = (shaking(Origin::Local, begun), idle(&room));
         busy.presence.set(Phase::Busy);
-        let later = shaking(false, late);
+        let later = shaking(Origin::Local, late);
 
-        // It isn't time yet, so whoever is idle goes, as for remote ones.
+        // It isn't time yet, so whoever is idle goes.
         room.make_room(1, false, begun);
         assert!(has_to_go(&remote));
         drop(remote);
@@ -395,11 +480,11 @@ mod tests {
         room.make_room(1, false, late);
         assert!(has_to_go(&first) && !has_to_go(&second));
         drop(first);
-        // Remote ones wait for the end of handshakes.
-        room.make_room(2, true, late);
-        assert!(!has_to_go(&second));
+        // For remote ones only remote ones.
+        room.make_room(3, true, late);
+        assert!(has_to_go(&second) && !has_to_go(&third));
         room.make_room(3, false, late);
-        assert!(has_to_go(&second));
+        assert!(has_to_go(&third));
         assert!([&new, &busy, &later].map(has_to_go) == [false; 3]);
         assert_eq!(room.evicted.load(Relaxed), 1, "only one was idle");
     }
@@ -411,24 +496,54 @@ mod tests {
         for _ in 0..10_000 {
             drop(idle(&room));
         }
-        assert!(room.seated().len() < 100);
+        assert!(room.seated().all.len() < 100);
+        assert!(room.seated().shaking.len() < 100);
         make_room(&room, 1);
         assert!(has_to_go(&stays));
     }
 
+    fn large_room() -> Arc<Room> {
+        let budget = Arc::new(Budget::new(1024 * MIB));
+        Arc::new(Room::new(budget, 768 * MIB, 4096, 1))
+    }
+
     #[test]
     fn handshakes_under_way_are_limited_for_remote_connections() {
-        let budget = Arc::new(Budget::new(1024 * MIB));
-        let room = Arc::new(Room::new(budget, 768 * MIB, 4096, 1));
+        let room = large_room();
         let mut shaking: Vec<_> = (0..HANDSHAKES_PER_WORKER)
-            .map(|_| room.seat(true).expect("below the limit"))
+            .map(|host| room.seat(remote(host)).expect("below the limit"))
             .collect();
-        assert_eq!(room.seat(true).err(), Some(Full::Handshakes));
-        assert!(room.seat(false).is_ok());
-        shaking[7].shook_hands();
-        shaking.push(room.seat(true).expect("one is through"));
-        assert_eq!(room.seat(true).err(), Some(Full::Handshakes));
+        assert_eq!(room.seat(FAR).err(), Some(Full::Handshakes));
+        assert!(room.seat(Origin::Local).is_ok());
+        shaking[7].presence.set(Phase::Idle);
+        shaking.push(room.seat(FAR).expect("one is through"));
+        assert_eq!(room.seat(FAR).err(), Some(Full::Handshakes));
         drop(shaking.pop());
-        assert!(room.seat(true).is_ok());
+        assert!(room.seat(FAR).is_ok());
+    }
+
+    #[test]
+    fn one_origin_has_half_of_the_handshakes_and_ends_its_own() {
+        let room = large_room();
+        let shaking = |origin| {
+            let seat = room.seat(origin).expect("below the limit");
+            seat.shake_hands();
+            seat
+        };
+        let other = shaking(remote(0));
+        let its: Vec<_> = (0..HANDSHAKES_PER_WORKER / 2)
+            .map(|_| shaking(FAR))
+            .collect();
+        assert_eq!(room.seat(FAR).err(), Some(Full::Origin));
+        let late = Instant::now() + HANDSHAKE_GRACE + Duration::from_millis(1);
+        room.end_handshakes(2, Some(FAR), late);
+        room.end_handshakes(2, Some(FAR), late);
+        assert!(has_to_go(&its[0]) && has_to_go(&its[1]));
+        assert!(!has_to_go(&its[2]) && !has_to_go(&other));
+        room.end_handshakes(3, None, late);
+        assert!(has_to_go(&other), "the oldest");
+        assert!(!has_to_go(&its[2]));
+        drop(its);
+        assert!(room.seat(FAR).is_ok());
     }
 }

@@ -19,7 +19,7 @@ use super::{
 
 /// A peer that takes nothing of what is sent to it for so many ticks is cut off.
 const UNTAKEN_TICKS: u64 = 30;
-/// So is one that has connected and sends nothing, not even a greeting.
+/// So is one that has connected and sends no greeting, or not all of it.
 const SILENT_TICKS: u64 = 30;
 
 /// The connections of one worker.
@@ -165,9 +165,15 @@ impl State {
         }
     }
 
-    /// Something came, beyond the handshake.
+    /// Beyond the handshake the whole greeting came: it is known what it speaks.
     pub(super) fn heard(&self) {
         self.has_been_heard.set(true);
+        self.presence.set(Phase::Idle);
+    }
+
+    /// Whether it is known what its peer speaks.
+    pub(super) fn has_been_heard(&self) -> bool {
+        self.has_been_heard.get()
     }
 
     /// Whether the socket had something to read.

@@ -73,7 +73,7 @@ pub enum HandshakeFailure {
     NotTrusted,
     /// It wasn't done in time.
     Timeout,
-    /// It wasn't done when a local producer needed its room.
+    /// It wasn't done when another producer needed its room.
     NoRoom,
     /// Anything else, a connection that broke off included.
     Other,

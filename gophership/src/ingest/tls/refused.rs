@@ -34,12 +34,12 @@ impl Refused {
         }
     }
 
-    /// It had taken its time, and there was no room for a local producer otherwise.
+    /// It had taken its time, and there was no room for another producer otherwise.
     #[must_use]
     pub fn for_another() -> Self {
         Self {
             failure: HandshakeFailure::NoRoom,
-            detail: "not done, and a local producer needs the room".to_owned(),
+            detail: "not done, and another producer needs the room".to_owned(),
         }
     }
 }
@@ -56,9 +56,8 @@ impl fmt::Display for Refused {
             HandshakeFailure::Expired => "the client's certificate isn't valid now",
             HandshakeFailure::Incompatible => "the client doesn't offer what TLS 1.3 needs",
             HandshakeFailure::NotTrusted => "the client doesn't trust ingest.tls.cert",
-            HandshakeFailure::Timeout | HandshakeFailure::NoRoom | HandshakeFailure::Other => {
-                "TLS handshake"
-            }
+            HandshakeFailure::NoRoom => "handshake",
+            HandshakeFailure::Timeout | HandshakeFailure::Other => "TLS handshake",
         };
         write!(f, "{what}: {}", self.detail)
     }
