@@ -2,12 +2,18 @@
 
 mod common;
 
-use std::{collections::BTreeMap, fs, net::TcpStream};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::TcpStream,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    thread,
+};
 
 use common::{
     PATIENCE,
     daemon::{Daemon, Home},
-    eventually,
+    eventually, holds_within,
     messages::{Messages, Shape},
     producer::Producer,
     settings::Settings,
@@ -82,6 +88,42 @@ fn connections_go_to_the_worker_that_has_the_fewest() {
     assert_eq!(counts, [0, 5], "they took turns while all stayed");
     kept.extend(connect(&daemon, 81, 5));
     assert_eq!(connections(&daemon), [5, 5]);
+}
+
+#[test]
+fn who_comes_goes_to_the_worker_that_has_less_to_do_also_if_it_has_more_connections() {
+    let (home, sink) = (Home::new(), Sink::up());
+    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    let mut producers = connect(&daemon, 87, 4);
+    assert_eq!(connections(&daemon), [2, 2]);
+    // Of one worker's two, one goes, and the other one is at work.
+    let heavy = producers.remove(2);
+    drop(producers.remove(0));
+    eventually("the other is closed", PATIENCE, || {
+        connections(&daemon).iter().sum::<u64>() == 3
+    });
+    let of_heavy = connections(&daemon).iter().position(|open| *open == 1);
+    let other = 1 - of_heavy.expect("it is alone");
+
+    let large = Shape {
+        records: 100,
+        body_bytes: 1000,
+    };
+    let message = Messages::new(88, large).message();
+    let (message, is_enough) = (std::slice::from_ref(&message), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_enough.load(Relaxed) {
+                heavy.export_all(message);
+            }
+        });
+        let lands_apart = holds_within(PATIENCE / 4, || {
+            let _second = connect(&daemon, 89, 1);
+            connections(&daemon)[other] == 3
+        });
+        is_enough.store(true, Relaxed);
+        assert!(lands_apart, "the fewest connections, and all the work");
+    });
 }
 
 /// No address and no data.

@@ -25,6 +25,7 @@ use crate::{
         budget::Budget as IngestBudget,
         connection::{self, Context},
         gate::TICK,
+        load::Meter,
         needs::Needs,
         state::Connections,
         tls::Tls,
@@ -276,9 +277,11 @@ impl Worker {
         async move {
             let mut interval = tokio::time::interval(HEARTBEAT);
             interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut meter = Meter::new(Instant::now());
             loop {
                 interval.tick().await;
                 engine.beat();
+                meter.look(&context.counters, Instant::now());
                 let (used, all) = pipeline.usage();
                 engine.set_used(Budget::Export, used as u64, all as u64);
                 status.export_bytes.store(used as u64, Relaxed);

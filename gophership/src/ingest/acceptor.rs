@@ -1,4 +1,4 @@
-//! Accepts connections, finds room for them, and hands each to the worker that has the fewest.
+//! Accepts connections, finds room for them, and hands each to the worker that has the least to do.
 //!
 //! Where a connection comes from is known only once it is accepted. So remote ones that find no room wait here, not read,
 //! or there would be no way past them for local ones; of too many, the newest is closed. A local one that finds no room
@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use super::{
-    Mode,
+    Mode, load,
     room::{Full, Origin, Room, Seat},
 };
 use crate::{
@@ -370,13 +370,17 @@ fn is_of_the_peer(error: &io::Error) -> bool {
     )
 }
 
-/// A place with the worker that has the fewest connections, of those that run, or of all if none does.
+/// A place with the worker that has the least to do, of those that run, or of all if none does.
 fn choose(workers: &[Inbox]) -> Option<(&Inbox, mpsc::Permit<'_, Accepted>)> {
     let stuck: Vec<_> = workers.iter().map(Inbox::is_stuck).collect();
     let none_runs = stuck.iter().all(|is_stuck| *is_stuck);
-    let able = workers.iter().zip(stuck);
-    let able = able.filter(|(_, is_stuck)| none_runs || !is_stuck);
-    let with_room =
-        able.filter_map(|(worker, _)| Some((worker, worker.sender.try_reserve().ok()?)));
-    with_room.min_by_key(|(worker, _)| worker.counters.connections.load(Relaxed))
+    let loads = load::expected(workers.iter().map(|worker| &*worker.counters));
+    let able = workers.iter().zip(stuck).zip(loads);
+    let able = able.filter(|((_, is_stuck), _)| none_runs || !is_stuck);
+    let with_room = able.filter_map(|((worker, _), load)| {
+        let place = worker.sender.try_reserve().ok()?;
+        Some((load, worker, place))
+    });
+    let (_, worker, place) = with_room.min_by_key(|(load, _, _)| *load)?;
+    Some((worker, place))
 }

@@ -1,6 +1,6 @@
 //! Listeners, TLS, and the endpoints of OTLP/gRPC and OTLP/HTTP.
 //!
-//! One acceptor hands each connection to the worker with the fewest; a worker serves its own and
+//! One acceptor hands each connection to the worker with the least to do; a worker serves its own and
 //! shares nothing that is written in the hot path but the admission budget.
 //!
 //! # What bounds the memory
@@ -37,6 +37,7 @@ mod frames;
 pub mod gate;
 mod grpc;
 mod http;
+pub mod load;
 pub mod message;
 pub mod needs;
 mod refusal;

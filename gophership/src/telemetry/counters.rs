@@ -212,6 +212,10 @@ pub struct WorkerCounters {
     failed_handshakes: [AtomicU64; HandshakeFailure::ALL.len()],
     /// Connections open now.
     pub connections: AtomicU64,
+    /// Bytes a second that were lately answered for, as of the last heartbeat; by these two connections are spread.
+    pub recent_bytes: AtomicU64,
+    /// Connections of lately, in parts.
+    pub recent_connections: AtomicU64,
     /// Connections that aren't read, at the last heartbeat.
     pub readers_stopped: AtomicU64,
     /// Connections closed because their peers took no answers or sent nothing.
@@ -244,6 +248,13 @@ impl WorkerCounters {
             Fate::Vaulted => self.vaulted_ack.observe(ack_us),
             Fate::Refused | Fate::Invalid => {}
         }
+    }
+
+    /// Message bytes of all requests that were answered.
+    #[must_use]
+    pub fn answered_bytes(&self) -> u64 {
+        let bytes = self.answered.iter().flat_map(|answered| &answered.bytes);
+        bytes.map(|count| count.load(Relaxed)).sum()
     }
 
     /// Counts `records` acknowledged records that the destinations of the bitmask have accepted
