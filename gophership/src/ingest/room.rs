@@ -30,6 +30,9 @@ const HANDSHAKES_PER_WORKER: usize = 64;
 /// What a handshake may take when somebody waits for its room: some milliseconds are usual.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
 
+/// Within this, whoever is asked to leave does; who doesn't, such as one of a stuck worker, makes no room for anybody.
+const LEAVE_GRACE: Duration = Duration::from_secs(5);
+
 /// Where a connection comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Origin {
@@ -95,7 +98,7 @@ pub struct Presence {
     origin: Origin,
     phase: AtomicU8,
     shakes_hands_since: OnceLock<Instant>,
-    asked_to_leave: AtomicBool,
+    asked_to_leave: OnceLock<Instant>,
     is_gone: AtomicBool,
     leave: Notify,
 }
@@ -129,7 +132,13 @@ impl Presence {
     }
 
     fn is_leaving(&self) -> bool {
-        self.asked_to_leave.load(Relaxed)
+        self.asked_to_leave.get().is_some()
+    }
+
+    /// Whether it is sure to make room soon.
+    fn is_on_its_way(&self, now: Instant) -> bool {
+        let asked = self.asked_to_leave.get();
+        asked.is_some_and(|asked| now.saturating_duration_since(*asked) < LEAVE_GRACE)
     }
 
     fn shakes_hands(&self) -> bool {
@@ -144,7 +153,7 @@ impl Presence {
 
     /// Asks the connection to close.
     pub fn ask_to_leave(&self) {
-        self.asked_to_leave.store(true, Relaxed);
+        self.asked_to_leave.get_or_init(Instant::now);
         self.leave.notify_one();
     }
 
@@ -294,7 +303,10 @@ impl Room {
         let newest_first = seated.all.iter().rev();
         let idle =
             newest_first.filter(|presence| presence.origin.is_remote() && presence.is(Phase::Idle));
-        let leaving = seated.all.iter().filter(|presence| presence.is_leaving());
+        let leaving = seated
+            .all
+            .iter()
+            .filter(|presence| presence.is_on_its_way(now));
         let wanted = wanted.saturating_sub(leaving.count());
         let ends = dawdling.chain(idle);
         for presence in ends.filter(|one| !one.is_leaving()).take(wanted) {
@@ -316,7 +328,7 @@ impl Room {
                 None => one.origin.is_remote(),
             })
         };
-        let leaving = those().filter(|one| one.is_leaving()).count();
+        let leaving = those().filter(|one| one.is_on_its_way(now)).count();
         let dawdling = those().filter(|one| one.dawdles(now) && !one.is_leaving());
         for presence in dawdling.take(wanted.saturating_sub(leaving)) {
             presence.ask_to_leave();
@@ -392,7 +404,7 @@ mod tests {
     }
 
     fn has_to_go(seat: &Seat) -> bool {
-        seat.presence.asked_to_leave.load(Relaxed)
+        seat.presence.is_leaving()
     }
 
     #[test]
@@ -487,6 +499,17 @@ mod tests {
         assert!(has_to_go(&third));
         assert!([&new, &busy, &later].map(has_to_go) == [false; 3]);
         assert_eq!(room.evicted.load(Relaxed), 1, "only one was idle");
+    }
+
+    #[test]
+    fn who_is_asked_to_leave_and_stays_keeps_nobody_else_from_being_asked() {
+        let room = room(8);
+        let (other, stays) = (idle(&room), idle(&room));
+        make_room(&room, 1);
+        make_room(&room, 1);
+        assert!(has_to_go(&stays) && !has_to_go(&other));
+        room.make_room(1, true, Instant::now() + LEAVE_GRACE);
+        assert!(has_to_go(&other));
     }
 
     #[test]
