@@ -7,9 +7,9 @@
 //! The budget is one count of bytes. A connection is charged when it is accepted, with the most that its layers can hold
 //! ([`window`]), and a request reserves its whole length, from the 5-byte gRPC prefix or the content length (step by step,
 //! where HTTP/1.1 sends chunks), before its body is read, and with it what it may unpack to ([`needs`]).
-//! So what is received and unpacked is at most the budget, at any load and with any number of connections. When a request has to wait for its bytes, sockets are no longer read
-//! ([`gate`]), but those of connections that are finishing admitted requests: the pressure stands in the kernel's
-//! queues, where the kernel half sees it.
+//! So what is received and unpacked is at most the budget, at any load and with any number of connections. When a request
+//! has to wait for its bytes, sockets are no longer read ([`gate`]), but those of connections that are finishing admitted
+//! requests: the pressure stands in the kernel's queues, where the kernel half sees it.
 //!
 //! Nobody waits for somebody who waits for him:
 //!
@@ -19,9 +19,9 @@
 //!   comes first is served first.
 //! - What requests that wait have sent may fill the window of a connection on which an admitted one has to come in.
 //!   They wait for a bounded time, are then refused with a retryable status, and their bytes are dropped.
-//! - An admitted request ends: its body has to come at a least rate, or, while others wait, as fast as others' ([`slow`]);
-//!   and its answer needs no budget. What
-//!   unpacks to more than it has reserved takes the rest without waiting, or is refused with a retryable status.
+//! - An admitted request ends: its body has to come at a least rate, and makes way while others wait if it is the slowest
+//!   (`slow`); its answer needs no budget. What unpacks to more than it has reserved takes the rest without waiting, or is
+//!   refused with a retryable status.
 //!
 //! Beyond the budget are, for the one request that a worker unpacks, what the decompressor and the JSON parser remember
 //! (zstd's window, 8 MiB at most; the longest string with escapes, or a byte for each level of a nested unknown field, in
