@@ -58,30 +58,36 @@ fn while_the_budget_is_spent_sockets_are_not_read_and_then_they_are() {
     let other = daemon.producer();
     other.export_all(&Messages::new(91, SHAPE).take(1));
 
-    // Half-received requests take all there is, until one has to wait: what is left is set aside for it.
+    // Half-received requests take all there is, until one has to wait, which holds nothing.
     let used = || daemon.figure("/memory/components/ingest/used");
     let limit = daemon.figure("/memory/components/ingest/limit");
     let mut idle: Vec<_> = (0..8)
         .map(|_| Wire::http2(daemon.grpc(), &tls, &[]))
         .collect();
     let mut hoarders = Vec::new();
-    while used() < limit {
+    let mut hoard = || {
         let mut hoarder = idle
             .pop()
             .expect("16 MiB have no room for eight requests of 2 MiB");
         hoarder.write(&beginning(1, LARGE)).expect("it is taken");
         hoarders.push(hoarder);
-        let bytes = (hoarders.len() * LARGE) as f64;
-        eventually("the request is admitted, or waits", PATIENCE, || {
-            reserved(&daemon, "requests") >= bytes || used() == limit
+        (hoarders.len() * LARGE) as f64
+    };
+    while limit - used() >= LARGE as u64 {
+        let bytes = hoard();
+        eventually("the request is admitted", PATIENCE, || {
+            reserved(&daemon, "requests") == bytes
         });
     }
+    let held = used();
+    hoard();
 
     // Who has no admitted request isn't read now.
     let pending = other.start(Call::logs(Messages::new(92, SHAPE).message()));
     eventually("a reader is stopped", PATIENCE, || {
         daemon.metric("gophership_ingester_readers_stopped", &[]) >= 1.0
     });
+    assert!(used() <= held, "what waits is counted");
     for mut hoarder in hoarders.drain(..) {
         hoarder
             .write(&frame(RST_STREAM, 0, 1, &CANCEL.to_be_bytes()))
@@ -232,6 +238,8 @@ fn the_newest_idle_remote_connection_goes_first_and_local_ones_are_never_refused
     let mut others: Vec<Wire> = Vec::new();
     drop((oldest, fourth));
     eventually("one is left", PATIENCE, || remote() == 1);
+    // The first one ends, if it takes too long.
+    busy.write(&beginning(3, 1000)).expect("it is taken");
     for _ in 0..2 {
         let mut wire = network.client.run(|| Wire::http2(address, &tls, &[]));
         wire.write(&beginning(1, 1000)).expect("it is taken");

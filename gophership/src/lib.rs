@@ -10,6 +10,7 @@ pub mod decompress;
 pub mod doctor;
 pub mod export;
 pub mod ingest;
+mod jitter;
 pub mod local_socket;
 pub mod otel;
 pub mod pipeline;

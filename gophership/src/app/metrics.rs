@@ -154,7 +154,7 @@ fn admission(daemon: &Daemon, totals: &Totals, families: &mut Families) {
     let room = &daemon.room;
     let charged = room.charged_bytes() as u64;
     let buffers = daemon.config.ingest.buffers_bytes() as u64;
-    let requests = (daemon.budget.used() as u64).saturating_sub(charged + buffers);
+    let requests = daemon.budget.used_by_requests() as u64;
     let gauges = [
         (
             "gophership_ingester_remote_connections",

@@ -296,6 +296,7 @@ impl Worker {
                 // The admission budget is one for all workers: the first one reports it.
                 if first {
                     let budget = &context.budget;
+                    budget.measure(Instant::now());
                     let (used, limit) = (budget.used() as u64, budget.limit() as u64);
                     engine.set_used(Budget::Ingest, used, limit);
                 }

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::SemaphorePermit;
-
 use super::{
+    budget::{Budget, Taken},
     connection::Context,
     message::Parts,
     refusal::Refusal,
+    state::State,
     unpack::{self, Unpacked},
 };
 use crate::{
@@ -26,13 +26,13 @@ pub(super) struct Received<'a> {
     pub(super) encoding: ContentEncoding,
     /// What was learnt of plain protobuf while it came in.
     pub(super) skimmed: Option<Skim>,
-    pub(super) admitted: SemaphorePermit<'a>,
+    pub(super) admitted: Taken<'a>,
 }
 
 impl Received<'_> {
     /// What is reserved beside its length.
     fn extra(&self) -> usize {
-        self.admitted.num_permits().saturating_sub(self.len)
+        self.admitted.bytes().saturating_sub(self.len)
     }
 }
 
@@ -40,26 +40,47 @@ impl Received<'_> {
 /// connection's window, which an admitted request of the same connection may need to become whole.
 const ADMITTED_WITHIN: Duration = Duration::from_secs(5);
 
-/// What is refused for want of memory may be tried again after this.
-const MEMORY_RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// Reserves what a message of `len` bytes needs of the ingest budget, once there is as much.
-pub(super) async fn admit(
+/// What a message of `len` bytes needs of the ingest budget.
+pub(super) fn needed(
     context: &Context,
     kind: Kind,
     encoding: ContentEncoding,
     len: usize,
-) -> Result<SemaphorePermit<'_>, Refusal> {
+) -> Result<usize, Refusal> {
     let limit = context.needs.max_request_bytes();
-    let bytes = u32::try_from(context.needs.reserve(kind, encoding, len))
-        .ok()
-        .filter(|_| len <= limit)
-        .ok_or_else(|| Refusal::too_large(len, limit))?;
-    let admitted = context.budget.take(bytes, ADMITTED_WITHIN).await;
-    admitted.ok_or_else(|| Refusal::Busy {
-        reason: "requests that are being received have spent the ingest budget".to_owned(),
-        retry_after: MEMORY_RETRY_AFTER,
-    })
+    if len > limit {
+        return Err(Refusal::too_large(len, limit));
+    }
+    Ok(context.needs.reserve(kind, encoding, len))
+}
+
+/// Reserves `bytes` of the ingest budget, once there are as many. Connections wait by turns: each for one request at a
+/// time.
+pub(super) async fn admit(state: &State, bytes: usize) -> Result<Taken<'_>, Refusal> {
+    let budget = &state.context.budget;
+    if let Some(admitted) = budget.take_at_once(bytes) {
+        return Ok(admitted);
+    }
+    let admitted = async {
+        let _turn = state.waits.lock().await;
+        budget.take(bytes).await
+    };
+    tokio::time::timeout(ADMITTED_WITHIN, admitted)
+        .await
+        .map_err(|_| {
+            busy(
+                budget,
+                "requests that are being received have spent the ingest budget",
+            )
+        })
+}
+
+/// A refusal for want of memory.
+pub(super) fn busy(budget: &Budget, reason: &str) -> Refusal {
+    Refusal::Busy {
+        reason: reason.to_owned(),
+        retry_after: budget.return_time(),
+    }
 }
 
 /// Brings what was received to its answer, and counts it; its first byte was read at `read_since`.
@@ -88,9 +109,7 @@ pub(super) async fn export(
         }
     })?;
     // It is in a batch or a block now.
-    if let extra @ 1.. = received.extra() {
-        drop(received.admitted.split(extra));
-    }
+    received.admitted.shrink_to(received.len);
     let Some((placed, placeable)) = placed else {
         // OTLP: an empty request succeeds. There is nothing to deliver or to keep.
         finished(Fate::Delivered, 0, bytes, 0);
@@ -160,7 +179,7 @@ fn place(
 fn unpack<'c>(
     context: &'c Context,
     received: &Received<'_>,
-    more: &mut Option<SemaphorePermit<'c>>,
+    more: &mut Option<Taken<'c>>,
 ) -> Result<Unpacked<'c>, Refusal> {
     let (needs, kind, len) = (&context.needs, received.kind, received.len);
     let within = |extra| {
@@ -171,10 +190,8 @@ fn unpack<'c>(
     // It has a part of the budget, so it must not wait for more.
     let take_now = |bytes| {
         let taken = context.budget.take_now(bytes);
-        taken.ok_or_else(|| Refusal::Busy {
-            reason: "the ingest budget has no room for what the message unpacks to".to_owned(),
-            retry_after: MEMORY_RETRY_AFTER,
-        })
+        let unpacks = "the ingest budget has no room for what the message unpacks to";
+        taken.ok_or_else(|| busy(&context.budget, unpacks))
     };
     let reserved = received.extra();
     let surely = needs.surely(kind, received.encoding, len);

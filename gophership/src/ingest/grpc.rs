@@ -16,8 +16,8 @@ use hyper::body::Incoming;
 use tonic::{Code, Status};
 
 use super::{
-    body::{Deadline, next_frame},
-    export::{Received, admit, export},
+    body::{Pace, next_frame},
+    export::{Received, admit, export, needed},
     message::{Gather, Progress},
     refusal::Refusal,
     state::{Request as Begun, State},
@@ -125,14 +125,16 @@ async fn receive<'a>(
     let malformed = |error: super::message::Error| Refusal::Malformed(error.to_string());
     let mut gather = Gather::default();
     let mut announced = None;
-    let mut deadline = Deadline::unannounced();
-    while let Some(frame) = next_frame(&mut body, &deadline).await? {
+    let mut pace = Pace::unadmitted(&state.context.budget);
+    while let Some(frame) = next_frame(&mut body, &mut pace).await? {
+        let received = frame.len();
         let progress = gather.push(frame).map_err(malformed)?;
         if let Progress::Announced { compressed, len } = progress {
             let encoding = encoding(&codec, compressed)?;
-            let admitted = admit(&state.context, Kind::OtlpLogs, encoding, len).await?;
+            let bytes = needed(&state.context, Kind::OtlpLogs, encoding, len)?;
+            let admitted = admit(state, bytes).await?;
+            pace = Pace::admitted(&state.context.budget, bytes, received);
             announced = Some((len, encoding, admitted, state.finish()));
-            deadline = Deadline::of(len);
         }
     }
     let skimmed = gather.skimmed();

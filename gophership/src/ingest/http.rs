@@ -13,8 +13,8 @@ use hyper::body::Incoming;
 use tonic::Code;
 
 use super::{
-    body::{Deadline, next_frame},
-    export::{Received, admit, export},
+    body::{Pace, next_frame},
+    export::{Received, admit, busy, export, needed},
     message::Joined,
     refusal::Refusal,
     state::{Request as Begun, State},
@@ -32,6 +32,9 @@ const ACCEPTED_ENCODINGS: HeaderValue = HeaderValue::from_static("gzip, zstd");
 /// the connection is closed may never see the answer, and would send it all again.
 const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(10);
+
+const NO_ROOM_FOR_MORE: &str =
+    "the ingest budget has no room for more of a message whose length isn't known";
 
 /// What a request is written in, and so its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,15 +75,15 @@ pub(super) async fn respond(begun: &Begun, request: Request<Incoming>) -> Respon
         }
     };
     if is_sending && !response.status().is_success() {
-        let _ = tokio::time::timeout(DISCARD_TIMEOUT, discard(&mut body)).await;
+        let _ = tokio::time::timeout(DISCARD_TIMEOUT, discard(state, &mut body)).await;
     }
     response
 }
 
-async fn discard(body: &mut Incoming) {
-    let deadline = Deadline::of(DISCARD_BYTES_MAX);
+async fn discard(state: &State, body: &mut Incoming) {
+    let mut pace = Pace::unadmitted(&state.context.budget);
     let mut discarded = 0;
-    while let Ok(Some(frame)) = next_frame(body, &deadline).await {
+    while let Ok(Some(frame)) = next_frame(body, &mut pace).await {
         discarded += frame.len();
         if discarded > DISCARD_BYTES_MAX {
             return;
@@ -97,51 +100,63 @@ fn what(headers: &HeaderMap, format: Option<Format>) -> Result<(Kind, ContentEnc
     Ok((kind, encoding(headers)?))
 }
 
-/// Reads the body: what it needs is reserved before any of it is kept, by its length, or by the largest that there may be,
-/// where it isn't said.
+/// Reads the body: what it needs is reserved before any of it is kept, by its length, or step by
+/// step, where it isn't said.
 async fn receive<'a>(
     state: &'a State,
     what: Result<(Kind, ContentEncoding), Refusal>,
     body: &mut Incoming,
 ) -> Result<Received<'a>, Refusal> {
     let (kind, encoding) = what?;
-    let needs = &state.context.needs;
+    let (needs, budget) = (&state.context.needs, &state.context.budget);
     let limit = needs.max_request_bytes();
     let check = |len| match needs.too_much(kind, encoding, len) {
         Some(needed) => Err(Refusal::needs_too_much(len, needed, needs.most_bytes())),
         None => Ok(()),
     };
-    let announced = match body.size_hint().exact() {
-        Some(exact) => {
-            let exact = usize::try_from(exact).map_err(|_| Refusal::too_large(exact, limit))?;
-            if exact <= limit {
-                check(exact)?;
-            }
-            exact
+    let needed = |len| needed(&state.context, kind, encoding, len);
+    let announced = announced(body, limit)?;
+    let at_first = match announced {
+        Some(len) => {
+            let bytes = needed(len)?;
+            check(len)?;
+            bytes
         }
-        None => limit,
+        None => needs.first_step(),
     };
-    let mut admitted = admit(&state.context, kind, encoding, announced).await?;
+    let mut admitted = admit(state, at_first).await?;
     let _finishing = state.finish();
-    let deadline = Deadline::of(announced);
+    let mut pace = Pace::admitted(budget, at_first, 0);
     let is_plain = (kind, encoding) == (Kind::OtlpLogs, ContentEncoding::Identity);
     let mut ahead = Ahead::default();
     let (mut joined, mut len) = (Joined::default(), 0_usize);
-    while let Some(frame) = next_frame(body, &deadline).await? {
+    while let Some(frame) = next_frame(body, &mut pace).await? {
         len += frame.len();
-        if len > announced {
+        if len > limit {
             return Err(Refusal::too_large(format_args!("more than {limit}"), limit));
+        }
+        if let Some(missing @ 1..) = len.checked_sub(admitted.bytes()) {
+            // By doubling, if it may have as much.
+            let step = missing.max(admitted.bytes().min(limit - admitted.bytes()));
+            if !admitted.grow(step) {
+                return Err(busy(budget, NO_ROOM_FOR_MORE));
+            }
+            pace.holds(admitted.bytes());
         }
         if is_plain {
             ahead.push(&frame);
         }
-        joined.push(frame, len == announced);
+        joined.push(frame, Some(len) == announced);
     }
     check(len)?;
-    // A shorter one needs less.
-    let reserved = admitted.num_permits();
-    let needed = needs.reserve(kind, encoding, len);
-    drop(admitted.split(reserved.saturating_sub(needed)));
+    let needed = needed(len)?;
+    // It holds a part, so it must not wait for the rest.
+    if let Some(missing @ 1..) = needed.checked_sub(admitted.bytes())
+        && !admitted.grow(missing)
+    {
+        return Err(busy(budget, NO_ROOM_FOR_MORE));
+    }
+    admitted.shrink_to(needed);
     Ok(Received {
         parts: joined.finish(),
         len,
@@ -150,6 +165,13 @@ async fn receive<'a>(
         skimmed: is_plain.then(|| ahead.finish()).flatten(),
         admitted,
     })
+}
+
+/// The content length, if it is said.
+fn announced(body: &Incoming, limit: usize) -> Result<Option<usize>, Refusal> {
+    let exact = body.size_hint().exact();
+    let len = |exact| usize::try_from(exact).map_err(|_| Refusal::too_large(exact, limit));
+    exact.map(len).transpose()
 }
 
 fn unserved_type(headers: &HeaderMap) -> Refusal {

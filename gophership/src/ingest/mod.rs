@@ -5,22 +5,23 @@
 //!
 //! # What bounds the memory
 //! The budget is one count of bytes. A connection is charged when it is accepted, with the most that its layers can hold
-//! ([`window`]), and a request reserves its whole length, from the 5-byte gRPC prefix or the content length (the largest
-//! there may be, where HTTP/1.1 sends chunks), before its body is read, and with it what it may unpack to ([`needs`]).
-//! So what is received and unpacked is at most the budget, at any load and with any number of connections. When a request has to wait for its bytes, sockets are no longer read
-//! ([`gate`]), but those of connections that are finishing admitted requests: the pressure stands in the kernel's
-//! queues, where the kernel half sees it.
+//! ([`window`]), and a request reserves its whole length, from the 5-byte gRPC prefix or the content length (step by step,
+//! where HTTP/1.1 sends chunks), before its body is read, and with it what it may unpack to ([`needs`]).
+//! So what is received and unpacked is at most the budget, at any load and with any number of connections. When a request
+//! has to wait for its bytes, sockets are no longer read ([`gate`]), but those of connections that are finishing admitted
+//! requests: the pressure stands in the kernel's queues, where the kernel half sees it.
 //!
 //! Nobody waits for somebody who waits for him:
 //!
 //! - A request takes its bytes at once or holds none of the budget while it waits, so half-received requests never
-//!   wait for each other.
+//!   wait for each other. One whose length isn't known takes more as it comes, without waiting, or is refused.
 //! - Connections leave what one request may reserve its room, so it is served when the smaller ones before it are answered; who
 //!   comes first is served first.
 //! - What requests that wait have sent may fill the window of a connection on which an admitted one has to come in.
 //!   They wait for a bounded time, are then refused with a retryable status, and their bytes are dropped.
-//! - An admitted request ends: its body has a deadline, in proportion to its length, and its answer needs no budget. What
-//!   unpacks to more than it has reserved takes the rest without waiting, or is refused with a retryable status.
+//! - An admitted request ends: its body has to come at a least rate, and makes way while others wait if it is the slowest
+//!   (`slow`); its answer needs no budget. What unpacks to more than it has reserved takes the rest without waiting, or is
+//!   refused with a retryable status.
 //!
 //! Beyond the budget are, for the one request that a worker unpacks, what the decompressor and the JSON parser remember
 //! (zstd's window, 8 MiB at most; the longest string with escapes, or a byte for each level of a nested unknown field, in
@@ -41,7 +42,9 @@ pub mod load;
 pub mod message;
 pub mod needs;
 mod refusal;
+mod return_time;
 pub mod room;
+mod slow;
 pub mod state;
 pub mod tls;
 pub mod unpack;

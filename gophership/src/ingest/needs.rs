@@ -20,6 +20,8 @@ const BUFFER_BYTES_MIN: usize = 64 * KIB;
 const BUFFER_BYTES_MAX: usize = 1024 * KIB;
 /// What is decompressed, and what was JSON.
 const BUFFERS: usize = 2;
+/// What is reserved of a request whose length nobody says, at first: little beside what a connection is charged with.
+const FIRST_STEP_BYTES: usize = 64 * KIB;
 /// All buffers together are this part of the budget, unless that makes them too large or too small.
 const BUDGET_TO_BUFFERS: usize = 32;
 /// How much is expected of compression: more than logs mostly have.
@@ -49,8 +51,7 @@ impl Needs {
             buffer_bytes: buffer_bytes(budget_bytes, workers),
             max_request_bytes,
             kept_bytes: max_request_bytes.max(left / 4),
-            // The budget hands out no more at once.
-            most_bytes: most_bytes.min(u32::MAX as usize),
+            most_bytes,
         }
     }
 
@@ -76,6 +77,12 @@ impl Needs {
     #[must_use]
     pub const fn most_bytes(&self) -> usize {
         self.most_bytes
+    }
+
+    /// What is reserved for a request whose length isn't known: it takes more as it comes.
+    #[must_use]
+    pub fn first_step(&self) -> usize {
+        FIRST_STEP_BYTES.min(self.max_request_bytes)
     }
 
     /// What is reserved for a request of `len` bytes: no more than what connections leave, or idle ones could have it wait

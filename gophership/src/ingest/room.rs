@@ -240,7 +240,10 @@ impl Room {
         if windows.charge() > free {
             return Err(Full::Connections);
         }
-        if !self.budget.try_take(windows.charge()) {
+        if !self
+            .budget
+            .try_take_or_wait(windows.charge(), Instant::now())
+        {
             return Err(Full::Requests);
         }
         self.charged_bytes.fetch_add(windows.charge(), Relaxed);

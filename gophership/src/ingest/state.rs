@@ -57,6 +57,8 @@ pub(super) struct State {
     /// It is among the stopped ones.
     is_stopped: Cell<bool>,
     is_cut_off: Cell<bool>,
+    /// One request at a time waits for its bytes of the budget: who has many must not come before everybody else.
+    pub(super) waits: tokio::sync::Mutex<()>,
 }
 
 impl Connections {
@@ -110,6 +112,7 @@ impl State {
             reader: RefCell::new(None),
             is_stopped: Cell::new(false),
             is_cut_off: Cell::new(false),
+            waits: tokio::sync::Mutex::default(),
         });
         let connections = &state.context.connections;
         connections.all.borrow_mut().push(Rc::downgrade(&state));

@@ -77,6 +77,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "ingest",
         &[
             "decompress",
+            "jitter",
             "local_socket",
             "somatic",
             "pipeline",
@@ -113,8 +114,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("decompress", &["vault"]),
     ("pipeline", &["export", "otel", "pressure", "telemetry"]),
     ("export", &["otel", "telemetry"]),
-    ("vault", &["uring", "telemetry"]),
+    ("vault", &["jitter", "uring", "telemetry"]),
     ("pressure", &["telemetry"]),
+    ("jitter", &[]),
     ("privileges", &[]),
     ("render", &[]),
     ("uring", &[]),

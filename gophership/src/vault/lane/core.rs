@@ -16,6 +16,7 @@ use super::{
     waiters::{Ticket, Waiters},
 };
 use crate::{
+    jitter::jittered,
     uring::{BufferPool, Event, Notifier, Timer, Writer},
     vault::{
         EntryMeta, Error,
@@ -23,7 +24,7 @@ use crate::{
         error::AppendError,
         format::{ENTRIES_MAX, PAGE},
         port::{Next, Port, Refusal},
-        return_time::{EARLIEST, jittered},
+        return_time::EARLIEST,
         segment::Segment,
         shared::Shared,
     },
