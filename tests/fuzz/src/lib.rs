@@ -18,6 +18,8 @@ pub mod segment;
 pub mod tables;
 
 // Not the daemon's library: that has two hundred more crates below it, and a compiler of C among them.
+#[path = "../../../gophership/src/jitter.rs"]
+mod jitter;
 #[path = "../../../gophership/src/uring/mod.rs"]
 pub mod uring;
 #[expect(unused_imports, reason = "other modules of the daemon use them")]
