@@ -39,6 +39,8 @@ pub(crate) struct Settings {
     pub(crate) service_user: String,
     /// `export.destinations`, each a YAML flow mapping.
     pub(crate) destinations: Vec<String>,
+    /// `enrich`: nothing unless the test is about it, so that destinations get what was sent.
+    pub(crate) enrich: &'static str,
     /// More YAML, of sections that the rest doesn't have.
     pub(crate) extra: String,
 }
@@ -72,6 +74,7 @@ impl Settings {
             // Not auto: the machine may have a user gophership, who couldn't write here.
             service_user: format!("{}:{}", nix::unistd::getuid(), nix::unistd::getgid()),
             destinations: vec![destination],
+            enrich: "{ detect: [] }",
             extra: String::new(),
         }
     }
@@ -115,6 +118,7 @@ vault:
   segment_bytes: {segment_bytes}
   on_full: {on_full}
 replay: {{ auto: {replay_auto}, after: 100ms, max_bytes_per_second: 256MiB }}
+enrich: {enrich}
 export:
   ack_within: {ack_within}
   batch: {{ max_bytes: {batch_max_bytes}, linger: 5ms }}
@@ -152,6 +156,7 @@ service: {{ user: "{service_user}" }}
             audit = home.audit_log().display(),
             events = home.events().display(),
             service_user = self.service_user,
+            enrich = self.enrich,
             extra = self.extra,
         )
     }
