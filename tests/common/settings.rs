@@ -86,6 +86,11 @@ impl Settings {
         }
     }
 
+    /// The sections that the rest doesn't have.
+    fn more(&self) -> String {
+        format!("enrich: {}\n{}", self.enrich, self.extra)
+    }
+
     /// The YAML, for a daemon that lives in `home`.
     pub(crate) fn yaml(&self, home: &Home) -> String {
         let certs = home.certs();
@@ -118,7 +123,6 @@ vault:
   segment_bytes: {segment_bytes}
   on_full: {on_full}
 replay: {{ auto: {replay_auto}, after: 100ms, max_bytes_per_second: 256MiB }}
-enrich: {enrich}
 export:
   ack_within: {ack_within}
   batch: {{ max_bytes: {batch_max_bytes}, linger: 5ms }}
@@ -156,8 +160,7 @@ service: {{ user: "{service_user}" }}
             audit = home.audit_log().display(),
             events = home.events().display(),
             service_user = self.service_user,
-            enrich = self.enrich,
-            extra = self.extra,
+            extra = self.more(),
         )
     }
 }

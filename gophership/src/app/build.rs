@@ -72,12 +72,8 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
     let telemetry = telemetry.listen()?;
     let destinations = Destinations::open(&config.destinations)?;
     let enrichments = config.enrich.prepare();
-    let scope = IngestScope {
-        ports: addresses.iter().map(SocketAddr::port).collect(),
-        h2_window_bytes: STALLED_WINDOW_BYTES,
-        vault_dir: Some(config.vault.dir.clone()),
-    };
     let started_ns = monotonic_ns();
+    let scope = scope(&config, addresses);
     let pressure = Pressure::start(&config.pressure, &scope, config.ingest.workers)?;
     // Only now: the kernel half follows the accept queue of a socket that it sees begin to listen.
     let mut listeners = vec![
@@ -134,6 +130,15 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
         control,
         unix,
     })
+}
+
+/// What the kernel half looks at.
+fn scope(config: &Config, addresses: [SocketAddr; 2]) -> IngestScope {
+    IngestScope {
+        ports: addresses.iter().map(SocketAddr::port).collect(),
+        h2_window_bytes: STALLED_WINDOW_BYTES,
+        vault_dir: Some(config.vault.dir.clone()),
+    }
 }
 
 /// Warns if connections may need more descriptors than there are: those that find none wait in the backlog.

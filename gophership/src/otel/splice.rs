@@ -84,14 +84,18 @@ impl Enrichment {
     /// The first pass over the request that `parts` hold one after the other.
     #[must_use]
     pub fn splice<'a, P: AsRef<[u8]>>(&'a self, parts: &'a [P]) -> Splice<'a, P> {
-        let bytes = parts.iter().map(|part| part.as_ref().len()).sum();
-        Splice {
+        let mut splice = Splice {
             enrichment: self,
             parts,
-            bytes,
+            bytes: parts.iter().map(|part| part.as_ref().len()).sum(),
+            plan: Plan::default(),
+        };
+        // In its place: it is large enough for moving it to be felt.
+        if splice.plan.walk(parts, splice.bytes, self).is_err() {
             // What isn't a request is left to those who judge it.
-            plan: Plan::of(parts, bytes, self).unwrap_or_default(),
+            splice.plan = Plan::default();
         }
+        splice
     }
 
     /// All of them.

@@ -6,9 +6,9 @@ use super::{
 };
 
 /// `ResourceLogs` that a plan tells of.
-const RESOURCE_LOGS_KEPT: usize = 32;
+const RESOURCE_LOGS_KEPT: usize = 16;
 /// `ScopeLogs` that a plan tells of.
-const SCOPE_LOGS_KEPT: usize = 128;
+const SCOPE_LOGS_KEPT: usize = 64;
 
 /// How much a request grows, and the first of its messages, in their order.
 #[derive(Debug, Default)]
@@ -62,30 +62,30 @@ impl<T: Copy, const N: usize> Kept<T, N> {
 }
 
 impl Plan {
-    /// Walks the request of `bytes` bytes.
-    pub(super) fn of<P: AsRef<[u8]>>(
+    /// Walks the request of `bytes` bytes, which is the first one of this plan.
+    pub(super) fn walk<P: AsRef<[u8]>>(
+        &mut self,
         parts: &[P],
         bytes: usize,
         enrichment: &Enrichment,
-    ) -> Result<Self, Malformed> {
-        let mut plan = Self::default();
+    ) -> Result<(), Malformed> {
         let mut walker = Walker::new(parts);
         while let Some(field) = Field::next(&mut walker, 0, bytes)? {
             if !field.is_message(1) {
                 walker.skip(field.len());
                 continue;
             }
-            let scopes_before = plan.scope_logs.count;
-            let keep = |growth| plan.scope_logs.push(growth);
+            let scopes_before = self.scope_logs.count;
+            let keep = |growth| self.scope_logs.push(growth);
             let own = resource_logs(&mut walker, field.end, enrichment, keep)?;
             if own.growth == 0 {
                 // The second pass steps over them.
-                plan.scope_logs.count = scopes_before;
+                self.scope_logs.count = scopes_before;
             }
-            plan.resource_logs.push(own);
-            plan.growth += field.grown(own.growth);
+            self.resource_logs.push(own);
+            self.growth += field.grown(own.growth);
         }
-        Ok(plan)
+        Ok(())
     }
 
     /// Bytes that are put in.

@@ -147,7 +147,7 @@ impl<P: AsRef<[u8]>, W: FnMut(&[u8])> Writer<'_, P, W> {
     fn length(&mut self, mut length: usize, width: usize) {
         let mut bytes = [0; VARINT_BYTES_MAX];
         for (at, byte) in bytes.iter_mut().enumerate() {
-            *byte = (length & 0x7f) as u8;
+            *byte = length.to_le_bytes()[0] & 0x7f;
             length >>= 7;
             if length == 0 && at + 1 >= width {
                 return (self.out)(&bytes[..=at]);
