@@ -7,6 +7,7 @@ use gophership::{
     config::{self, Errors, Host, Kind, Origin, schema},
     export::{DestinationKind, FileConfig, OtlpConfig},
     ingest::{ClientAuth, budget_bytes_min, window::Windows},
+    pipeline::enrich::Detector,
     pressure::{KernelMode, Levels, Prefix, XdpConfig, XdpMode},
     privileges::{LandlockMode, User},
     telemetry::LogFormat,
@@ -152,6 +153,10 @@ fn every_key_can_be_written_and_takes_effect() {
     assert_eq!(config.vault.on_full, OnFull::DropOldest);
     assert_eq!(config.vault.retain, Duration::from_secs(60));
     assert_eq!(config.replay.dead_letters_max_bytes, 1 << 20);
+    let own = [("service.name", "shop"), ("a", "1")];
+    assert_eq!(config.enrich.resource, own.map(pair));
+    assert_eq!(config.enrich.detect, [Detector::K8s, Detector::Host]);
+    assert!(config.enrich.mark_replayed);
     assert_eq!(config.control.mode, 0o660);
     assert_eq!(config.control.allow_uids, [0, 1000]);
     assert_eq!(config.control.allow_gids, [27]);
@@ -173,6 +178,60 @@ fn every_key_can_be_written_and_takes_effect() {
         path: "/tmp/x".into(),
     });
     assert_eq!(config.destinations[1].kind, file);
+}
+
+fn pair((key, value): (&str, &str)) -> (String, String) {
+    (key.to_owned(), value.to_owned())
+}
+
+#[test]
+fn requests_are_enriched_as_the_section_says() {
+    use Detector::{Container, Host, K8s, Os};
+    let enrich = parse_more("").unwrap().enrich;
+    assert_eq!(enrich.detect, [Host, Os, Container, K8s]);
+    assert!(enrich.resource.is_empty() && !enrich.mark_replayed);
+    let env = [("GOPHERSHIP_ENRICH__RESOURCE", "a=1,b=x=y")];
+    let enrich = parse_with(REQUIRED, &env).unwrap().enrich;
+    assert_eq!(enrich.resource, [("a", "1"), ("b", "x=y")].map(pair));
+
+    let (key, value) = ("k".repeat(256), "v".repeat(4097));
+    let many: Vec<_> = (0..49).map(|number| format!("k{number}: v")).collect();
+    for (section, reason) in [
+        (
+            "detect: [hots]",
+            "enrich.detect: \"[hots]\": expected a list of host, os, container",
+        ),
+        ("detect: [os, os]", "each at most once"),
+        ("detect: [process]", "could only describe GopherShip"),
+        ("resource: { \"\": x }", "an empty key: \"\" = \"x\""),
+        (
+            "resource: { a b: x }",
+            "white space in the key: \"a b\" = \"x\"",
+        ),
+        (
+            "resource: { a: [x] }",
+            "enrich.resource: expected a map of attributes",
+        ),
+        (
+            &format!("resource: {{ {key}: x }}"),
+            "a key of more than 255 bytes",
+        ),
+        (
+            &format!("resource: {{ a: {value} }}"),
+            "a value of more than 4096 bytes",
+        ),
+        (
+            &format!("resource: {{ {} }}", many.join(", ")),
+            "49 attributes, but at most 48",
+        ),
+        (
+            "resource: { a: x, a: y }",
+            "a key that is there twice: \"a\" = \"y\"",
+        ),
+    ] {
+        let message = problem(parse_more(&format!("enrich: {{ {section} }}\n")));
+        assert!(message.contains(reason), "{section}: {message}");
+    }
 }
 
 const EVERYTHING: &str = r#"
@@ -213,6 +272,7 @@ vault:
   sync: never
   rung: pwrite
 replay: { auto: false, after: 1m, max_bytes_per_second: 1MiB }
+enrich: { resource: { service.name: shop, a: "1" }, detect: [k8s, host], mark_replayed: true }
 export:
   ack_within: 5ms
   batch: { max_bytes: 1MiB, linger: 1ms }
@@ -303,11 +363,9 @@ fn a_key_in_the_wrong_section_is_found_where_it_belongs() {
 
 #[test]
 fn what_is_in_the_contract_but_not_built_is_unknown() {
-    for key in ["archive: { url: null }", "enrich: { mark_replayed: false }"] {
-        let errors = parse_with(key, &[]).unwrap_err();
-        let unknown = |p: &config::Problem| matches!(p.kind, Kind::UnknownKey { .. });
-        assert!(errors.problems().iter().any(unknown), "{key}: {errors}");
-    }
+    let errors = parse_with("archive: { url: null }", &[]).unwrap_err();
+    let unknown = |p: &config::Problem| matches!(p.kind, Kind::UnknownKey { .. });
+    assert!(errors.problems().iter().any(unknown), "{errors}");
     let message = problem(parse_more("vault: { compression: zstd }\n"));
     assert!(
         message.ends_with("\"zstd\": expected auto, lz4 or none"),

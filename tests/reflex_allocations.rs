@@ -18,7 +18,7 @@ use bytes::Bytes;
 use counting_allocator::allocations;
 use gophership::{
     export::{DestinationConfig, DestinationKind, Destinations, FileConfig},
-    otel::skim,
+    otel::{Enrichment, skim},
     pipeline::{self, Member, Pipeline, circuit::Circuit},
     pressure::{Config as PressureConfig, IngestScope, KernelMode, OverrideUntil, Pressure, Zone},
     somatic::{Answer, Hurry, Placed, Reflex, Request, settle_held},
@@ -27,7 +27,7 @@ use gophership::{
 };
 use opentelemetry_proto::tonic::{
     collector::logs::v1::ExportLogsServiceRequest,
-    common::v1::{AnyValue, any_value::Value},
+    common::v1::{AnyValue, KeyValue, any_value::Value},
     logs::v1::{LogRecord, ResourceLogs, ScopeLogs},
 };
 use prost::Message;
@@ -36,16 +36,17 @@ use vault_support::{on_worker, real_disk, small};
 const RECORDS: u32 = 50;
 const PATIENCE: Duration = Duration::from_secs(20);
 
+fn text(text: &str) -> AnyValue {
+    AnyValue {
+        value: Some(Value::StringValue(text.to_owned())),
+    }
+}
+
 /// A request in the frames that HTTP/2 cuts it into.
 fn frames() -> Vec<Bytes> {
     let record = |number: u32| LogRecord {
         time_unix_nano: 1_700_000_000_000_000_000 + u64::from(number),
-        body: Some(AnyValue {
-            value: Some(Value::StringValue(format!(
-                "record {number} {}",
-                "x".repeat(400)
-            ))),
-        }),
+        body: Some(text(&format!("record {number} {}", "x".repeat(400)))),
         ..LogRecord::default()
     };
     let request = ExportLogsServiceRequest {
@@ -105,7 +106,15 @@ fn reflex(pressure: &Pressure, vault: &Vault, dir: &std::path::Path) -> Reflex {
         let (vault, members) = (vault.clone(), members.clone());
         Box::new(move |held, settled| settle_held(&vault, &members, held, settled))
     };
-    let pipeline = Pipeline::new(&config, 1, members, on_held_settled);
+    // What the requests lack, as they do the observed times.
+    let enrichment = Arc::new(Enrichment::new(&["host.name", "os.type"].map(|key| {
+        KeyValue {
+            key: key.to_owned(),
+            value: Some(text("of the tests")),
+            ..KeyValue::default()
+        }
+    })));
+    let pipeline = Pipeline::new(&config, 1, members, enrichment, on_held_settled);
     tokio::task::spawn_local(pipeline.clone().run());
     Reflex::new(
         pressure.verdict(),
@@ -120,18 +129,18 @@ fn reflex(pressure: &Pressure, vault: &Vault, dir: &std::path::Path) -> Reflex {
 
 /// Sends one request through the reflex; gives its answer and what the reflex allocated until the
 /// bytes were where they belong.
-async fn one(reflex: &Reflex, frames: &[Bytes], len: usize) -> (Answer, u64) {
+async fn one(reflex: &Reflex, frames: &[Bytes]) -> (Answer, u64) {
     let before = allocations();
     let records = skim(frames).expect("well formed").records;
-    let placed = reflex.place(frames, len, records);
-    let is_placed = matches!(placed, Placed::Pipeline(_));
-    let mut allocated = allocations() - before;
     let request = Request {
         kind: Kind::OtlpLogs,
         encoding: ContentEncoding::Identity,
         arrival_unix_ns: 1,
         records,
     };
+    let placed = reflex.place(frames, &request);
+    let is_placed = matches!(placed, Placed::Pipeline(_));
+    let mut allocated = allocations() - before;
     let mut answer = pin!(reflex.answer(placed, request, frames));
     // The first poll copies into the vault's block, if that is the way.
     let first = std::future::poll_fn(|context| {
@@ -171,7 +180,6 @@ fn the_reflex_allocates_nothing_on_either_way() {
     let pressure = pressure();
     let _watch = pressure.spawn_watch(|_| {}).expect("the thread starts");
     let frames = frames();
-    let len = frames.iter().map(Bytes::len).sum();
     let vault = Vault::open(&config, &["main".to_owned()]).expect("the vault opens");
     on_worker(async {
         let reflex = reflex(&pressure, &vault, dir.path());
@@ -181,11 +189,11 @@ fn the_reflex_allocates_nothing_on_either_way() {
         ] {
             override_zone(&pressure, zone);
             for _ in 0..50 {
-                let (answer, _) = one(&reflex, &frames, len).await;
+                let (answer, _) = one(&reflex, &frames).await;
                 assert_eq!(answer, expected, "warming up, {zone:?}");
             }
             for round in 0..200 {
-                let (answer, allocated) = one(&reflex, &frames, len).await;
+                let (answer, allocated) = one(&reflex, &frames).await;
                 assert_eq!(answer, expected, "{zone:?}");
                 assert_eq!(allocated, 0, "{zone:?}, round {round}");
             }

@@ -83,6 +83,8 @@ fn request(number: usize, body_bytes: usize) -> ExportLogsServiceRequest {
         body: Some(AnyValue {
             value: Some(Value::StringValue(body)),
         }),
+        // So that destinations get the bytes that were sent.
+        observed_time_unix_nano: 1,
         ..LogRecord::default()
     };
     ExportLogsServiceRequest {

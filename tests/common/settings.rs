@@ -39,6 +39,8 @@ pub(crate) struct Settings {
     pub(crate) service_user: String,
     /// `export.destinations`, each a YAML flow mapping.
     pub(crate) destinations: Vec<String>,
+    /// `enrich`: nothing unless the test is about it, so that destinations get what was sent.
+    pub(crate) enrich: &'static str,
     /// More YAML, of sections that the rest doesn't have.
     pub(crate) extra: String,
 }
@@ -72,6 +74,7 @@ impl Settings {
             // Not auto: the machine may have a user gophership, who couldn't write here.
             service_user: format!("{}:{}", nix::unistd::getuid(), nix::unistd::getgid()),
             destinations: vec![destination],
+            enrich: "{ detect: [] }",
             extra: String::new(),
         }
     }
@@ -81,6 +84,11 @@ impl Settings {
             true => format!("\"{}\"", home.ingest_socket().display()),
             false => "null".to_owned(),
         }
+    }
+
+    /// The sections that the rest doesn't have.
+    fn more(&self) -> String {
+        format!("enrich: {}\n{}", self.enrich, self.extra)
     }
 
     /// The YAML, for a daemon that lives in `home`.
@@ -152,7 +160,7 @@ service: {{ user: "{service_user}" }}
             audit = home.audit_log().display(),
             events = home.events().display(),
             service_user = self.service_user,
-            extra = self.extra,
+            extra = self.more(),
         )
     }
 }

@@ -46,7 +46,8 @@ use crate::{
         },
     },
     local_socket,
-    pipeline::circuit::Circuit,
+    otel::Enrichment,
+    pipeline::{circuit::Circuit, enrich::Enrichments},
     pressure::{IngestScope, Pressure, monotonic_ns},
     privileges,
     replay::{self, dead_letter::DeadLetters},
@@ -70,12 +71,9 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
     let telemetry_address = telemetry.address;
     let telemetry = telemetry.listen()?;
     let destinations = Destinations::open(&config.destinations)?;
-    let scope = IngestScope {
-        ports: addresses.iter().map(SocketAddr::port).collect(),
-        h2_window_bytes: STALLED_WINDOW_BYTES,
-        vault_dir: Some(config.vault.dir.clone()),
-    };
+    let enrichments = config.enrich.prepare();
     let started_ns = monotonic_ns();
+    let scope = scope(&config, addresses);
     let pressure = Pressure::start(&config.pressure, &scope, config.ingest.workers)?;
     // Only now: the kernel half follows the accept queue of a socket that it sees begin to listen.
     let mut listeners = vec![
@@ -91,7 +89,7 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
         listeners.push(Listener::Unix(unix.listener()?));
     }
     destinations.start()?;
-    let stores = Stores::open(&config, destinations.clone())?;
+    let stores = Stores::open(&config, destinations.clone(), enrichments.clone())?;
     let (mode, mode_seen) = watch::channel(Mode::Serving);
     let (daemon, replay_thread) = daemon(config, stores, pressure, (mode, reloads), started_ns)?;
     daemon.tell_started();
@@ -103,7 +101,13 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
         .map_err(Error::system("the pressure thread"))?;
     restore_override(&daemon).await?;
 
-    let (inboxes, mut threads) = workers(&daemon, tls, mode_seen.clone(), &destinations)?;
+    let (inboxes, mut threads) = workers(
+        &daemon,
+        tls,
+        mode_seen.clone(),
+        &destinations,
+        enrichments.live,
+    )?;
     threads.push(replay_thread);
     let room = Arc::clone(&daemon.room);
     tokio::task::spawn_local(acceptor::run(listeners, inboxes, room, mode_seen));
@@ -126,6 +130,15 @@ pub(super) async fn start(config: Config) -> Result<Running, Error> {
         control,
         unix,
     })
+}
+
+/// What the kernel half looks at.
+fn scope(config: &Config, addresses: [SocketAddr; 2]) -> IngestScope {
+    IngestScope {
+        ports: addresses.iter().map(SocketAddr::port).collect(),
+        h2_window_bytes: STALLED_WINDOW_BYTES,
+        vault_dir: Some(config.vault.dir.clone()),
+    }
 }
 
 /// Warns if connections may need more descriptors than there are: those that find none wait in the backlog.
@@ -163,13 +176,18 @@ fn local_producers(config: &Config) -> Result<Option<local_socket::Socket>, Erro
 /// What is open on disk, and where it goes.
 struct Stores {
     destinations: Destinations,
+    enrichments: Enrichments,
     vault: Vault,
     dead_letters: DeadLetters,
     circuits: Vec<Arc<Circuit>>,
 }
 
 impl Stores {
-    fn open(config: &Config, destinations: Destinations) -> Result<Self, Error> {
+    fn open(
+        config: &Config,
+        destinations: Destinations,
+        enrichments: Enrichments,
+    ) -> Result<Self, Error> {
         let names: Vec<String> = config
             .destinations
             .iter()
@@ -177,6 +195,7 @@ impl Stores {
             .collect();
         Ok(Self {
             destinations,
+            enrichments,
             vault: Vault::open(&config.vault, &names)?,
             dead_letters: DeadLetters::open(
                 &config.vault.dir,
@@ -206,6 +225,7 @@ fn daemon(
         vault: stores.vault.clone(),
         verdict: pressure.verdict(),
         destinations: stores.destinations,
+        enrichment: stores.enrichments.replayed,
         circuits: stores.circuits.clone(),
         dead_letters: stores.dead_letters,
     })?;
@@ -326,6 +346,7 @@ fn workers(
     tls: Option<watch::Receiver<Tls>>,
     mode: watch::Receiver<Mode>,
     destinations: &Destinations,
+    enrichment: Arc<Enrichment>,
 ) -> Result<Workers, Error> {
     let config = &daemon.config;
     let shared = Shared {
@@ -336,6 +357,7 @@ fn workers(
         vault: daemon.vault.clone(),
         destinations: destinations.clone(),
         circuits: daemon.circuits.clone(),
+        enrichment,
         budget: Arc::clone(&daemon.budget),
         pipeline: config.pipeline.clone(),
         workers: config.ingest.workers,

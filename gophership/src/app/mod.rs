@@ -38,6 +38,8 @@ pub struct Config {
     pub pressure: pressure::Config,
     /// The way of Green.
     pub pipeline: pipeline::Config,
+    /// What is added to requests.
+    pub enrich: pipeline::enrich::Config,
     /// Where logs go.
     pub destinations: Vec<export::DestinationConfig>,
     /// The vault.

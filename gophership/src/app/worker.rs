@@ -31,6 +31,7 @@ use crate::{
         tls::Tls,
         unpack::Unpacker,
     },
+    otel::Enrichment,
     pipeline::{self, Member, Pipeline, circuit::Circuit},
     pressure::{Budget, CpuWait, EngineLine, Verdict},
     somatic::{self, Held, Hurry, Reflex},
@@ -52,6 +53,7 @@ pub(super) struct Shared {
     pub(super) vault: Vault,
     pub(super) destinations: Destinations,
     pub(super) circuits: Vec<Arc<Circuit>>,
+    pub(super) enrichment: Arc<Enrichment>,
     pub(super) budget: Arc<IngestBudget>,
     pub(super) pipeline: pipeline::Config,
     pub(super) workers: usize,
@@ -152,7 +154,13 @@ impl Worker {
             let (vault, members) = (shared.vault.clone(), members.clone());
             Box::new(move |held, settled| somatic::settle_held(&vault, &members, held, settled))
         };
-        let pipeline = Pipeline::new(&shared.pipeline, shared.workers, members, on_held_settled);
+        let pipeline = Pipeline::new(
+            &shared.pipeline,
+            shared.workers,
+            members,
+            Arc::clone(&shared.enrichment),
+            on_held_settled,
+        );
         let counters = Arc::clone(&own.status.counters);
         let hurry = Rc::default();
         let reflex = Reflex::new(

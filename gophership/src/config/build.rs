@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use super::{
-    Host, destinations,
+    Host, destinations, enrich,
     formats::Share,
     levels,
     schema::{self, Key},
@@ -41,6 +41,7 @@ pub(super) fn app(s: &mut Settings, host: Host) -> Option<app::Config> {
     let ingest = ingest(s, budgets, lanes);
     let pressure = levels::config(s);
     let pipeline = pipeline(s, budgets);
+    let enrich = enrich::config(s);
     let destinations = destinations::all(s);
     let vault = vault(s, budgets, lanes, request_bytes);
     let replay = replay(s);
@@ -55,6 +56,7 @@ pub(super) fn app(s: &mut Settings, host: Host) -> Option<app::Config> {
         ingest: ingest?,
         pressure: pressure?,
         pipeline: pipeline?,
+        enrich: enrich?,
         destinations: destinations?,
         vault: vault?,
         replay: replay?,

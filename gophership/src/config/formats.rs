@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::units;
-use crate::pressure::SYN_PER_SECOND_MAX;
+use crate::{pipeline::enrich::Detector, pressure::SYN_PER_SECOND_MAX};
 
 /// The shape a key has in YAML.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -288,6 +288,49 @@ impl Format for Texts {
     fn read(raw: &Raw) -> Option<Vec<String>> {
         let Raw::List(items) = raw else { return None };
         Some(items.clone())
+    }
+}
+
+/// Attributes, of which each is checked by itself.
+#[derive(Debug)]
+pub enum Attributes {}
+
+impl Format for Attributes {
+    type Value = Vec<(String, String)>;
+    const SHAPE: Shape = Shape::Map;
+    const EXPECTS: &'static str = "a map of attributes' keys to texts";
+    fn read(raw: &Raw) -> Option<Self::Value> {
+        let Raw::Map(pairs) = raw else { return None };
+        Some(pairs.clone())
+    }
+}
+
+/// What finds out about the host.
+#[derive(Debug)]
+pub enum Detectors {}
+
+impl Format for Detectors {
+    type Value = Vec<Detector>;
+    const SHAPE: Shape = Shape::List;
+    const EXPECTS: &'static str = "a list of host, os, container and k8s, each at most once (a process detector could \
+                                   only describe GopherShip: producers name their processes themselves)";
+    fn read(raw: &Raw) -> Option<Self::Value> {
+        let Raw::List(items) = raw else { return None };
+        let mut detectors = Vec::new();
+        for item in items {
+            let detector = match item.as_str() {
+                "host" => Detector::Host,
+                "os" => Detector::Os,
+                "container" => Detector::Container,
+                "k8s" => Detector::K8s,
+                _ => return None,
+            };
+            if detectors.contains(&detector) {
+                return None;
+            }
+            detectors.push(detector);
+        }
+        Some(detectors)
     }
 }
 

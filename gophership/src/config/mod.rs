@@ -5,6 +5,7 @@
 
 mod build;
 mod destinations;
+mod enrich;
 pub mod formats;
 mod levels;
 mod problems;

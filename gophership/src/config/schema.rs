@@ -6,9 +6,10 @@
 use std::marker::PhantomData;
 
 use super::formats::{
-    Address, Auto, Bool, ClientAuth, Compression, Count, Endpoint, Format, Headers, Ids,
-    Interfaces, KernelMode, LandlockMode, Level, Limit, LogFormat, LogLevel, Mode, Name, OnFull,
-    Path, Period, Rung, ServiceUser, Shape, Share, Size, Span, SynRate, Sync, Texts, XdpMode,
+    Address, Attributes, Auto, Bool, ClientAuth, Compression, Count, Detectors, Endpoint, Format,
+    Headers, Ids, Interfaces, KernelMode, LandlockMode, Level, Limit, LogFormat, LogLevel, Mode,
+    Name, OnFull, Path, Period, Rung, ServiceUser, Shape, Share, Size, Span, SynRate, Sync, Texts,
+    XdpMode,
 };
 
 /// What a key is worth where nobody sets it.
@@ -191,6 +192,14 @@ keys! {
     REPLAY_AFTER: Span = "replay.after", Default("10s");
     /// Rate limit, in message bytes a second.
     REPLAY_MAX_BYTES_PER_SECOND: Size = "replay.max_bytes_per_second", Default("64MiB");
+
+    /// Attributes that resources get which don't have them: keys and texts.
+    ENRICH_RESOURCE: Attributes = "enrich.resource", Default("");
+    /// What else they get, found out about the host that GopherShip runs on when it starts: host, os, container
+    /// and k8s. Right for producers on it; [] for those elsewhere.
+    ENRICH_DETECT: Detectors = "enrich.detect", Default("host,os,container,k8s");
+    /// Give gophership.replayed = true to resources that come out of the vault.
+    ENRICH_MARK_REPLAYED: Bool = "enrich.mark_replayed", Default("false");
 
     /// A request waits this long for its destinations, then the vault acknowledges it.
     EXPORT_ACK_WITHIN: Span = "export.ack_within", Default("20ms");

@@ -161,8 +161,9 @@ fn place(
         let records = skimmed
             .map_err(|error| malformed(&unpack::Error::Protobuf(error)))?
             .records;
-        let placed = context.reflex.place(parts, received.len, records);
-        return Ok(Some((placed, placeable(records))));
+        let placeable = placeable(records);
+        let placed = context.reflex.place(parts, &placeable);
+        return Ok(Some((placed, placeable)));
     }
     // Lives longer than what it covers.
     let mut more = None;
@@ -171,8 +172,9 @@ fn place(
     if bytes.is_empty() {
         return Ok(None);
     }
-    let placed = context.reflex.place(&[bytes], bytes.len(), records);
-    Ok(Some((placed, placeable(records))))
+    let placeable = placeable(records);
+    let placed = context.reflex.place(&[bytes], &placeable);
+    Ok(Some((placed, placeable)))
 }
 
 /// Unpacks within what is reserved; if that isn't enough, within what there is, which `more` then has the rest of.

@@ -2,11 +2,14 @@
 //!
 //! - [`skim`] walks a request's lengths before the acknowledgement: framing and record count, no allocation; [`Ahead`]
 //!   does so while it comes in.
+//! - [`Enrichment`] adds resource attributes and observed times while a request is copied, without decoding it.
 //! - [`json`] writes a request the way OpenTelemetry's file exporter does, and makes protobuf of what producers send.
 //! - [`status`] reads and writes the details of a gRPC status (`RetryInfo`), and the body of an HTTP error.
 
 pub mod json;
 mod skim;
+mod splice;
 pub mod status;
 
 pub use skim::{Ahead, Malformed, Skim, skim};
+pub use splice::{ATTRIBUTES_MAX, Enrichment, KEY_BYTES_MAX, Splice};

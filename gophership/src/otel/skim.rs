@@ -41,12 +41,7 @@ pub struct Malformed {
 /// [`Malformed`] at the first field that breaks the wire format or has the wrong wire type.
 pub fn skim<P: AsRef<[u8]>>(parts: &[P]) -> Result<Skim, Malformed> {
     let total = parts.iter().map(|part| part.as_ref().len()).sum();
-    let mut walker = Walker {
-        parts: parts.iter(),
-        chunk: &[],
-        chunk_end: 0,
-        records: 0,
-    };
+    let mut walker = Walker::new(parts);
     walker.message(&REQUEST, total)?;
     Ok(Skim {
         records: walker.records,
@@ -71,7 +66,7 @@ const RECORDS: &str = "more than 4294967295 records";
 
 /// How a field's value is delimited: its wire type, as numbered on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wire {
+pub(super) enum Wire {
     Varint = 0,
     Fixed64 = 1,
     Len = 2,
@@ -121,6 +116,9 @@ static LOG_RECORD: Shape = shape(
     ],
 );
 
+/// Wire types of a `LogRecord`'s known fields, by their key, which is one byte.
+pub(super) static RECORD_FIELDS: &[Option<Wire>; 128] = &LOG_RECORD.plain;
+
 const fn shape(
     depth: usize,
     child: Option<(u32, &'static Shape)>,
@@ -151,7 +149,7 @@ const fn shape(
 /// This is for speed alone, and may stop early: `Walker::message` judges whatever comes next. It more than halves the
 /// cost of a record: keys repeat from record to record, so the processor predicts these branches and waits for the
 /// lengths only. (A table of steps by key was slower: each step then waits for its key as well.)
-fn plain_fields(bytes: &[u8], plain: &[Option<Wire>; 128]) -> usize {
+pub(super) fn plain_fields(bytes: &[u8], plain: &[Option<Wire>; 128]) -> usize {
     let mut rest = bytes;
     while let &[key, low, ref value @ ..] = rest {
         let Some(wire) = plain.get(usize::from(key)).copied().flatten() else {
@@ -186,7 +184,7 @@ fn plain_fields(bytes: &[u8], plain: &[Option<Wire>; 128]) -> usize {
 }
 
 /// A place in the parts, moving forward.
-struct Walker<'a, P> {
+pub(super) struct Walker<'a, P> {
     /// The parts after `chunk`.
     parts: std::slice::Iter<'a, P>,
     /// What is left of the current part.
@@ -196,7 +194,26 @@ struct Walker<'a, P> {
     records: u32,
 }
 
-impl<P: AsRef<[u8]>> Walker<'_, P> {
+impl<P> Clone for Walker<'_, P> {
+    fn clone(&self) -> Self {
+        Self {
+            parts: self.parts.clone(),
+            ..*self
+        }
+    }
+}
+
+impl<'a, P: AsRef<[u8]>> Walker<'a, P> {
+    /// At the first byte.
+    pub(super) fn new(parts: &'a [P]) -> Self {
+        Self {
+            parts: parts.iter(),
+            chunk: &[],
+            chunk_end: 0,
+            records: 0,
+        }
+    }
+
     /// Walks the fields of one message up to `end`, an offset within the request.
     fn message(&mut self, shape: &'static Shape, end: usize) -> Result<(), Malformed> {
         loop {
@@ -234,7 +251,13 @@ impl<P: AsRef<[u8]>> Walker<'_, P> {
 
     /// Walks what follows a start-group key up to its end, as `prost` does with unknown fields.
     #[cold]
-    fn group(&mut self, field: u32, depth: usize, at: usize, end: usize) -> Result<(), Malformed> {
+    pub(super) fn group(
+        &mut self,
+        field: u32,
+        depth: usize,
+        at: usize,
+        end: usize,
+    ) -> Result<(), Malformed> {
         let limit = NESTING_MAX - depth;
         let mut open = [0; NESTING_MAX];
         open[0] = field;
@@ -270,7 +293,7 @@ impl<P: AsRef<[u8]>> Walker<'_, P> {
 
     /// Reads a key: field number and wire type.
     #[inline(always)]
-    fn key(&mut self, at: usize) -> Result<(u32, Wire), Malformed> {
+    pub(super) fn key(&mut self, at: usize) -> Result<(u32, Wire), Malformed> {
         let key = self.varint(at)?;
         let Ok(key) = u32::try_from(key) else {
             return malformed(at, KEY);
@@ -292,7 +315,7 @@ impl<P: AsRef<[u8]>> Walker<'_, P> {
 
     /// Bytes of the value that still lie ahead (a varint is read at once). Groups have no length.
     #[inline(always)]
-    fn length(&mut self, wire: Wire, at: usize) -> Result<u64, Malformed> {
+    pub(super) fn length(&mut self, wire: Wire, at: usize) -> Result<u64, Malformed> {
         match wire {
             Wire::Varint => self.varint(at).map(|_| 0),
             Wire::Fixed64 => Ok(8),
@@ -304,7 +327,7 @@ impl<P: AsRef<[u8]>> Walker<'_, P> {
 
     /// Checks that nothing read so far, nor the `length` bytes ahead, exceeds `end`.
     #[inline(always)]
-    fn within(&self, length: u64, at: usize, end: usize) -> Result<usize, Malformed> {
+    pub(super) fn within(&self, length: u64, at: usize, end: usize) -> Result<usize, Malformed> {
         let offset = self.offset();
         match usize::try_from(length) {
             Ok(length) if offset <= end && length <= end - offset => Ok(length),
@@ -313,7 +336,7 @@ impl<P: AsRef<[u8]>> Walker<'_, P> {
     }
 
     #[inline(always)]
-    fn varint(&mut self, at: usize) -> Result<u64, Malformed> {
+    pub(super) fn varint(&mut self, at: usize) -> Result<u64, Malformed> {
         match *self.chunk {
             [low, ref rest @ ..] if low < 0x80 => {
                 self.chunk = rest;
@@ -346,7 +369,7 @@ impl<P: AsRef<[u8]>> Walker<'_, P> {
         malformed(at, VARINT)
     }
 
-    fn byte(&mut self) -> Option<u8> {
+    pub(super) fn byte(&mut self) -> Option<u8> {
         while self.chunk.is_empty() {
             self.next_part()?;
         }
@@ -357,7 +380,7 @@ impl<P: AsRef<[u8]>> Walker<'_, P> {
 
     /// Steps over bytes that `within` found to be there.
     #[inline(always)]
-    fn skip(&mut self, length: usize) {
+    pub(super) fn skip(&mut self, length: usize) {
         match self.chunk.get(length..) {
             Some(rest) => self.chunk = rest,
             None => self.skip_parts(length),
@@ -381,8 +404,15 @@ impl<P: AsRef<[u8]>> Walker<'_, P> {
         Some(())
     }
 
+    /// What is left of the current part.
     #[inline(always)]
-    fn offset(&self) -> usize {
+    pub(super) fn chunk(&self) -> &'a [u8] {
+        self.chunk
+    }
+
+    /// Bytes walked.
+    #[inline(always)]
+    pub(super) fn offset(&self) -> usize {
         self.chunk_end - self.chunk.len()
     }
 

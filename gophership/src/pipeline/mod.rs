@@ -1,8 +1,8 @@
 //! The way of Green: requests are batched by concatenation and handed to the destinations.
 //!
 //! `ExportLogsServiceRequest` is one repeated field, so the concatenation of two messages is the
-//! message of both. A worker owns one pipeline; entering it copies the message once into a
-//! preallocated batch buffer and allocates nothing. A batch leaves at once when nothing is in
+//! message of both. A worker owns one pipeline; entering it copies the message once, with what it is
+//! enriched with, into a preallocated batch buffer and allocates nothing. A batch leaves at once when nothing is in
 //! flight, else when it is full, its linger has passed or the way is free again.
 //!
 //! One attempt a destination: what it doesn't take is the vault's, and replay's, to carry on.
@@ -20,9 +20,13 @@ use std::{
 use bytes::Bytes;
 use tokio::{sync::Notify, task::JoinSet};
 
-use crate::export::{Batch, Destination, Destinations, Outcome};
+use crate::{
+    export::{Batch, Destination, Destinations, Outcome},
+    otel::Enrichment,
+};
 
 pub mod circuit;
+pub mod enrich;
 mod pool;
 pub mod tickets;
 
@@ -59,7 +63,7 @@ const BUFFERS_MIN: usize = 2;
 pub enum NoRoom {
     /// Every batch buffer or ticket is in use.
     Full,
-    /// The request is larger than a batch.
+    /// The enriched request is larger than a batch.
     Oversize,
 }
 
@@ -116,6 +120,7 @@ struct Inner<H> {
     linger: Duration,
     members: Vec<Member>,
     all: DestMask,
+    enrichment: Arc<Enrichment>,
     pool: Arc<Pool>,
     state: RefCell<State<H>>,
     changed: Notify,
@@ -142,6 +147,7 @@ impl<H> Pipeline<H> {
         config: &Config,
         workers: usize,
         members: Vec<Member>,
+        enrichment: Arc<Enrichment>,
         on_held_settled: Box<dyn Fn(H, Settled)>,
     ) -> Self {
         let share = config.budget_bytes / workers.max(1);
@@ -151,6 +157,7 @@ impl<H> Pipeline<H> {
             linger: config.batch_linger,
             all: members.iter().fold(0, |all, member| all | member.bit),
             members,
+            enrichment,
             pool: Pool::new(buffers, batch_bytes),
             state: RefCell::new(State {
                 tickets: Tickets::new(TICKETS),
@@ -202,18 +209,20 @@ impl<H> Pipeline<H> {
         self.0.state.borrow().tickets.in_use()
     }
 
-    /// Copies one whole, uncompressed message of `len` bytes and `records` records into the open
-    /// batch. Allocates nothing.
+    /// Copies one whole, uncompressed message of `records` records, which the skim found well formed,
+    /// into the open batch, and enriches it. Allocates nothing.
     ///
     /// # Errors
     /// [`NoRoom`]: nothing was copied.
     pub fn push<P: AsRef<[u8]>>(
         &self,
         parts: &[P],
-        len: usize,
         records: u32,
+        arrival_unix_ns: u64,
     ) -> Result<Ticket<H>, NoRoom> {
         let inner = &*self.0;
+        let splice = inner.enrichment.splice(parts);
+        let len = splice.enriched_bytes();
         if len > inner.pool.buffer_bytes() {
             return Err(NoRoom::Oversize);
         }
@@ -242,9 +251,8 @@ impl<H> Pipeline<H> {
             inner.changed.notify_one();
         }
         if let Some(open) = &mut state.open {
-            for part in parts {
-                open.buffer.append(part.as_ref());
-            }
+            let buffer = &mut open.buffer;
+            splice.write(arrival_unix_ns, |bytes| buffer.append(bytes));
             open.tickets.push(index);
             open.records += u64::from(records);
         }

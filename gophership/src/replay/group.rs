@@ -3,7 +3,7 @@
 use crate::{
     decompress::decompress,
     export::Batch,
-    otel::json,
+    otel::{Enrichment, json},
     vault::{DestMask, Entry, Kind},
 };
 
@@ -25,10 +25,14 @@ pub(super) struct Unreadable {
 }
 
 impl Group {
-    /// A group of one entry.
-    pub(super) fn of(entry: Entry, limit: usize) -> Result<Self, Unreadable> {
+    /// A group of one entry, of at most `limit` bytes, enriched.
+    pub(super) fn of(
+        entry: Entry,
+        limit: usize,
+        enrichment: &Enrichment,
+    ) -> Result<Self, Unreadable> {
         let plain = match plain(&entry, limit) {
-            Ok(plain) => plain,
+            Ok(plain) => enriched(plain, &entry, limit, enrichment),
             Err(reason) => return Err(Unreadable { entry, reason }),
         };
         Ok(Self {
@@ -82,12 +86,42 @@ fn plain(entry: &Entry, limit: usize) -> Result<Vec<u8>, String> {
     }
 }
 
+/// The request with what it lacks; as it is if that makes it more than twice as large as any request may be.
+fn enriched(plain: Vec<u8>, entry: &Entry, limit: usize, enrichment: &Enrichment) -> Vec<u8> {
+    let parts = [&plain];
+    let splice = enrichment.splice(&parts);
+    if splice.is_complete() {
+        return plain;
+    }
+    let bytes = splice.enriched_bytes();
+    if bytes > limit.saturating_mul(2) {
+        tracing::warn!(entry = ?entry.id, bytes, "replay: not enriched, it would be too large");
+        return plain;
+    }
+    let mut enriched = Vec::with_capacity(bytes);
+    splice.write(entry.arrival_unix_ns, |bytes| {
+        enriched.extend_from_slice(bytes);
+    });
+    enriched
+}
+
 #[cfg(test)]
 mod tests {
+    use opentelemetry_proto::tonic::common::v1::KeyValue;
+
     use super::*;
     use crate::vault::{ContentEncoding, EntryId};
 
     fn group(kind: Kind, encoding: ContentEncoding, bytes: &[u8]) -> Result<Vec<u8>, String> {
+        enriched_group(kind, encoding, bytes, &Enrichment::default())
+    }
+
+    fn enriched_group(
+        kind: Kind,
+        encoding: ContentEncoding,
+        bytes: &[u8],
+        enrichment: &Enrichment,
+    ) -> Result<Vec<u8>, String> {
         let entry = Entry {
             id: EntryId {
                 lane: 0,
@@ -97,11 +131,11 @@ mod tests {
             kind,
             encoding,
             owed: 1,
-            arrival_unix_ns: 0,
+            arrival_unix_ns: 7,
             records: 1,
             bytes: bytes.to_vec(),
         };
-        match Group::of(entry, 1000) {
+        match Group::of(entry, 1000, enrichment) {
             Ok(mut group) => Ok(group.take_batch().bytes.to_vec()),
             Err(unreadable) => Err(unreadable.reason),
         }
@@ -121,6 +155,27 @@ mod tests {
             let batch = group(kind, encoding, &bytes);
             assert_eq!(batch.as_deref(), Ok(&protobuf[..]), "{kind:?} {encoding:?}");
         }
+    }
+
+    #[test]
+    fn entries_get_what_they_lack_unless_that_makes_them_much_too_large() {
+        let enrichment = Enrichment::new(&[KeyValue {
+            key: "k".repeat(50),
+            ..KeyValue::default()
+        }]);
+        let enriched = |bytes: &[u8]| {
+            let plain = ContentEncoding::Identity;
+            enriched_group(Kind::OtlpLogs, plain, bytes, &enrichment).expect("it is read")
+        };
+        // Of one record without anything in it.
+        let request = enriched(b"\x0a\x04\x12\x02\x12\x00");
+        assert!(request.ends_with(b"\x12\x0b\x12\x09\x59\x07\0\0\0\0\0\0\0"));
+        assert!(request.windows(50).any(|key| key == [b'k'; 50]));
+        // Of resources without anything in them, which come to 58 bytes each.
+        let few = [0x0a, 0].repeat(2000 / 58);
+        assert!(enriched(&few).len() > 1900);
+        let many = [0x0a, 0].repeat(2000 / 58 + 1);
+        assert_eq!(enriched(&many), many);
     }
 
     #[test]

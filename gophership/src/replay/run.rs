@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     export::{Destinations, Outcome},
+    otel::Enrichment,
     pipeline::{Member, circuit::Circuit},
     pressure::Verdict,
     vault::{DestMask, Entry, Limiter, Reader, Settlement, Vault},
@@ -43,6 +44,8 @@ pub struct Parts {
     pub verdict: Verdict,
     /// Where it goes; the thread has connections of its own.
     pub destinations: Destinations,
+    /// What the entries' requests are enriched with.
+    pub enrichment: Arc<Enrichment>,
     /// The destinations' states, in their order.
     pub circuits: Vec<Arc<Circuit>>,
     /// Where dead letters go.
@@ -85,6 +88,7 @@ struct Replay {
     reader: Reader,
     verdict: Verdict,
     members: Vec<Member>,
+    enrichment: Arc<Enrichment>,
     aside: Aside,
     control: Handle,
     limiter: Limiter,
@@ -109,6 +113,7 @@ impl Replay {
             vault: parts.vault,
             verdict: parts.verdict,
             members,
+            enrichment: parts.enrichment,
             control,
             limiter: Limiter::new(Instant::now()),
             green: None,
@@ -242,7 +247,7 @@ impl Replay {
     ) -> Option<Group> {
         let mut group = next.take();
         for entry in entries {
-            let single = match Group::of(entry, self.max_entry_bytes) {
+            let single = match Group::of(entry, self.max_entry_bytes, &self.enrichment) {
                 Ok(single) => single,
                 Err(unreadable) => {
                     self.bury(&unreadable);
@@ -313,7 +318,7 @@ impl Replay {
         }
         let mut settled = false;
         for entry in group.entries.clone() {
-            let Ok(mut single) = Group::of(entry, self.max_entry_bytes) else {
+            let Ok(mut single) = Group::of(entry, self.max_entry_bytes, &self.enrichment) else {
                 continue;
             };
             let batch = single.take_batch();

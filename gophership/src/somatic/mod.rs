@@ -155,9 +155,9 @@ impl Reflex {
         }
     }
 
-    /// Decides, and copies an uncompressed message of `len` bytes into the pipeline if that is
-    /// its way. Allocates nothing.
-    pub fn place<P: AsRef<[u8]>>(&self, message: &[P], len: usize, records: u32) -> Placed {
+    /// Decides, and copies an uncompressed message into the pipeline if that is its way. Allocates
+    /// nothing.
+    pub fn place<P: AsRef<[u8]>>(&self, message: &[P], request: &Request) -> Placed {
         self.engine.operation();
         let word = self.verdict.load();
         self.lane
@@ -165,7 +165,7 @@ impl Reflex {
         let placed = match route(word.zone(), word.cause(), self.pipeline.any_allowed()) {
             Ok(()) => self
                 .pipeline
-                .push(message, len, records)
+                .push(message, request.records, request.arrival_unix_ns)
                 .map_err(Pivot::from),
             Err(pivot) => Err(pivot),
         };

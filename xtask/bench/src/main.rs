@@ -15,6 +15,7 @@ mod kernel;
 mod load;
 mod report;
 mod sink;
+mod splice;
 mod vault;
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
@@ -46,6 +47,8 @@ enum Kind {
     Vault(VaultArguments),
     /// What the front door does in a second of its CPU time, how fast it answers, and what memory it takes
     Ingest(IngestArguments),
+    /// How fast requests are enriched, beside the way through `prost`
+    Splice(SpliceArguments),
     /// Send a load to a daemon that runs
     Load(LoadArguments),
 }
@@ -111,6 +114,16 @@ struct IngestArguments {
 }
 
 #[derive(Args)]
+struct SpliceArguments {
+    /// Take five seconds; the figures are rough
+    #[arg(long)]
+    quick: bool,
+    /// Fail if a promise isn't kept
+    #[arg(long)]
+    check: bool,
+}
+
+#[derive(Args)]
 struct LoadArguments {
     /// Where the daemon takes the protocol
     #[arg(long, default_value = "127.0.0.1:4317")]
@@ -149,6 +162,7 @@ fn main() -> ExitCode {
         Kind::Kernel(arguments) => kernel(arguments),
         Kind::Vault(arguments) => vault(&arguments),
         Kind::Ingest(arguments) => ingest(arguments),
+        Kind::Splice(arguments) => splice(&arguments),
         Kind::Load(arguments) => load(&arguments),
     };
     match result {
@@ -198,6 +212,12 @@ fn ingest(arguments: IngestArguments) -> Result<ExitCode> {
         case: arguments.case.as_deref().unwrap_or_default(),
     };
     ingest::run(&mut bench, &arguments.only)?;
+    Ok(verdict(&report, arguments.check))
+}
+
+fn splice(arguments: &SpliceArguments) -> Result<ExitCode> {
+    let mut report = Report::new();
+    splice::run(&mut report, arguments.quick)?;
     Ok(verdict(&report, arguments.check))
 }
 

@@ -305,7 +305,7 @@ impl Reading {
 }
 
 /// CPU time of this thread.
-pub(super) fn thread_cpu() -> Result<Duration> {
+pub(crate) fn thread_cpu() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }
 

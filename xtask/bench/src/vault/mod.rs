@@ -12,6 +12,8 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
+pub(crate) use lane::thread_cpu;
+
 use crate::report::Report;
 
 /// A measurement that can be had by itself.
