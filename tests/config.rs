@@ -5,7 +5,7 @@ use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 use gophership::{
     app::Config,
     config::{self, Errors, Host, Kind, Origin, schema},
-    export::{DestinationKind, FileConfig, OtlpConfig},
+    export::{DestinationKind, FileConfig, OtlpConfig, Rotation},
     ingest::{ClientAuth, budget_bytes_min, window::Windows},
     pressure::{KernelMode, Levels, Prefix, XdpConfig, XdpMode},
     privileges::{LandlockMode, User},
@@ -171,6 +171,10 @@ fn every_key_can_be_written_and_takes_effect() {
     assert_eq!(config.destinations[0].kind, otlp);
     let file = DestinationKind::File(FileConfig {
         path: "/tmp/x".into(),
+        rotation: Some(Rotation {
+            bytes: 1 << 20,
+            keep: 2,
+        }),
     });
     assert_eq!(config.destinations[1].kind, file);
 }
@@ -224,7 +228,7 @@ export:
         headers: { authorization: "Bearer x" }
         tls: { ca: ca.pem, cert: c.pem, key: c.key, insecure: false }
     - name: local
-      file: { path: /tmp/x }
+      file: { path: /tmp/x, rotate_bytes: 1MiB, keep: 2 }
 xdp:
   interface: [eth0, eth1]
   mode: generic

@@ -52,6 +52,7 @@ fn file(name: &str, path: &Path) -> DestinationConfig {
         name: name.to_owned(),
         kind: DestinationKind::File(FileConfig {
             path: path.to_owned(),
+            rotation: None,
         }),
     }
 }

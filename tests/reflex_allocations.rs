@@ -85,6 +85,7 @@ fn reflex(pressure: &Pressure, vault: &Vault, dir: &std::path::Path) -> Reflex {
         name: "main".to_owned(),
         kind: DestinationKind::File(FileConfig {
             path: dir.join("logs.jsonl"),
+            rotation: None,
         }),
     };
     let destinations = Destinations::open(&[config]).expect("the file opens");

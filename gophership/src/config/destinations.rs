@@ -6,7 +6,7 @@ use super::{
     schema,
     settings::{Settings, at_index},
 };
-use crate::export::{DestinationConfig, DestinationKind, FileConfig, OtlpConfig};
+use crate::export::{DestinationConfig, DestinationKind, FileConfig, OtlpConfig, Rotation};
 
 const LIST: &str = "export.destinations";
 /// An entry's bitmask of the destinations it is owed to has this many bits.
@@ -77,8 +77,14 @@ fn otlp(s: &mut Settings, index: usize) -> Option<OtlpConfig> {
 }
 
 fn file(s: &mut Settings, index: usize) -> Option<FileConfig> {
-    let path = required(s, &schema::FILE_PATH, index)?;
-    Some(FileConfig { path })
+    let path = required(s, &schema::FILE_PATH, index);
+    let bytes = s.get_at(&schema::FILE_ROTATE_BYTES, index);
+    let keep = s.get_at(&schema::FILE_KEEP, index);
+    let (path, bytes, keep) = (path?, bytes?, keep?);
+    Some(FileConfig {
+        path,
+        rotation: bytes.map(|bytes| Rotation { bytes, keep }),
+    })
 }
 
 /// A key that its kind of destination can't do without.

@@ -129,6 +129,15 @@ text_formats! {
     /// Bytes, more than none.
     Size: u64, "a size such as 16MiB, 1GiB or plain bytes",
         |text| units::parse_bytes(text).filter(|bytes| *bytes > 0);
+    /// Bytes, more than none, or no bound.
+    SizeLimit: Option<u64>, "a size such as 16MiB, 1GiB or plain bytes, or off",
+        |text| match text {
+            "off" => Some(None),
+            size => units::parse_bytes(size).filter(|bytes| *bytes > 0).map(Some),
+        };
+    /// Rotated files: some, and not more than are renamed in an instant.
+    Keep: u32, "a whole number from 1 to 1000",
+        |text| text.parse().ok().filter(|keep| (1..=1000).contains(keep));
     /// Time, none included.
     Span: Duration, "a duration such as 500us, 20ms, 5s, 10m or 1h",
         units::parse_duration;

@@ -7,8 +7,8 @@ use std::marker::PhantomData;
 
 use super::formats::{
     Address, Auto, Bool, ClientAuth, Compression, Count, Endpoint, Format, Headers, Ids,
-    Interfaces, KernelMode, LandlockMode, Level, Limit, LogFormat, LogLevel, Mode, Name, OnFull,
-    Path, Period, Rung, ServiceUser, Shape, Share, Size, Span, SynRate, Sync, Texts, XdpMode,
+    Interfaces, Keep, KernelMode, LandlockMode, Level, Limit, LogFormat, LogLevel, Mode, Name, OnFull,
+    Path, Period, Rung, ServiceUser, Shape, Share, Size, SizeLimit, Span, SynRate, Sync, Texts, XdpMode,
 };
 
 /// What a key is worth where nobody sets it.
@@ -216,6 +216,10 @@ keys! {
     OTLP_TLS_INSECURE: Bool = "export.destinations[].otlp.tls.insecure", Default("false");
     /// File that OTLP JSON lines are appended to.
     FILE_PATH: Path = "export.destinations[].file.path", Unset;
+    /// It is rotated from this size, or never (off).
+    FILE_ROTATE_BYTES: SizeLimit = "export.destinations[].file.rotate_bytes", Default("100MiB");
+    /// Rotated files that stay: path.1, the newest, to path.KEEP.
+    FILE_KEEP: Keep = "export.destinations[].file.keep", Default("5");
 
     /// Socket of the control service.
     CONTROL_UNIX_PATH: Path = "control.unix.path", Default("/run/gophership/control.sock");

@@ -8,6 +8,7 @@ mod append;
 mod error;
 mod file;
 mod otlp;
+mod rotate;
 mod tls;
 
 use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
@@ -18,6 +19,7 @@ pub use self::{
     error::Error,
     file::{FileDestination, WAITING_MAX},
     otlp::OtlpDestination,
+    rotate::Rotation,
 };
 use self::{file::OpenFile, otlp::OtlpServer};
 
@@ -92,6 +94,8 @@ pub struct OtlpConfig {
 pub struct FileConfig {
     /// The file that is appended to.
     pub path: PathBuf,
+    /// When it is rotated; none: never.
+    pub rotation: Option<Rotation>,
 }
 
 /// A connected destination, as one runtime uses it; cheap to create and clone.
