@@ -5,7 +5,10 @@ use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 use gophership::{
     app::Config,
     config::{self, Errors, Host, Kind, Origin, schema},
-    export::{DestinationKind, FileConfig, OtlpConfig, Rotation},
+    export::{
+        Compression as ExportCompression, DestinationKind, FileConfig, HeaderSource, OtlpConfig,
+        Protocol, Retry, Rotation,
+    },
     ingest::{ClientAuth, budget_bytes_min, window::Windows},
     pressure::{KernelMode, Levels, Prefix, XdpConfig, XdpMode},
     privileges::{LandlockMode, User},
@@ -161,13 +164,40 @@ fn every_key_can_be_written_and_takes_effect() {
     assert_eq!(config.service.landlock, LandlockMode::Required);
     assert_eq!(config.destinations[0].name, "main");
     let otlp = DestinationKind::Otlp(OtlpConfig {
-        endpoint: "https://collector:4317".to_owned(),
+        endpoint: "https://collector:4317/base".to_owned(),
+        protocol: Protocol::Http,
+        compression: ExportCompression::Zstd,
         timeout: Duration::from_secs(3),
-        headers: vec![("authorization".to_owned(), "Bearer x".to_owned())],
+        headers: vec![
+            (
+                "authorization".to_owned(),
+                HeaderSource::Value("Bearer x".to_owned()),
+            ),
+            (
+                "x-scope".to_owned(),
+                HeaderSource::Variable("SCOPE".to_owned()),
+            ),
+            (
+                "x-token".to_owned(),
+                HeaderSource::File("/run/secrets/token".into()),
+            ),
+        ],
         ca: Some("ca.pem".into()),
         identity: Some(("c.pem".into(), "c.key".into())),
         insecure: false,
+        retry: Retry {
+            initial: Duration::from_secs(1),
+            max: Duration::from_secs(60),
+            multiplier_permille: 1500,
+            jitter_permille: 0,
+        },
+        proxy: Some("http://me:secret@proxy:3128".to_owned()),
     });
+    let shown = format!("{otlp:?}");
+    assert!(
+        !shown.contains("Bearer") && !shown.contains("secret@"),
+        "{shown}"
+    );
     assert_eq!(config.destinations[0].kind, otlp);
     let file = DestinationKind::File(FileConfig {
         path: "/tmp/x".into(),
@@ -223,9 +253,13 @@ export:
   destinations:
     - name: main
       otlp:
-        endpoint: "https://collector:4317"
+        endpoint: "https://collector:4317/base"
+        protocol: http
+        compression: zstd
         timeout: 3s
-        headers: { authorization: "Bearer x" }
+        headers: { authorization: "Bearer x", x-scope: { env: SCOPE }, x-token: { file: /run/secrets/token } }
+        retry: { initial: 1s, max: 1m, multiplier: 1.5, jitter: 0% }
+        proxy: "http://me:secret@proxy:3128"
         tls: { ca: ca.pem, cert: c.pem, key: c.key, insecure: false }
     - name: local
       file: { path: /tmp/x, rotate_bytes: 1MiB, keep: 2 }

@@ -6,7 +6,9 @@ use super::{
     schema,
     settings::{Settings, at_index},
 };
-use crate::export::{DestinationConfig, DestinationKind, FileConfig, OtlpConfig, Rotation};
+use crate::export::{
+    DestinationConfig, DestinationKind, FileConfig, OtlpConfig, Protocol, Retry, Rotation,
+};
 
 const LIST: &str = "export.destinations";
 /// An entry's bitmask of the destinations it is owed to has this many bits.
@@ -56,7 +58,11 @@ fn one(s: &mut Settings, index: usize) -> Option<DestinationConfig> {
 fn otlp(s: &mut Settings, index: usize) -> Option<OtlpConfig> {
     let endpoint = required(s, &schema::OTLP_ENDPOINT, index);
     let timeout = s.get_at(&schema::OTLP_TIMEOUT, index);
+    let protocol = s.get_at(&schema::OTLP_PROTOCOL, index);
+    let compression = s.get_at(&schema::OTLP_COMPRESSION, index);
     let headers = s.get_at(&schema::OTLP_HEADERS, index);
+    let proxy = s.get_at(&schema::OTLP_PROXY, index);
+    let retry = retry(s, index);
     let ca = s.get_at(&schema::OTLP_TLS_CA, index);
     let cert = s.get_at(&schema::OTLP_TLS_CERT, index);
     let key = s.get_at(&schema::OTLP_TLS_KEY, index);
@@ -65,14 +71,41 @@ fn otlp(s: &mut Settings, index: usize) -> Option<OtlpConfig> {
         let tls_files = ca.is_some() || cert.is_some() || key.is_some();
         check_scheme(s, index, endpoint, insecure, tls_files);
     }
+    if let (Some(endpoint), Some(protocol)) = (&endpoint, protocol) {
+        check_path(s, index, endpoint, protocol);
+    }
     let identity = identity(s, index, cert, key);
     Some(OtlpConfig {
         endpoint: endpoint?,
+        protocol: protocol?,
+        compression: compression?,
         timeout: timeout?,
         headers: headers?,
         ca,
         identity,
         insecure: insecure?,
+        retry: retry?,
+        proxy,
+    })
+}
+
+fn retry(s: &mut Settings, index: usize) -> Option<Retry> {
+    let initial = s.get_at(&schema::OTLP_RETRY_INITIAL, index);
+    let max = s.get_at(&schema::OTLP_RETRY_MAX, index);
+    let multiplier = s.get_at(&schema::OTLP_RETRY_MULTIPLIER, index);
+    let jitter = s.get_at(&schema::OTLP_RETRY_JITTER, index);
+    let (initial, max) = (initial?, max?);
+    if initial > max {
+        let initial_path = at_index(schema::OTLP_RETRY_INITIAL.entry.path, index);
+        let max_path = at_index(schema::OTLP_RETRY_MAX.entry.path, index);
+        let message = format!("{initial_path} = {initial:?} is more than {max_path} = {max:?}");
+        s.conflict(&[&initial_path, &max_path], message);
+    }
+    Some(Retry {
+        initial,
+        max,
+        multiplier_permille: multiplier?,
+        jitter_permille: jitter?,
     })
 }
 
@@ -116,6 +149,16 @@ fn check_scheme(s: &mut Settings, index: usize, endpoint: &str, insecure: bool, 
         (true, true) | (false, false) => return,
     };
     s.conflict(&[&path, &switch], message);
+}
+
+fn check_path(s: &mut Settings, index: usize, endpoint: &str, protocol: Protocol) {
+    let has_path = |uri: http::Uri| !matches!(uri.path(), "" | "/");
+    if protocol == Protocol::Grpc && endpoint.parse().is_ok_and(has_path) {
+        let path = at_index(schema::OTLP_ENDPOINT.entry.path, index);
+        let switch = at_index(schema::OTLP_PROTOCOL.entry.path, index);
+        let message = format!("{path} = {endpoint} has a path, and {switch} = grpc has none");
+        s.conflict(&[&path, &switch], message);
+    }
 }
 
 fn identity(

@@ -6,9 +6,10 @@
 use std::marker::PhantomData;
 
 use super::formats::{
-    Address, Auto, Bool, ClientAuth, Compression, Count, Endpoint, Format, Headers, Ids,
-    Interfaces, Keep, KernelMode, LandlockMode, Level, Limit, LogFormat, LogLevel, Mode, Name, OnFull,
-    Path, Period, Rung, ServiceUser, Shape, Share, Size, SizeLimit, Span, SynRate, Sync, Texts, XdpMode,
+    Address, Auto, Bool, ClientAuth, Compression, Count, Endpoint, ExportCompression, Format,
+    Headers, Ids, Interfaces, Keep, KernelMode, LandlockMode, Level, Limit, LogFormat, LogLevel,
+    Mode, Multiplier, Name, OnFull, Path, Period, Protocol, ProxyUrl, Rung, ServiceUser, Shape,
+    Share, Size, SizeLimit, Span, SynRate, Sync, Texts, XdpMode,
 };
 
 /// What a key is worth where nobody sets it.
@@ -200,11 +201,25 @@ keys! {
     EXPORT_BATCH_LINGER: Span = "export.batch.linger", Default("20ms");
     /// Unique name of the destination: a-z, 0-9, _ and -.
     DESTINATION_NAME: Name = "export.destinations[].name", Required;
-    /// OTLP/gRPC server: https://host:port, or http:// with tls.insecure.
+    /// OTLP server: https://host:port, or http:// with tls.insecure; with protocol http, v1/logs is appended to its path.
     OTLP_ENDPOINT: Endpoint = "export.destinations[].otlp.endpoint", Unset;
+    /// How it is spoken to: grpc, or http (protobuf).
+    OTLP_PROTOCOL: Protocol = "export.destinations[].otlp.protocol", Default("grpc");
+    /// How messages are compressed: none, gzip or zstd.
+    OTLP_COMPRESSION: ExportCompression = "export.destinations[].otlp.compression", Default("none");
+    /// HTTP CONNECT proxy on the way to it: http://[user:password@]host:port. Unset: none, whatever the environment says.
+    OTLP_PROXY: ProxyUrl = "export.destinations[].otlp.proxy", Unset;
+    /// After a failure, it is tried again after this long.
+    OTLP_RETRY_INITIAL: Period = "export.destinations[].otlp.retry.initial", Default("100ms");
+    /// After further failures, later and later, but not after more than this.
+    OTLP_RETRY_MAX: Period = "export.destinations[].otlp.retry.max", Default("10s");
+    /// Each wait is so many times the last one.
+    OTLP_RETRY_MULTIPLIER: Multiplier = "export.destinations[].otlp.retry.multiplier", Default("2");
+    /// Each wait is longer or shorter by up to this share.
+    OTLP_RETRY_JITTER: Share = "export.destinations[].otlp.retry.jitter", Default("20%");
     /// Limit of one export call.
     OTLP_TIMEOUT: Period = "export.destinations[].otlp.timeout", Default("10s");
-    /// Metadata sent with each call.
+    /// Headers sent with each call: a value, { env: NAME } or { file: PATH }, which are read at the start.
     OTLP_HEADERS: Headers = "export.destinations[].otlp.headers", Default("");
     /// PEM bundle to verify the server by; unset: the system's.
     OTLP_TLS_CA: Path = "export.destinations[].otlp.tls.ca", Unset;

@@ -85,7 +85,11 @@ impl AppendFile {
         self.follow_the_name()?;
         // Measured, not remembered: others may truncate the file in place.
         let mut length = self.file.metadata()?.len();
-        if length > 0 && self.rotation.is_some_and(|rotation| length >= rotation.bytes) {
+        if length > 0
+            && self
+                .rotation
+                .is_some_and(|rotation| length >= rotation.bytes)
+        {
             self.rotate();
             length = self.file.metadata()?.len();
         }

@@ -111,7 +111,8 @@ impl OpenFile {
         let (name, path) = (&self.destination.name, &self.destination.path);
         let writer = Writer {
             path: path.to_path_buf(),
-            file: AppendFile::open(path, self.rotation).map_err(|error| open_error(name, path, error))?,
+            file: AppendFile::open(path, self.rotation)
+                .map_err(|error| open_error(name, path, error))?,
             messages,
         };
         let spawned = thread::Builder::new()
