@@ -147,6 +147,85 @@ fn one_of_two_destinations_may_be_down() {
     assert_eq!(daemon.status()["ledger"]["residue"], 0);
 }
 
+/// A daemon's settings for a server that may take its time and a file.
+fn server_and_file(sink: &Sink, path: &std::path::Path) -> Settings {
+    let mut settings = Settings::to(sink.destination("server", "120s"));
+    settings.destinations.push(format!(
+        "{{ name: local, file: {{ path: \"{}\" }} }}",
+        path.display()
+    ));
+    settings
+}
+
+#[test]
+fn what_one_destination_has_is_owed_to_the_slow_one_alone() {
+    let home = Home::new();
+    let sink = Sink::up();
+    sink.answer(Answer::Hold);
+    let path = home.path("logs.jsonl");
+    let settings = server_and_file(&sink, &path);
+    let daemon = Daemon::start(&home, &settings);
+    let messages = Messages::new(19, SHAPE).take(20);
+    daemon.producer().export_all(&messages);
+    eventually("only the server is owed", PATIENCE, || {
+        daemon.figure("/ledger/destinations/local/owed") == 0
+            && daemon.figure("/ledger/destinations/server/owed") == 200
+    });
+    assert!(sink.holding() > 0, "the server has still to answer");
+    assert_eq!(jsonl::records(&path).len(), 200);
+    assert_eq!(daemon.status()["ledger"]["residue"], 0);
+
+    // Nor is it sent there again.
+    sink.answer(Answer::Accept);
+    oracle::await_arrival(&messages, &sink, PATIENCE);
+    daemon.await_empty_vault();
+    assert_eq!(jsonl::records(&path).len(), 200);
+    assert_eq!(oracle::arrivals(&messages, &sink.stored()), vec![1; 20]);
+    assert_eq!(daemon.status()["ledger"]["residue"], 0);
+}
+
+#[test]
+fn a_destination_that_holds_all_it_gets_does_not_hold_up_the_other() {
+    let home = Home::new();
+    let sink = Sink::up();
+    sink.answer(Answer::Hold);
+    let path = home.path("logs.jsonl");
+    let settings = server_and_file(&sink, &path);
+    // Room for 19 batches.
+    let settings = Settings {
+        memory_total: "64MiB",
+        workers: 1,
+        ..settings
+    };
+    let daemon = Daemon::start(&home, &settings);
+    // What arrives at the file didn't take the way through the vault.
+    daemon.ctl(&["replay", "--pause"]);
+    let producer = daemon.producer();
+    let messages = Messages::new(20, SHAPE).take(50);
+    for message in &messages {
+        let pending = producer.start(Call::logs(message.clone()));
+        pending.wait().expect("it is acknowledged");
+    }
+    eventually("everything is in the file", PATIENCE, || {
+        jsonl::records(&path).len() == 500
+    });
+    assert!(
+        sink.holding() > 0 && sink.holding() < 10,
+        "{}",
+        sink.holding()
+    );
+    eventually("only the server is owed", PATIENCE, || {
+        daemon.figure("/ledger/destinations/local/owed") == 0
+            && daemon.figure("/ledger/destinations/server/owed") == 500
+    });
+    sink.answer(Answer::Accept);
+    daemon.ctl(&["replay", "--resume"]);
+    oracle::await_arrival(&messages, &sink, PATIENCE);
+    daemon.await_empty_vault();
+    assert_eq!(jsonl::records(&path).len(), 500, "nothing twice");
+    assert_eq!(daemon.status()["ledger"]["residue"], 0);
+}
+
 #[test]
 fn a_request_that_is_rejected_becomes_a_dead_letter_and_its_neighbours_arrive() {
     let home = Home::new();
