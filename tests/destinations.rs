@@ -1,5 +1,7 @@
 //! Destinations against a real gRPC and HTTP server (hyper's HTTP/1.1 and 2, TLS 1.3 by rustls) and real files.
 
+#[path = "destinations/endpoints.rs"]
+mod endpoints;
 #[path = "destinations/files.rs"]
 mod files;
 #[path = "destinations/http.rs"]

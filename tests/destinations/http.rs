@@ -49,7 +49,7 @@ fn a_batch_is_posted_below_the_base_endpoint() {
             ("/a/", "/a/v1/logs"),
         ] {
             let destination = connect(OtlpConfig {
-                endpoint: format!("http://127.0.0.1:{port}{base}"),
+                endpoints: vec![format!("http://127.0.0.1:{port}{base}")],
                 headers: vec![given("authorization", "Bearer t")],
                 ..http(plaintext(port))
             });

@@ -70,9 +70,17 @@ pub(crate) struct Server {
 impl Server {
     /// Listens on `port` (0: one the OS picks).
     pub(crate) fn start(port: u16, tls: Option<Arc<ServerConfig>>, script: Script) -> Self {
+        Self::start_at((Ipv4Addr::LOCALHOST, port).into(), tls, script)
+    }
+
+    pub(crate) fn start_at(
+        address: SocketAddr,
+        tls: Option<Arc<ServerConfig>>,
+        script: Script,
+    ) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_reuseaddr(true).unwrap();
-        socket.bind((Ipv4Addr::LOCALHOST, port).into()).unwrap();
+        socket.bind(address).unwrap();
         let listener = socket.listen(16).unwrap();
         let address = listener.local_addr().unwrap();
         let calls = Arc::default();

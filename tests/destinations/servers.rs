@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use base64::{Engine, engine::general_purpose::STANDARD, engine::general_purpose::STANDARD_NO_PAD};
 use gophership::{
     export::{
-        Batch, Compression, Destination, DestinationConfig, DestinationKind, Destinations,
+        Balance, Batch, Compression, Destination, DestinationConfig, DestinationKind, Destinations,
         HeaderSource, OtlpConfig, Outcome, Protocol, Retry,
     },
     otel::status::with_retry_delay,
@@ -27,7 +27,9 @@ pub(crate) const ACCEPTED: Outcome = Outcome::Accepted {
 
 pub(crate) fn plaintext(port: u16) -> OtlpConfig {
     OtlpConfig {
-        endpoint: format!("http://127.0.0.1:{port}"),
+        endpoints: vec![format!("http://127.0.0.1:{port}")],
+        balance: Balance::Failover,
+        resolve_every: PATIENCE,
         protocol: Protocol::Grpc,
         compression: Compression::None,
         timeout: PATIENCE,
@@ -46,7 +48,7 @@ pub(crate) fn given(name: &str, value: &str) -> (String, HeaderSource) {
 
 pub(crate) fn tls(port: u16, certificates: &Certificates) -> OtlpConfig {
     OtlpConfig {
-        endpoint: format!("https://localhost:{port}"),
+        endpoints: vec![format!("https://localhost:{port}")],
         ca: Some(certificates.ca.clone()),
         identity: Some(certificates.client.clone()),
         insecure: false,
@@ -379,7 +381,7 @@ fn wrong_configurations_are_named() {
     };
     let good = || tls(4317, &certificates);
     let endpoint = |endpoint: &str| OtlpConfig {
-        endpoint: endpoint.to_owned(),
+        endpoints: vec![endpoint.to_owned()],
         ..good()
     };
     let header = |name: &str, value: &str| OtlpConfig {

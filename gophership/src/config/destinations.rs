@@ -56,7 +56,9 @@ fn one(s: &mut Settings, index: usize) -> Option<DestinationConfig> {
 }
 
 fn otlp(s: &mut Settings, index: usize) -> Option<OtlpConfig> {
-    let endpoint = required(s, &schema::OTLP_ENDPOINT, index);
+    let endpoints = endpoints(s, index);
+    let balance = s.get_at(&schema::OTLP_BALANCE, index);
+    let resolve_every = s.get_at(&schema::OTLP_RESOLVE_EVERY, index);
     let timeout = s.get_at(&schema::OTLP_TIMEOUT, index);
     let protocol = s.get_at(&schema::OTLP_PROTOCOL, index);
     let compression = s.get_at(&schema::OTLP_COMPRESSION, index);
@@ -67,16 +69,20 @@ fn otlp(s: &mut Settings, index: usize) -> Option<OtlpConfig> {
     let cert = s.get_at(&schema::OTLP_TLS_CERT, index);
     let key = s.get_at(&schema::OTLP_TLS_KEY, index);
     let insecure = s.get_at(&schema::OTLP_TLS_INSECURE, index);
-    if let (Some(endpoint), Some(insecure)) = (&endpoint, insecure) {
-        let tls_files = ca.is_some() || cert.is_some() || key.is_some();
-        check_scheme(s, index, endpoint, insecure, tls_files);
-    }
-    if let (Some(endpoint), Some(protocol)) = (&endpoint, protocol) {
-        check_path(s, index, endpoint, protocol);
+    for endpoint in endpoints.iter().flatten() {
+        if let Some(insecure) = insecure {
+            let tls_files = ca.is_some() || cert.is_some() || key.is_some();
+            check_scheme(s, index, endpoint, insecure, tls_files);
+        }
+        if let Some(protocol) = protocol {
+            check_path(s, index, endpoint, protocol);
+        }
     }
     let identity = identity(s, index, cert, key);
     Some(OtlpConfig {
-        endpoint: endpoint?,
+        endpoints: endpoints?,
+        balance: balance?,
+        resolve_every: resolve_every?,
         protocol: protocol?,
         compression: compression?,
         timeout: timeout?,
@@ -87,6 +93,19 @@ fn otlp(s: &mut Settings, index: usize) -> Option<OtlpConfig> {
         retry: retry?,
         proxy,
     })
+}
+
+fn endpoints(s: &mut Settings, index: usize) -> Option<Vec<String>> {
+    let several_path = at_index(schema::OTLP_ENDPOINTS.entry.path, index);
+    if !s.has(&several_path) && !s.is_broken(&several_path) {
+        return required(s, &schema::OTLP_ENDPOINT, index).map(|endpoint| vec![endpoint]);
+    }
+    let one_path = at_index(schema::OTLP_ENDPOINT.entry.path, index);
+    if s.has(&one_path) {
+        let message = format!("{one_path} and {several_path} exclude each other");
+        s.conflict(&[&one_path, &several_path], message);
+    }
+    s.get_at(&schema::OTLP_ENDPOINTS, index)
 }
 
 fn retry(s: &mut Settings, index: usize) -> Option<Retry> {
@@ -134,8 +153,17 @@ fn required<F: super::formats::Format>(
     value
 }
 
+/// Where an endpoint is written: by itself or in a list.
+fn endpoint_path(s: &Settings, index: usize) -> String {
+    let several = at_index(schema::OTLP_ENDPOINTS.entry.path, index);
+    match s.has(&several) {
+        true => several,
+        false => at_index(schema::OTLP_ENDPOINT.entry.path, index),
+    }
+}
+
 fn check_scheme(s: &mut Settings, index: usize, endpoint: &str, insecure: bool, tls_files: bool) {
-    let path = at_index(schema::OTLP_ENDPOINT.entry.path, index);
+    let path = endpoint_path(s, index);
     let switch = at_index(schema::OTLP_TLS_INSECURE.entry.path, index);
     let plaintext = endpoint.starts_with("http://");
     let message = match (plaintext, insecure) {
@@ -154,7 +182,7 @@ fn check_scheme(s: &mut Settings, index: usize, endpoint: &str, insecure: bool, 
 fn check_path(s: &mut Settings, index: usize, endpoint: &str, protocol: Protocol) {
     let has_path = |uri: http::Uri| !matches!(uri.path(), "" | "/");
     if protocol == Protocol::Grpc && endpoint.parse().is_ok_and(has_path) {
-        let path = at_index(schema::OTLP_ENDPOINT.entry.path, index);
+        let path = endpoint_path(s, index);
         let switch = at_index(schema::OTLP_PROTOCOL.entry.path, index);
         let message = format!("{path} = {endpoint} has a path, and {switch} = grpc has none");
         s.conflict(&[&path, &switch], message);

@@ -1,6 +1,7 @@
 //! How the text of a key becomes a value, one type a format.
 
 use std::{
+    collections::HashSet,
     marker::PhantomData,
     net::SocketAddr,
     num::{NonZeroU32, NonZeroU64},
@@ -69,6 +70,7 @@ impl Raw {
             // A URL with credentials.
             Self::Text(text) if text.contains("://") && text.contains('@') => None,
             Self::Text(text) => Some(text.clone()),
+            Self::List(items) if items.iter().any(|item| item.contains('@')) => None,
             Self::List(items) => Some(format!("[{}]", items.join(", "))),
             Self::Map(_) => None,
         }
@@ -274,6 +276,9 @@ choices! {
     /// How OTLP is spoken.
     Protocol: crate::export::Protocol, "grpc or http",
         { "grpc" => crate::export::Protocol::Grpc, "http" => crate::export::Protocol::Http };
+    /// Which of several servers is asked first.
+    Balance: crate::export::Balance, "failover or round_robin",
+        { "failover" => crate::export::Balance::Failover, "round_robin" => crate::export::Balance::RoundRobin };
     /// How messages to servers are compressed.
     ExportCompression: crate::export::Compression, "none, gzip or zstd", {
         "none" => crate::export::Compression::None,
@@ -323,6 +328,22 @@ impl Format for Texts {
     fn read(raw: &Raw) -> Option<Vec<String>> {
         let Raw::List(items) = raw else { return None };
         Some(items.clone())
+    }
+}
+
+/// Where OTLP servers listen.
+#[derive(Debug)]
+pub enum Endpoints {}
+
+impl Format for Endpoints {
+    type Value = Vec<String>;
+    const SHAPE: Shape = Shape::List;
+    const EXPECTS: &'static str = "a list of 1 to 16 different https://host:port (or http:// with tls.insecure: true), without query or credentials";
+    fn read(raw: &Raw) -> Option<Vec<String>> {
+        let Raw::List(items) = raw else { return None };
+        let different = items.iter().collect::<HashSet<_>>().len() == items.len();
+        let valid = (1..=16).contains(&items.len()) && items.iter().all(|item| endpoint(item));
+        (different && valid).then(|| items.clone())
     }
 }
 

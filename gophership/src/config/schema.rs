@@ -6,10 +6,10 @@
 use std::marker::PhantomData;
 
 use super::formats::{
-    Address, Auto, Bool, ClientAuth, Compression, Count, Endpoint, ExportCompression, Format,
-    Headers, Ids, Interfaces, Keep, KernelMode, LandlockMode, Level, Limit, LogFormat, LogLevel,
-    Mode, Multiplier, Name, OnFull, Path, Period, Protocol, ProxyUrl, Rung, ServiceUser, Shape,
-    Share, Size, SizeLimit, Span, SynRate, Sync, Texts, XdpMode,
+    Address, Auto, Balance, Bool, ClientAuth, Compression, Count, Endpoint, Endpoints,
+    ExportCompression, Format, Headers, Ids, Interfaces, Keep, KernelMode, LandlockMode, Level,
+    Limit, LogFormat, LogLevel, Mode, Multiplier, Name, OnFull, Path, Period, Protocol, ProxyUrl,
+    Rung, ServiceUser, Shape, Share, Size, SizeLimit, Span, SynRate, Sync, Texts, XdpMode,
 };
 
 /// What a key is worth where nobody sets it.
@@ -203,6 +203,12 @@ keys! {
     DESTINATION_NAME: Name = "export.destinations[].name", Required;
     /// OTLP server: https://host:port, or http:// with tls.insecure; with protocol http, v1/logs is appended to its path.
     OTLP_ENDPOINT: Endpoint = "export.destinations[].otlp.endpoint", Unset;
+    /// Several such servers that are one destination: what one of them has, the destination has. Instead of endpoint.
+    OTLP_ENDPOINTS: Endpoints = "export.destinations[].otlp.endpoints", Unset;
+    /// Which of several is asked first: failover, the first that works, or round_robin, each in turn.
+    OTLP_BALANCE: Balance = "export.destinations[].otlp.balance", Default("failover");
+    /// While there is something to send, their names are looked up again this often.
+    OTLP_RESOLVE_EVERY: Period = "export.destinations[].otlp.resolve_every", Default("30s");
     /// How it is spoken to: grpc, or http (protobuf).
     OTLP_PROTOCOL: Protocol = "export.destinations[].otlp.protocol", Default("grpc");
     /// How messages are compressed: none, gzip or zstd.

@@ -9,13 +9,13 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Uri};
+use http::{HeaderValue, Uri, uri::Scheme};
 use hyper_util::{
     client::legacy::connect::{Connected, Connection, HttpConnector, proxy::Tunnel},
     rt::TokioIo,
 };
 use rustls::ClientConfig;
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{InvalidDnsNameError, ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -40,11 +40,12 @@ pub(super) struct Proxy {
     pub(super) authorization: Option<HeaderValue>,
 }
 
-/// How one server is connected to.
+/// How the servers of a destination are connected to.
 #[derive(Debug, Clone)]
 pub(super) struct Connector {
     pub(super) proxy: Option<Proxy>,
-    pub(super) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    /// Of servers whose scheme is https.
+    pub(super) tls: Option<Arc<ClientConfig>>,
     /// Nothing but HTTP/2 will do.
     pub(super) needs_h2: bool,
     /// Of one call.
@@ -61,6 +62,12 @@ impl Connector {
     }
 
     async fn handshake(&self, uri: Uri) -> Result<TokioIo<Stream>, BoxError> {
+        let tls = match &self.tls {
+            Some(config) if uri.scheme() == Some(&Scheme::HTTPS) => {
+                Some((config, server_name(&uri)?))
+            }
+            _ => None,
+        };
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -78,14 +85,14 @@ impl Connector {
             }
         }
         .into_inner();
-        let Some((config, name)) = &self.tls else {
+        let Some((config, name)) = tls else {
             return Ok(TokioIo::new(Stream {
                 io: Box::new(tcp),
                 is_h2: false,
             }));
         };
         let stream = TlsConnector::from(Arc::clone(config))
-            .connect(name.clone(), tcp)
+            .connect(name, tcp)
             .await?;
         let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         if self.needs_h2 && !is_h2 {
@@ -96,6 +103,13 @@ impl Connector {
             is_h2,
         }))
     }
+}
+
+/// What the server's certificate must be for.
+pub(super) fn server_name(uri: &Uri) -> Result<ServerName<'static>, InvalidDnsNameError> {
+    let host = uri.host().unwrap_or_default();
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    ServerName::try_from(bare.to_owned())
 }
 
 impl Service<Uri> for Connector {

@@ -5,8 +5,10 @@
 
 mod answer;
 mod append;
+mod clients;
 mod compress;
 mod connect;
+mod endpoints;
 mod error;
 mod file;
 mod headers;
@@ -23,6 +25,7 @@ use bytes::Bytes;
 
 pub use self::{
     compress::Compression,
+    endpoints::Balance,
     error::Error,
     file::{FileDestination, WAITING_MAX},
     headers::HeaderSource,
@@ -104,8 +107,13 @@ pub enum Protocol {
 /// An OTLP server.
 #[derive(Clone, PartialEq, Eq)]
 pub struct OtlpConfig {
-    /// `https://host:port`, or `http://` with `tls.insecure`; for HTTP, with the path that `v1/logs` is appended to.
-    pub endpoint: String,
+    /// At least one `https://host:port`, or `http://` with `tls.insecure`; for HTTP, with the path that `v1/logs` is
+    /// appended to. They are one destination: what one of them has, the destination has.
+    pub endpoints: Vec<String>,
+    /// Which of several is asked first.
+    pub balance: Balance,
+    /// While there is something to send, their names are looked up again this often.
+    pub resolve_every: Duration,
     /// How it is spoken to.
     pub protocol: Protocol,
     /// How messages are compressed.
@@ -130,7 +138,9 @@ pub struct OtlpConfig {
 impl std::fmt::Debug for OtlpConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OtlpConfig")
-            .field("endpoint", &self.endpoint)
+            .field("endpoints", &self.endpoints)
+            .field("balance", &self.balance)
+            .field("resolve_every", &self.resolve_every)
             .field("protocol", &self.protocol)
             .field("compression", &self.compression)
             .field("timeout", &self.timeout)

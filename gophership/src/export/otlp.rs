@@ -1,6 +1,6 @@
-//! The `otlp` destination: one OTLP server by gRPC or HTTP, over lazily opened connections of each runtime.
+//! The `otlp` destination: a server, or one of several, by gRPC or HTTP, over lazily opened connections of each runtime.
 //!
-//! A batch's bytes are the message; uncompressed, they go out unchanged and uncopied. gRPC, and HTTP where the server
+//! A batch goes to one server after the other until one takes it or has a verdict on it, each being asked once. A batch's bytes are the message; uncompressed, they go out unchanged and uncopied. gRPC, and HTTP where the server
 //! offers HTTP/2, send all calls over one connection. A failed connection is opened anew by the next delivery.
 
 use std::{
@@ -22,14 +22,15 @@ use hyper_util::{
     client::legacy::Client,
     rt::{TokioExecutor, TokioTimer},
 };
-use rustls_pki_types::ServerName;
 use tokio::time::timeout;
 
 use super::{
     Batch, Compression, Error, OtlpConfig, Outcome, Protocol,
     answer::Answer,
+    clients::{Clients, OtlpClient},
     compress::compress,
-    connect::{BoxError, Connector, Proxy, cause_chain},
+    connect::{BoxError, Connector, Proxy, cause_chain, server_name},
+    endpoints::Endpoints,
     headers::{encoding, headers},
     http_answer::HttpAnswer,
     tls,
@@ -47,48 +48,86 @@ const PING_AFTER: Duration = Duration::from_secs(10);
 /// … and closed if none comes within this time.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One OTLP server, as one runtime uses it.
+/// One OTLP server, or several, as one runtime uses them.
 #[derive(Debug, Clone)]
 pub struct OtlpDestination {
     server: Arc<OtlpServer>,
-    client: Client<Connector, MessageBody>,
+    clients: Clients,
 }
 
 impl OtlpDestination {
-    /// Sends one batch, once.
+    /// Sends one batch to the first server that takes it; each is asked at most once.
     ///
     /// If the returned future is dropped, the batch may or may not have arrived.
     pub async fn deliver(&self, batch: Batch) -> Outcome {
         let server = &*self.server;
+        self.clients.follow_the_names(&self.server);
         let compressed = compress(server.compression, &batch.bytes).await;
-        let Some(request) = server.request(batch.bytes, compressed) else {
+        let message = Encoded {
+            is_compressed: compressed.is_some(),
+            bytes: compressed.unwrap_or(batch.bytes),
+        };
+        let mut failures = Vec::new();
+        let mut asked = None;
+        for index in server.endpoints.order() {
+            if !server.endpoints.claim(index) {
+                continue;
+            }
+            let seen = server.endpoints.failures(index);
+            match self.ask(index, &message, batch.records).await {
+                Outcome::Retry { after, reason } => {
+                    server.endpoints.failed(index, after, seen);
+                    asked = after;
+                    failures.push(reason);
+                }
+                verdict => {
+                    server.endpoints.works(index);
+                    return verdict;
+                }
+            }
+        }
+        let after = match server.targets.len() {
+            1 => asked,
+            _ => Some(server.endpoints.wait()),
+        };
+        let reason = match failures.is_empty() {
+            true => "no endpoint is due for another try".to_owned(),
+            false => failures.join("; "),
+        };
+        Outcome::Retry { after, reason }
+    }
+
+    /// Sends one batch to one server, once.
+    async fn ask(&self, index: usize, message: &Encoded, records: u64) -> Outcome {
+        let server = &*self.server;
+        let target = &server.targets[index];
+        let Some(request) = server.request(target, message) else {
             return Outcome::Rejected {
                 reason: "larger than a gRPC message can be (4 GiB)".to_owned(),
             };
         };
-        let failure = match timeout(server.timeout, self.call(request, batch.records)).await {
+        let call = self.call(request, &target.shown, records);
+        let failure = match timeout(server.timeout, call).await {
             Ok(Ok(outcome)) => return outcome,
             Ok(Err(error)) => cause_chain(&*error),
             Err(_) => format!("no answer within {:?}", server.timeout),
         };
         Outcome::Retry {
             after: None,
-            reason: format!("{}: {failure}", server.endpoint),
+            reason: format!("{}: {failure}", target.shown),
         }
     }
 
-    async fn call(&self, request: Request<MessageBody>, records: u64) -> Result<Outcome, BoxError> {
-        let server = &*self.server;
-        let response = self.client.request(request).await?;
-        Ok(match server.protocol {
-            Protocol::Grpc => {
-                let answer = Answer::read(response).await?;
-                answer.outcome(&server.endpoint, records)
-            }
-            Protocol::Http => {
-                let answer = HttpAnswer::read(response).await?;
-                answer.outcome(&server.endpoint, records)
-            }
+    async fn call(
+        &self,
+        request: Request<MessageBody>,
+        endpoint: &str,
+        records: u64,
+    ) -> Result<Outcome, BoxError> {
+        let response = self.clients.current().request(request).await?;
+        Ok(match self.server.protocol {
+            Protocol::Grpc => Answer::read(response).await?.outcome(endpoint, records),
+            Protocol::Http => HttpAnswer::read(response).await?.outcome(endpoint, records),
         })
     }
 
@@ -105,40 +144,45 @@ impl OtlpDestination {
     }
 }
 
-/// How a server is reached: checked once, shared by the runtimes.
+/// A message as it is sent.
+struct Encoded {
+    bytes: Bytes,
+    is_compressed: bool,
+}
+
+/// How the servers are reached: checked once, shared by the runtimes.
 #[derive(Debug)]
 pub(super) struct OtlpServer {
     name: String,
-    /// As configured, for reasons.
-    endpoint: String,
-    uri: Uri,
+    pub(super) targets: Box<[Target]>,
+    endpoints: Endpoints,
     protocol: Protocol,
     compression: Compression,
-    connector: Connector,
+    pub(super) connector: Connector,
     headers: HeaderMap,
     timeout: Duration,
+    pub(super) resolve_every: Duration,
+}
+
+/// One server.
+#[derive(Debug)]
+pub(super) struct Target {
+    /// As configured, for reasons.
+    shown: String,
+    pub(super) uri: Uri,
 }
 
 impl OtlpServer {
     pub(super) fn new(name: &str, config: &OtlpConfig) -> Result<Self, Error> {
-        let wrong = |what| Error::Endpoint {
-            name: name.to_owned(),
-            endpoint: config.endpoint.clone(),
-            what,
-        };
-        let uri: Uri = config.endpoint.parse().map_err(|_| wrong("not a URL"))?;
-        let host = uri.host().ok_or_else(|| wrong("it has no host"))?;
-        let tls = if uri.scheme() == Some(&Scheme::HTTPS) {
-            let bare = host.trim_start_matches('[').trim_end_matches(']');
-            let server = ServerName::try_from(bare.to_owned())
-                .map_err(|_| wrong("its host is neither a DNS name nor an address"))?;
-            Some((tls::client_config(name, config)?, server))
-        } else if uri.scheme() != Some(&Scheme::HTTP) {
-            return Err(wrong("its scheme is neither https nor http"));
-        } else if !config.insecure {
-            return Err(wrong("plaintext needs tls.insecure: true"));
-        } else {
-            None
+        let targets: Box<[_]> = config
+            .endpoints
+            .iter()
+            .map(|endpoint| Target::new(name, endpoint, config))
+            .collect::<Result<_, _>>()?;
+        let has_tls = |target: &Target| target.uri.scheme() == Some(&Scheme::HTTPS);
+        let tls = match targets.iter().any(has_tls) {
+            true => Some(tls::client_config(name, config)?),
+            false => None,
         };
         let connector = Connector {
             proxy: proxy(name, config)?,
@@ -146,42 +190,52 @@ impl OtlpServer {
             needs_h2: config.protocol == Protocol::Grpc,
             timeout: config.timeout,
         };
+        let endpoints = Endpoints::new(targets.len(), config.balance, config.retry, config.timeout);
         Ok(Self {
             name: name.to_owned(),
-            endpoint: config.endpoint.clone(),
-            uri: with_path(&uri, config.protocol).map_err(wrong)?,
+            targets,
+            endpoints,
             protocol: config.protocol,
             compression: config.compression,
             connector,
             headers: headers(name, config)?,
             timeout: config.timeout,
+            resolve_every: config.resolve_every,
         })
     }
 
-    /// A client of its own for the current runtime; it connects with the first delivery.
+    /// Connections of its own for the current runtime; the first delivery opens one.
     pub(super) fn connect(server: &Arc<Self>) -> OtlpDestination {
-        let client = Client::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .http2_only(server.protocol == Protocol::Grpc)
-            .http2_keep_alive_interval(PING_AFTER)
-            .http2_keep_alive_timeout(PING_TIMEOUT)
-            .http2_keep_alive_while_idle(false)
-            .build(server.connector.clone());
         OtlpDestination {
             server: Arc::clone(server),
-            client,
+            clients: Clients::new(server),
         }
     }
 
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A client without connections.
+    pub(super) fn client(&self) -> OtlpClient {
+        Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .http2_only(self.protocol == Protocol::Grpc)
+            .http2_keep_alive_interval(PING_AFTER)
+            .http2_keep_alive_timeout(PING_TIMEOUT)
+            .http2_keep_alive_while_idle(false)
+            .build(self.connector.clone())
+    }
+
     /// `None` if the message is too long for its prefix.
-    fn request(&self, message: Bytes, compressed: Option<Bytes>) -> Option<Request<MessageBody>> {
+    fn request(&self, target: &Target, message: &Encoded) -> Option<Request<MessageBody>> {
         let mut headers = self.headers.clone();
-        let is_compressed = compressed.is_some();
+        let is_compressed = message.is_compressed;
         if is_compressed && let Some((header, name)) = encoding(self.protocol, self.compression) {
             headers.insert(header, name);
         }
-        let message = compressed.unwrap_or(message);
+        let message = message.bytes.clone();
         let prefix = match self.protocol {
             Protocol::Grpc => {
                 let length = u32::try_from(message.len()).ok()?;
@@ -194,9 +248,35 @@ impl OtlpServer {
         };
         let mut request = Request::new(MessageBody([prefix, Some(message)]));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.uri.clone();
+        *request.uri_mut() = target.uri.clone();
         *request.headers_mut() = headers;
         Some(request)
+    }
+}
+
+impl Target {
+    fn new(name: &str, endpoint: &str, config: &OtlpConfig) -> Result<Self, Error> {
+        let wrong = |what| Error::Endpoint {
+            name: name.to_owned(),
+            endpoint: endpoint.to_owned(),
+            what,
+        };
+        let uri: Uri = endpoint.parse().map_err(|_| wrong("not a URL"))?;
+        if uri.host().is_none() {
+            return Err(wrong("it has no host"));
+        }
+        if uri.scheme() == Some(&Scheme::HTTPS) {
+            server_name(&uri)
+                .map_err(|_| wrong("its host is neither a DNS name nor an address"))?;
+        } else if uri.scheme() != Some(&Scheme::HTTP) {
+            return Err(wrong("its scheme is neither https nor http"));
+        } else if !config.insecure {
+            return Err(wrong("plaintext needs tls.insecure: true"));
+        }
+        Ok(Self {
+            shown: endpoint.to_owned(),
+            uri: with_path(&uri, config.protocol).map_err(wrong)?,
+        })
     }
 }
 
@@ -260,7 +340,7 @@ fn proxy(name: &str, config: &OtlpConfig) -> Result<Option<Proxy>, Error> {
 
 /// The prefix of a gRPC message and the message.
 #[derive(Debug)]
-struct MessageBody([Option<Bytes>; 2]);
+pub(super) struct MessageBody([Option<Bytes>; 2]);
 
 impl Body for MessageBody {
     type Data = Bytes;
