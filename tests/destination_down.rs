@@ -135,6 +135,8 @@ fn one_of_two_destinations_may_be_down() {
     assert_eq!(daemon.figure("/ledger/destinations/local/owed"), 0);
     assert_eq!(daemon.figure("/ledger/destinations/server/owed"), 1000);
     assert_eq!(daemon.status()["ledger"]["residue"], 0);
+    let up = |name| daemon.metric("gophership_export_up", &[("destination", name)]);
+    assert_eq!((up("local"), up("server")), (1.0, 0.0));
 
     sink.come_up();
     oracle::await_arrival(&messages, &sink, PATIENCE);
@@ -224,6 +226,33 @@ fn a_destination_that_holds_all_it_gets_does_not_hold_up_the_other() {
     daemon.await_empty_vault();
     assert_eq!(jsonl::records(&path).len(), 500, "nothing twice");
     assert_eq!(daemon.status()["ledger"]["residue"], 0);
+}
+
+#[test]
+fn a_file_is_rotated_under_load_and_nothing_is_missing() {
+    let home = Home::new();
+    let path = home.path("logs.jsonl");
+    // Confined as it is by default: it must be allowed to rename.
+    let daemon = Daemon::start(
+        &home,
+        &Settings::to(format!(
+            "{{ name: local, file: {{ path: \"{}\", rotate_bytes: 64KiB, keep: 1000 }} }}",
+            path.display()
+        )),
+    );
+    let messages = Messages::new(21, SHAPE).take(100);
+    daemon.producer().export_all(&messages);
+    daemon.await_empty_vault();
+    let rotated = |number: usize| home.path(&format!("logs.jsonl.{number}"));
+    let files = (1..).map(rotated).take_while(|path| path.exists());
+    let mut files: Vec<_> = files.collect();
+    assert!(files.len() >= 3, "{}", files.len());
+    for file in &files {
+        assert!(file.metadata().unwrap().len() >= 64 << 10);
+    }
+    files.push(path);
+    let records: usize = files.iter().map(|path| jsonl::records(path).len()).sum();
+    assert_eq!(records, 1000);
 }
 
 #[test]

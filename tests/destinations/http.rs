@@ -174,6 +174,7 @@ fn partial_success_is_accepted_less_what_was_rejected() {
             let script = Script::Protobuf(StatusCode::OK, garbage);
             assert_eq!(outcome_of(script).await, ACCEPTED);
         }
+        assert_eq!(outcome_of(Script::Endless).await, ACCEPTED);
         assert_eq!(
             outcome_of(Script::Page(StatusCode::ACCEPTED)).await,
             ACCEPTED

@@ -43,6 +43,8 @@ pub(crate) enum Script {
     Page(StatusCode),
     /// An HTTP status with `Retry-After: 7` and a body in protobuf, as OTLP/HTTP answers.
     Protobuf(StatusCode, Vec<u8>),
+    /// HTTP 200 in protobuf, without an end.
+    Endless,
     /// HTTP 200 and then the end, without any gRPC status.
     Nothing,
     /// No answer ever.
@@ -185,6 +187,12 @@ async fn answer(script: Script) -> Result<Answer, Infallible> {
                 .header("content-type", "application/x-protobuf")
                 .header("retry-after", "7");
             vec![Frame::data(body.into())]
+        }
+        Script::Endless => {
+            let head = Response::builder().header("content-type", "application/x-protobuf");
+            let chunk = || Ok(Frame::data(Bytes::from_static(&[0xff; 4096])));
+            let chunks = tokio_stream::iter(std::iter::repeat_with(chunk));
+            return Ok(head.body(BodyExt::boxed(StreamBody::new(chunks))).unwrap());
         }
         Script::Nothing => vec![],
         Script::Silence => std::future::pending().await,
