@@ -187,6 +187,31 @@ fn what_one_destination_has_is_owed_to_the_slow_one_alone() {
 }
 
 #[test]
+fn what_one_destination_had_before_the_vault_is_not_sent_there_again_after_a_crash() {
+    let home = Home::new();
+    let sink = Sink::up();
+    sink.answer(Answer::Hold);
+    let path = home.path("logs.jsonl");
+    let settings = Settings {
+        // The file needs less than that.
+        ack_within: "1s",
+        ..server_and_file(&sink, &path)
+    };
+    let daemon = Daemon::start(&home, &settings);
+    let messages = Messages::new(22, SHAPE).take(10);
+    daemon.producer().export_all(&messages);
+    // Before the cursors tell of anything.
+    daemon.kill9();
+    assert_eq!(jsonl::records(&path).len(), 100);
+
+    sink.answer(Answer::Accept);
+    let daemon = Daemon::start(&home, &settings);
+    oracle::await_arrival(&messages, &sink, PATIENCE);
+    daemon.await_empty_vault();
+    assert_eq!(jsonl::records(&path).len(), 100, "nothing twice");
+}
+
+#[test]
 fn a_destination_that_holds_all_it_gets_does_not_hold_up_the_other() {
     let home = Home::new();
     let sink = Sink::up();

@@ -136,7 +136,11 @@ impl AppendFile {
     fn write(&self, write: impl FnOnce(&mut Lines<'_>) -> io::Result<()>) -> io::Result<()> {
         let mut lines = Lines {
             out: BufWriter::with_capacity(BUFFER_BYTES, &self.file),
-            full_from: self.rotation.map_or(u64::MAX, |rotation| rotation.bytes),
+            // A group isn't cut short for a rotation that can't be.
+            full_from: match self.rotation {
+                Some(rotation) if !self.unrotated => rotation.bytes,
+                _ => u64::MAX,
+            },
         };
         write(&mut lines)?;
         lines.out.flush()?;
