@@ -5,7 +5,10 @@ use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 use gophership::{
     app::Config,
     config::{self, Errors, Host, Kind, Origin, schema},
-    export::{DestinationKind, FileConfig, OtlpConfig},
+    export::{
+        Balance, Compression as ExportCompression, DestinationKind, FileConfig, HeaderSource,
+        OtlpConfig, Protocol, Retry, Rotation,
+    },
     ingest::{ClientAuth, budget_bytes_min, window::Windows},
     pipeline::enrich::Detector,
     pressure::{KernelMode, Levels, Prefix, XdpConfig, XdpMode},
@@ -164,18 +167,59 @@ fn every_key_can_be_written_and_takes_effect() {
     assert_eq!(config.telemetry.timeline.path, PathBuf::from("/tmp/e"));
     assert_eq!(config.telemetry.timeline.bytes_max, 1 << 20);
     assert_eq!(config.service.landlock, LandlockMode::Required);
+}
+
+#[test]
+fn every_key_of_a_destination_can_be_written_and_takes_effect() {
+    let config = parse_with(EVERYTHING, &[]).unwrap();
     assert_eq!(config.destinations[0].name, "main");
     let otlp = DestinationKind::Otlp(OtlpConfig {
-        endpoint: "https://collector:4317".to_owned(),
+        endpoints: vec![
+            "https://collector:4317/base".to_owned(),
+            "https://other:4317".to_owned(),
+        ],
+        balance: Balance::RoundRobin,
+        resolve_every: Duration::from_secs(300),
+        protocol: Protocol::Http,
+        compression: ExportCompression::Zstd,
         timeout: Duration::from_secs(3),
-        headers: vec![("authorization".to_owned(), "Bearer x".to_owned())],
+        headers: vec![
+            (
+                "authorization".to_owned(),
+                HeaderSource::Value("Bearer x".to_owned()),
+            ),
+            (
+                "x-scope".to_owned(),
+                HeaderSource::Variable("SCOPE".to_owned()),
+            ),
+            (
+                "x-token".to_owned(),
+                HeaderSource::File("/run/secrets/token".into()),
+            ),
+        ],
         ca: Some("ca.pem".into()),
         identity: Some(("c.pem".into(), "c.key".into())),
         insecure: false,
+        retry: Retry {
+            initial: Duration::from_secs(1),
+            max: Duration::from_secs(60),
+            multiplier_permille: 1500,
+            jitter_permille: 0,
+        },
+        proxy: Some("http://me:secret@proxy:3128".to_owned()),
     });
+    let shown = format!("{otlp:?}");
+    assert!(
+        !shown.contains("Bearer") && !shown.contains("secret@"),
+        "{shown}"
+    );
     assert_eq!(config.destinations[0].kind, otlp);
     let file = DestinationKind::File(FileConfig {
         path: "/tmp/x".into(),
+        rotation: Some(Rotation {
+            bytes: 1 << 20,
+            keep: 2,
+        }),
     });
     assert_eq!(config.destinations[1].kind, file);
 }
@@ -279,12 +323,19 @@ export:
   destinations:
     - name: main
       otlp:
-        endpoint: "https://collector:4317"
+        endpoints: ["https://collector:4317/base", "https://other:4317"]
+        balance: round_robin
+        resolve_every: 5m
+        protocol: http
+        compression: zstd
         timeout: 3s
-        headers: { authorization: "Bearer x" }
+        headers: { authorization: "Bearer x", x-scope: { env: SCOPE }, x-token: { file: /run/secrets/token } }
+        retry: { initial: 1s, max: 1m, multiplier: 1.5, jitter: 0% }
+        proxy: "http://me:secret@proxy:3128"
         tls: { ca: ca.pem, cert: c.pem, key: c.key, insecure: false }
     - name: local
-      file: { path: /tmp/x }
+      file: { path: /tmp/x, rotate_bytes: 1MiB, keep: 2 }
+    - { name: other, otlp: { endpoint: "https://h:1" } }
 xdp:
   interface: [eth0, eth1]
   mode: generic
@@ -841,6 +892,56 @@ const DESTINATION_CONFLICTS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "[{ name: a, otlp: { endpoint: \"https://h:1\", endpoints: [\"https://h:1\"] } }]",
+        &["otlp.endpoint and", "otlp.endpoints exclude each other"],
+    ),
+    (
+        "[{ name: a, otlp: { endpoints: [] } }]",
+        &["otlp.endpoints", "expected a list of 1 to 16"],
+    ),
+    (
+        "[{ name: a, otlp: { endpoints: [\"https://h:1\", \"https://h:1\"] } }]",
+        &["otlp.endpoints", "different"],
+    ),
+    (
+        "[{ name: a, otlp: { endpoints: [\"https://h:1\", \"http://h:1\"] } }]",
+        &["otlp.endpoints = http://h:1 is plaintext"],
+    ),
+    (
+        "[{ name: a, otlp: { endpoint: \"https://h:1/x\" } }]",
+        &[
+            "otlp.endpoint = https://h:1/x has a path",
+            "otlp.protocol = grpc",
+        ],
+    ),
+    (
+        "[{ name: a, otlp: { endpoint: \"https://h:1\", retry: { initial: 1m } } }]",
+        &[
+            "otlp.retry.initial = 60s is more than",
+            "otlp.retry.max = 10s",
+        ],
+    ),
+    (
+        "[{ name: a, otlp: { endpoint: \"https://h:1\", retry: { multiplier: 0.5 } } }]",
+        &["otlp.retry.multiplier", "0.5", "a number from 1 to 10"],
+    ),
+    (
+        "[{ name: a, otlp: { endpoint: \"https://h:1\", headers: { a: { env: X, file: Y } } } }]",
+        &["otlp.headers", "{ env: NAME } or { file: PATH }"],
+    ),
+    (
+        "[{ name: a, otlp: { endpoint: \"https://h:1\", headers: { a: { vault: X } } } }]",
+        &["otlp.headers", "{ env: NAME } or { file: PATH }"],
+    ),
+    (
+        "[{ name: a, file: { path: x, rotate_bytes: 0 } }]",
+        &["file.rotate_bytes", "expected a size", "or off"],
+    ),
+    (
+        "[{ name: a, file: { path: x, keep: 0 } }]",
+        &["file.keep", "from 1 to 1000"],
+    ),
+    (
         "[{ name: a, otlp: { endpoint: \"h:1\" } }]",
         &["otlp.endpoint", "expected https://host:port"],
     ),
@@ -875,16 +976,34 @@ fn more_than_32_destinations_are_refused() {
 }
 
 #[test]
-fn header_values_are_never_shown() {
-    let list =
-        "[{ name: a, otlp: { endpoint: \"https://h:1\", headers: { Authorization: hunter2 } } }]";
-    let text = format!(
-        "ingest:\n  tls: {{ cert: c, key: k, client_ca: ca }}\nexport: {{ destinations: {list} }}\n"
-    );
-    let message = problem(parse_with(&text, &[]));
-    assert!(
-        message.contains("otlp.headers: expected a map"),
-        "{message}"
-    );
-    assert!(!message.contains("hunter2"), "{message}");
+fn header_values_and_passwords_are_never_shown() {
+    let otlp =
+        |more: &str| format!("[{{ name: a, otlp: {{ endpoint: \"https://h:1\", {more} }} }}]");
+    let endpoint = "\"https://me:hunter2@h:1\"";
+    let cases = [
+        (
+            otlp("headers: { Authorization: hunter2 }"),
+            "otlp.headers: expected a map",
+        ),
+        (
+            otlp("proxy: \"https://me:hunter2@p:1\""),
+            "otlp.proxy: expected http://host:port",
+        ),
+        (
+            format!("[{{ name: a, otlp: {{ endpoint: {endpoint} }} }}]"),
+            "otlp.endpoint: expected https://host:port",
+        ),
+        (
+            format!("[{{ name: a, otlp: {{ endpoints: [{endpoint}] }} }}]"),
+            "otlp.endpoints: expected a list",
+        ),
+    ];
+    for (list, expected) in cases {
+        let text = format!(
+            "ingest:\n  tls: {{ cert: c, key: k, client_ca: ca }}\nexport: {{ destinations: {list} }}\n"
+        );
+        let message = problem(parse_with(&text, &[]));
+        assert!(message.contains(expected), "{message}");
+        assert!(!message.contains("hunter2"), "{message}");
+    }
 }

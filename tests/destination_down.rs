@@ -135,6 +135,8 @@ fn one_of_two_destinations_may_be_down() {
     assert_eq!(daemon.figure("/ledger/destinations/local/owed"), 0);
     assert_eq!(daemon.figure("/ledger/destinations/server/owed"), 1000);
     assert_eq!(daemon.status()["ledger"]["residue"], 0);
+    let up = |name| daemon.metric("gophership_export_up", &[("destination", name)]);
+    assert_eq!((up("local"), up("server")), (1.0, 0.0));
 
     sink.come_up();
     oracle::await_arrival(&messages, &sink, PATIENCE);
@@ -145,6 +147,137 @@ fn one_of_two_destinations_may_be_down() {
         "the file got nothing twice"
     );
     assert_eq!(daemon.status()["ledger"]["residue"], 0);
+}
+
+/// A daemon's settings for a server that may take its time and a file.
+fn server_and_file(sink: &Sink, path: &std::path::Path) -> Settings {
+    let mut settings = Settings::to(sink.destination("server", "120s"));
+    settings.destinations.push(format!(
+        "{{ name: local, file: {{ path: \"{}\" }} }}",
+        path.display()
+    ));
+    settings
+}
+
+#[test]
+fn what_one_destination_has_is_owed_to_the_slow_one_alone() {
+    let home = Home::new();
+    let sink = Sink::up();
+    sink.answer(Answer::Hold);
+    let path = home.path("logs.jsonl");
+    let settings = server_and_file(&sink, &path);
+    let daemon = Daemon::start(&home, &settings);
+    let messages = Messages::new(19, SHAPE).take(20);
+    daemon.producer().export_all(&messages);
+    eventually("only the server is owed", PATIENCE, || {
+        daemon.figure("/ledger/destinations/local/owed") == 0
+            && daemon.figure("/ledger/destinations/server/owed") == 200
+    });
+    assert!(sink.holding() > 0, "the server has still to answer");
+    assert_eq!(jsonl::records(&path).len(), 200);
+    assert_eq!(daemon.status()["ledger"]["residue"], 0);
+
+    // Nor is it sent there again.
+    sink.answer(Answer::Accept);
+    oracle::await_arrival(&messages, &sink, PATIENCE);
+    daemon.await_empty_vault();
+    assert_eq!(jsonl::records(&path).len(), 200);
+    assert_eq!(oracle::arrivals(&messages, &sink.stored()), vec![1; 20]);
+    assert_eq!(daemon.status()["ledger"]["residue"], 0);
+}
+
+#[test]
+fn what_one_destination_had_before_the_vault_is_not_sent_there_again_after_a_crash() {
+    let home = Home::new();
+    let sink = Sink::up();
+    sink.answer(Answer::Hold);
+    let path = home.path("logs.jsonl");
+    let settings = Settings {
+        // The file needs less than that.
+        ack_within: "1s",
+        ..server_and_file(&sink, &path)
+    };
+    let daemon = Daemon::start(&home, &settings);
+    let messages = Messages::new(22, SHAPE).take(10);
+    daemon.producer().export_all(&messages);
+    // Before the cursors tell of anything.
+    daemon.kill9();
+    assert_eq!(jsonl::records(&path).len(), 100);
+
+    sink.answer(Answer::Accept);
+    let daemon = Daemon::start(&home, &settings);
+    oracle::await_arrival(&messages, &sink, PATIENCE);
+    daemon.await_empty_vault();
+    assert_eq!(jsonl::records(&path).len(), 100, "nothing twice");
+}
+
+#[test]
+fn a_destination_that_holds_all_it_gets_does_not_hold_up_the_other() {
+    let home = Home::new();
+    let sink = Sink::up();
+    sink.answer(Answer::Hold);
+    let path = home.path("logs.jsonl");
+    let settings = server_and_file(&sink, &path);
+    // Room for 19 batches.
+    let settings = Settings {
+        memory_total: "64MiB",
+        workers: 1,
+        ..settings
+    };
+    let daemon = Daemon::start(&home, &settings);
+    // What arrives at the file didn't take the way through the vault.
+    daemon.ctl(&["replay", "--pause"]);
+    let producer = daemon.producer();
+    let messages = Messages::new(20, SHAPE).take(50);
+    for message in &messages {
+        let pending = producer.start(Call::logs(message.clone()));
+        pending.wait().expect("it is acknowledged");
+    }
+    eventually("everything is in the file", PATIENCE, || {
+        jsonl::records(&path).len() == 500
+    });
+    assert!(
+        sink.holding() > 0 && sink.holding() < 10,
+        "{}",
+        sink.holding()
+    );
+    eventually("only the server is owed", PATIENCE, || {
+        daemon.figure("/ledger/destinations/local/owed") == 0
+            && daemon.figure("/ledger/destinations/server/owed") == 500
+    });
+    sink.answer(Answer::Accept);
+    daemon.ctl(&["replay", "--resume"]);
+    oracle::await_arrival(&messages, &sink, PATIENCE);
+    daemon.await_empty_vault();
+    assert_eq!(jsonl::records(&path).len(), 500, "nothing twice");
+    assert_eq!(daemon.status()["ledger"]["residue"], 0);
+}
+
+#[test]
+fn a_file_is_rotated_under_load_and_nothing_is_missing() {
+    let home = Home::new();
+    let path = home.path("logs.jsonl");
+    // Confined as it is by default: it must be allowed to rename.
+    let daemon = Daemon::start(
+        &home,
+        &Settings::to(format!(
+            "{{ name: local, file: {{ path: \"{}\", rotate_bytes: 64KiB, keep: 1000 }} }}",
+            path.display()
+        )),
+    );
+    let messages = Messages::new(21, SHAPE).take(100);
+    daemon.producer().export_all(&messages);
+    daemon.await_empty_vault();
+    let rotated = |number: usize| home.path(&format!("logs.jsonl.{number}"));
+    let files = (1..).map(rotated).take_while(|path| path.exists());
+    let mut files: Vec<_> = files.collect();
+    assert!(files.len() >= 3, "{}", files.len());
+    for file in &files {
+        assert!(file.metadata().unwrap().len() >= 64 << 10);
+    }
+    files.push(path);
+    let records: usize = files.iter().map(|path| jsonl::records(path).len()).sum();
+    assert_eq!(records, 1000);
 }
 
 #[test]

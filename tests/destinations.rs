@@ -1,7 +1,13 @@
-//! Destinations against a real gRPC server (hyper's HTTP/2, TLS 1.3 by rustls) and real files.
+//! Destinations against a real gRPC and HTTP server (hyper's HTTP/1.1 and 2, TLS 1.3 by rustls) and real files.
 
+#[path = "destinations/endpoints.rs"]
+mod endpoints;
 #[path = "destinations/files.rs"]
 mod files;
+#[path = "destinations/http.rs"]
+mod http_servers;
+#[path = "destinations/options.rs"]
+mod options;
 #[path = "destinations/server.rs"]
 mod server;
 #[path = "destinations/servers.rs"]
@@ -52,6 +58,7 @@ fn file(name: &str, path: &Path) -> DestinationConfig {
         name: name.to_owned(),
         kind: DestinationKind::File(FileConfig {
             path: path.to_owned(),
+            rotation: None,
         }),
     }
 }

@@ -17,7 +17,7 @@ use std::{
 use bytes::Bytes;
 use counting_allocator::allocations;
 use gophership::{
-    export::{DestinationConfig, DestinationKind, Destinations, FileConfig},
+    export::{DestinationConfig, DestinationKind, Destinations, FileConfig, Retry},
     otel::{Enrichment, skim},
     pipeline::{self, Member, Pipeline, circuit::Circuit},
     pressure::{Config as PressureConfig, IngestScope, KernelMode, OverrideUntil, Pressure, Zone},
@@ -86,6 +86,7 @@ fn reflex(pressure: &Pressure, vault: &Vault, dir: &std::path::Path) -> Reflex {
         name: "main".to_owned(),
         kind: DestinationKind::File(FileConfig {
             path: dir.join("logs.jsonl"),
+            rotation: None,
         }),
     };
     let destinations = Destinations::open(&[config]).expect("the file opens");
@@ -93,7 +94,8 @@ fn reflex(pressure: &Pressure, vault: &Vault, dir: &std::path::Path) -> Reflex {
     let member = |destination| Member {
         destination: Rc::new(destination),
         bit: vault.mask_of("main").expect("the vault knows it"),
-        circuit: Arc::new(Circuit::new("main")),
+        circuit: Arc::new(Circuit::new("main", Retry::default())),
+        in_flight: Rc::default(),
     };
     let members: Vec<_> = destinations.connect().into_iter().map(member).collect();
     let config = pipeline::Config {

@@ -2,16 +2,21 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
+    sync::mpsc,
 };
 
-use gophership::export::{Batch, Destination, Destinations, Outcome, WAITING_MAX};
+use gophership::export::{
+    Batch, Destination, DestinationConfig, DestinationKind, Destinations, FileConfig, Outcome,
+    Rotation, WAITING_MAX,
+};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use tokio::task::JoinSet;
 
-use crate::{batch, file, on_a_worker, request};
+use crate::{batch, file, on_a_worker, request, server::PATIENCE};
 
 const ACCEPTED: Outcome = Outcome::Accepted {
     rejected_records: 0,
@@ -23,7 +28,21 @@ struct Opened {
 }
 
 fn open(path: &Path) -> Opened {
-    let destinations = Destinations::open(&[file("local", path)]).unwrap();
+    open_as(&file("local", path))
+}
+
+fn rotated(path: &Path, bytes: u64, keep: u32) -> Opened {
+    open_as(&DestinationConfig {
+        name: "local".to_owned(),
+        kind: DestinationKind::File(FileConfig {
+            path: path.to_owned(),
+            rotation: Some(Rotation { bytes, keep }),
+        }),
+    })
+}
+
+fn open_as(config: &DestinationConfig) -> Opened {
+    let destinations = Destinations::open(std::slice::from_ref(config)).unwrap();
     destinations.start().unwrap();
     let destination = destinations.connect().remove(0);
     Opened {
@@ -211,6 +230,148 @@ fn closing_writes_what_waits_and_refuses_what_comes_later() {
             "{late:?}"
         );
     });
+}
+
+/// The file that `path` became, `number` rotations ago.
+fn numbered(path: &Path, number: usize) -> PathBuf {
+    PathBuf::from(format!("{}.{number}", path.display()))
+}
+
+/// Delivers one batch after the other.
+fn deliver_each(destination: &Destination, labels: impl Iterator<Item = usize>) {
+    on_a_worker(async {
+        for label in labels {
+            let outcome = destination.deliver(batch(&label.to_string(), 1)).await;
+            assert_eq!(outcome, ACCEPTED, "{label}");
+        }
+    });
+}
+
+/// Bytes of a line of one record.
+fn line_bytes(directory: &Path) -> u64 {
+    let path = directory.join("one.jsonl");
+    deliver_each(&open(&path).destination, 100..101);
+    fs::metadata(&path).unwrap().len()
+}
+
+#[test]
+fn a_full_file_is_rotated_and_the_newest_ones_stay() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("logs.jsonl");
+    let line = line_bytes(directory.path());
+    let opened = rotated(&path, 3 * line, 2);
+    // Each file takes three: 100 to 102 are gone with the oldest.
+    deliver_each(&opened.destination, 100..111);
+    let written = |labels: std::ops::Range<usize>| -> Vec<_> {
+        labels.map(|label| request(&label.to_string(), 1)).collect()
+    };
+    assert_eq!(lines(&numbered(&path, 2)), written(103..106));
+    assert_eq!(lines(&numbered(&path, 1)), written(106..109));
+    assert_eq!(lines(&path), written(109..111));
+    assert!(!numbered(&path, 3).exists());
+    // The last line that fits is the last one, also in a group, and at the next start.
+    opened.destinations.close();
+    let opened = rotated(&path, 3 * line, 2);
+    on_a_worker(async {
+        let deliveries: JoinSet<_> = (111..121)
+            .map(|label| {
+                let destination = opened.destination.clone();
+                async move { destination.deliver(batch(&label.to_string(), 1)).await }
+            })
+            .collect();
+        assert_eq!(deliveries.join_all().await, vec![ACCEPTED; 10]);
+    });
+    let counts = [numbered(&path, 2), numbered(&path, 1), path].map(|path| lines(&path).len());
+    assert_eq!(counts, [3, 3, 3]);
+}
+
+#[test]
+fn a_rotation_that_a_crash_cut_short_costs_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("logs.jsonl");
+    let write = |path: &Path, label: &str| fs::write(path, format!("{label}\n")).unwrap();
+    let read = |path: &Path| fs::read_to_string(path).unwrap();
+    // Crashed when .2 had become .3, before .1 became .2: the gap is filled, and .3 stays.
+    write(&numbered(&path, 3), "oldest");
+    write(&numbered(&path, 1), "old");
+    write(&path, "current");
+    fs::write(path.with_extension("jsonl.new"), "").unwrap();
+    deliver_each(&rotated(&path, 1, 3).destination, 1..2);
+    let names = [3, 2, 1].map(|number| read(&numbered(&path, number)));
+    assert_eq!(names, ["oldest\n", "old\n", "current\n"]);
+    assert_eq!(lines(&path), [request("1", 1)]);
+    // Crashed when the file had become .1, before the new one had its name.
+    let before = lines(&path);
+    fs::rename(&path, numbered(&path, 1)).unwrap();
+    deliver_each(&rotated(&path, 1, 3).destination, 2..3);
+    assert_eq!(lines(&numbered(&path, 1)), before);
+    assert_eq!(lines(&path), [request("2", 1)]);
+}
+
+#[test]
+fn who_follows_the_name_sees_every_line_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("logs.jsonl");
+    let opened = rotated(&path, 1, 1);
+    let mut tail = Command::new("tail")
+        .args(["-n", "+1", "-s", "0.01", "-F"])
+        .arg(&path)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("coreutils are there");
+    let (sender, seen) = mpsc::channel();
+    let out = BufReader::new(tail.stdout.take().unwrap());
+    let reader = std::thread::spawn(move || {
+        for line in out.lines().map_while(Result::ok) {
+            let _ = sender.send(line);
+        }
+    });
+    // Every line is followed by a rotation; a reader that lags by more than the files that stay would miss some.
+    for label in 0..50 {
+        deliver_each(&opened.destination, label..label + 1);
+        let line = seen.recv_timeout(PATIENCE).expect("tail prints the line");
+        assert_eq!(
+            serde_json::from_str::<ExportLogsServiceRequest>(&line).unwrap(),
+            request(&label.to_string(), 1)
+        );
+    }
+    tail.kill().unwrap();
+    tail.wait().unwrap();
+    reader.join().unwrap();
+    assert_eq!(seen.try_recv().ok(), None, "nothing twice");
+}
+
+#[test]
+fn a_file_that_cannot_be_rotated_goes_on_taking_lines() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("logs.jsonl");
+    // Somebody else's: it isn't touched.
+    let in_the_way = path.with_extension("jsonl.new");
+    fs::write(&in_the_way, "precious").unwrap();
+    let opened = rotated(&path, 1, 1);
+    deliver_each(&opened.destination, 0..3);
+    assert_eq!(lines(&path).len(), 3);
+    assert_eq!(fs::read(&in_the_way).unwrap(), b"precious");
+    fs::remove_file(&in_the_way).unwrap();
+    deliver_each(&opened.destination, 3..4);
+    assert_eq!(lines(&path), [request("3", 1)]);
+    assert_eq!(lines(&numbered(&path, 1)).len(), 3);
+}
+
+#[test]
+fn what_others_moved_away_gets_nothing_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("logs.jsonl");
+    let opened = open(&path);
+    deliver_each(&opened.destination, 0..1);
+    fs::rename(&path, numbered(&path, 1)).unwrap();
+    deliver_each(&opened.destination, 1..2);
+    assert_eq!(lines(&numbered(&path, 1)), [request("0", 1)]);
+    assert_eq!(lines(&path), [request("1", 1)]);
+    fs::remove_file(&path).unwrap();
+    deliver_each(&opened.destination, 2..3);
+    assert_eq!(lines(&path), [request("2", 1)]);
 }
 
 /// Where the limited process writes; its presence makes `limited_process` do something.

@@ -1,4 +1,4 @@
-//! A scripted gRPC server: says what it was sent, and answers as told.
+//! A scripted gRPC and HTTP server: says what it was sent, and answers as told.
 
 use std::{
     convert::Infallible,
@@ -9,13 +9,16 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::{
     body::{Frame, Incoming},
     service::service_fn,
 };
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::{ServerConfig, crypto::aws_lc_rs, server::WebPkiClientVerifier};
 use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
@@ -38,6 +41,10 @@ pub(crate) enum Script {
     HeadersOnly(HeaderMap),
     /// An HTTP status with a page, as proxies send.
     Page(StatusCode),
+    /// An HTTP status with `Retry-After: 7` and a body in protobuf, as OTLP/HTTP answers.
+    Protobuf(StatusCode, Vec<u8>),
+    /// HTTP 200 in protobuf, without an end.
+    Endless,
     /// HTTP 200 and then the end, without any gRPC status.
     Nothing,
     /// No answer ever.
@@ -49,6 +56,7 @@ pub(crate) enum Script {
 pub(crate) struct Call {
     pub(crate) peer: SocketAddr,
     pub(crate) path: String,
+    pub(crate) version: Version,
     pub(crate) scheme: Option<String>,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
@@ -64,9 +72,17 @@ pub(crate) struct Server {
 impl Server {
     /// Listens on `port` (0: one the OS picks).
     pub(crate) fn start(port: u16, tls: Option<Arc<ServerConfig>>, script: Script) -> Self {
+        Self::start_at((Ipv4Addr::LOCALHOST, port).into(), tls, script)
+    }
+
+    pub(crate) fn start_at(
+        address: SocketAddr,
+        tls: Option<Arc<ServerConfig>>,
+        script: Script,
+    ) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_reuseaddr(true).unwrap();
-        socket.bind((Ipv4Addr::LOCALHOST, port).into()).unwrap();
+        socket.bind(address).unwrap();
         let listener = socket.listen(16).unwrap();
         let address = listener.local_addr().unwrap();
         let calls = Arc::default();
@@ -121,7 +137,7 @@ async fn serve(
 
 async fn connection<S>(stream: S, peer: SocketAddr, script: Script, calls: Arc<Mutex<Vec<Call>>>)
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let service = service_fn(|request: Request<Incoming>| {
         let (script, calls) = (script.clone(), Arc::clone(&calls));
@@ -131,6 +147,7 @@ where
             calls.lock().unwrap().push(Call {
                 peer,
                 path: head.uri.path().to_owned(),
+                version: head.version,
                 scheme: head.uri.scheme_str().map(ToOwned::to_owned),
                 headers: head.headers,
                 body,
@@ -139,7 +156,7 @@ where
         }
     });
     // An error here is the client going away.
-    let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+    let _ = auto::Builder::new(TokioExecutor::new())
         .serve_connection(TokioIo::new(stream), service)
         .await;
 }
@@ -163,6 +180,19 @@ async fn answer(script: Script) -> Result<Answer, Infallible> {
                 .status(status)
                 .header("retry-after", "7");
             vec![Frame::data(Bytes::from_static(b"<html>"))]
+        }
+        Script::Protobuf(status, body) => {
+            head = Response::builder()
+                .status(status)
+                .header("content-type", "application/x-protobuf")
+                .header("retry-after", "7");
+            vec![Frame::data(body.into())]
+        }
+        Script::Endless => {
+            let head = Response::builder().header("content-type", "application/x-protobuf");
+            let chunk = || Ok(Frame::data(Bytes::from_static(&[0xff; 4096])));
+            let chunks = tokio_stream::iter(std::iter::repeat_with(chunk));
+            return Ok(head.body(BodyExt::boxed(StreamBody::new(chunks))).unwrap());
         }
         Script::Nothing => vec![],
         Script::Silence => std::future::pending().await,
@@ -226,6 +256,11 @@ impl Certificates {
 
     /// What a server with these certificates needs; it demands a client certificate by the same authority.
     pub(crate) fn server(&self) -> Arc<ServerConfig> {
+        self.server_that_offers(&["h2"])
+    }
+
+    /// The same with these protocols (ALPN).
+    pub(crate) fn server_that_offers(&self, protocols: &[&str]) -> Arc<ServerConfig> {
         let chain = rustls_pki_types::CertificateDer::pem_slice_iter(self.server.0.as_bytes())
             .collect::<Result<_, _>>()
             .unwrap();
@@ -243,7 +278,8 @@ impl Certificates {
             .with_client_cert_verifier(verifier.build().unwrap())
             .with_single_cert(chain, key)
             .unwrap();
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        let protocols = protocols.iter().map(|name| name.as_bytes().to_vec());
+        config.alpn_protocols = protocols.collect();
         Arc::new(config)
     }
 }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use base64::{Engine, engine::general_purpose::STANDARD, engine::general_purpose::STANDARD_NO_PAD};
 use gophership::{
     export::{
-        Batch, Destination, DestinationConfig, DestinationKind, Destinations, OtlpConfig, Outcome,
+        Balance, Batch, Compression, Destination, DestinationConfig, DestinationKind, Destinations,
+        HeaderSource, OtlpConfig, Outcome, Protocol, Retry,
     },
     otel::status::with_retry_delay,
 };
@@ -20,24 +21,34 @@ use crate::{
     server::{Certificates, PATIENCE, Script, Server, framed, status},
 };
 
-const ACCEPTED: Outcome = Outcome::Accepted {
+pub(crate) const ACCEPTED: Outcome = Outcome::Accepted {
     rejected_records: 0,
 };
 
-fn plaintext(port: u16) -> OtlpConfig {
+pub(crate) fn plaintext(port: u16) -> OtlpConfig {
     OtlpConfig {
-        endpoint: format!("http://127.0.0.1:{port}"),
+        endpoints: vec![format!("http://127.0.0.1:{port}")],
+        balance: Balance::Failover,
+        resolve_every: PATIENCE,
+        protocol: Protocol::Grpc,
+        compression: Compression::None,
         timeout: PATIENCE,
         headers: Vec::new(),
         ca: None,
         identity: None,
         insecure: true,
+        retry: Retry::default(),
+        proxy: None,
     }
 }
 
-fn tls(port: u16, certificates: &Certificates) -> OtlpConfig {
+pub(crate) fn given(name: &str, value: &str) -> (String, HeaderSource) {
+    (name.to_owned(), HeaderSource::Value(value.to_owned()))
+}
+
+pub(crate) fn tls(port: u16, certificates: &Certificates) -> OtlpConfig {
     OtlpConfig {
-        endpoint: format!("https://localhost:{port}"),
+        endpoints: vec![format!("https://localhost:{port}")],
         ca: Some(certificates.ca.clone()),
         identity: Some(certificates.client.clone()),
         insecure: false,
@@ -45,26 +56,26 @@ fn tls(port: u16, certificates: &Certificates) -> OtlpConfig {
     }
 }
 
-fn configured(config: OtlpConfig) -> DestinationConfig {
+pub(crate) fn configured(config: OtlpConfig) -> DestinationConfig {
     DestinationConfig {
         name: "main".to_owned(),
         kind: DestinationKind::Otlp(config),
     }
 }
 
-fn connect(config: OtlpConfig) -> Destination {
+pub(crate) fn connect(config: OtlpConfig) -> Destination {
     Destinations::open(&[configured(config)])
         .unwrap()
         .connect()
         .remove(0)
 }
 
-fn ok() -> Script {
+pub(crate) fn ok() -> Script {
     Script::Message(Vec::new())
 }
 
 /// The reason of a retry.
-fn retried(outcome: Outcome) -> (Option<Duration>, String) {
+pub(crate) fn retried(outcome: Outcome) -> (Option<Duration>, String) {
     match outcome {
         Outcome::Retry { after, reason } => (after, reason),
         other => panic!("{other:?}"),
@@ -84,10 +95,7 @@ fn bytes_and_headers_arrive_as_given() {
     on_a_worker(async {
         let server = Server::start(0, None, ok());
         let destination = connect(OtlpConfig {
-            headers: vec![
-                ("authorization".into(), "Bearer t".into()),
-                ("x-scope".into(), "a b".into()),
-            ],
+            headers: vec![given("authorization", "Bearer t"), given("x-scope", "a b")],
             ..plaintext(server.address.port())
         });
         assert_eq!(destination.name(), "main");
@@ -373,11 +381,11 @@ fn wrong_configurations_are_named() {
     };
     let good = || tls(4317, &certificates);
     let endpoint = |endpoint: &str| OtlpConfig {
-        endpoint: endpoint.to_owned(),
+        endpoints: vec![endpoint.to_owned()],
         ..good()
     };
     let header = |name: &str, value: &str| OtlpConfig {
-        headers: vec![(name.to_owned(), value.to_owned())],
+        headers: vec![given(name, value)],
         ..good()
     };
     let missing = directory.path().join("missing.pem");

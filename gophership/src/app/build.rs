@@ -202,9 +202,10 @@ impl Stores {
                 config.replay.dead_letters_max_bytes,
             )
             .map_err(replay::Error::from)?,
-            circuits: names
+            circuits: config
+                .destinations
                 .iter()
-                .map(|name| Arc::new(Circuit::new(name)))
+                .map(|destination| Arc::new(Circuit::new(&destination.name, destination.retry())))
                 .collect(),
         })
     }

@@ -484,6 +484,12 @@ fn export(daemon: &Daemon, families: &mut Families) {
             );
         }
     }
+    let help = "Whether its last attempt succeeded, or there was none.";
+    let mut up = families.gauge("gophership_export_up", help);
+    for circuit in &daemon.circuits {
+        let is_up = u8::from(circuit.is_closed());
+        up.add(&[("destination", circuit.name())], f64::from(is_up));
+    }
 }
 
 fn ledger(daemon: &Daemon, families: &mut Families) {

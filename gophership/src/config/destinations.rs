@@ -6,7 +6,9 @@ use super::{
     schema,
     settings::{Settings, at_index},
 };
-use crate::export::{DestinationConfig, DestinationKind, FileConfig, OtlpConfig};
+use crate::export::{
+    DestinationConfig, DestinationKind, FileConfig, OtlpConfig, Protocol, Retry, Rotation,
+};
 
 const LIST: &str = "export.destinations";
 /// An entry's bitmask of the destinations it is owed to has this many bits.
@@ -54,31 +56,87 @@ fn one(s: &mut Settings, index: usize) -> Option<DestinationConfig> {
 }
 
 fn otlp(s: &mut Settings, index: usize) -> Option<OtlpConfig> {
-    let endpoint = required(s, &schema::OTLP_ENDPOINT, index);
+    let endpoints = endpoints(s, index);
+    let balance = s.get_at(&schema::OTLP_BALANCE, index);
+    let resolve_every = s.get_at(&schema::OTLP_RESOLVE_EVERY, index);
     let timeout = s.get_at(&schema::OTLP_TIMEOUT, index);
+    let protocol = s.get_at(&schema::OTLP_PROTOCOL, index);
+    let compression = s.get_at(&schema::OTLP_COMPRESSION, index);
     let headers = s.get_at(&schema::OTLP_HEADERS, index);
+    let proxy = s.get_at(&schema::OTLP_PROXY, index);
+    let retry = retry(s, index);
     let ca = s.get_at(&schema::OTLP_TLS_CA, index);
     let cert = s.get_at(&schema::OTLP_TLS_CERT, index);
     let key = s.get_at(&schema::OTLP_TLS_KEY, index);
     let insecure = s.get_at(&schema::OTLP_TLS_INSECURE, index);
-    if let (Some(endpoint), Some(insecure)) = (&endpoint, insecure) {
-        let tls_files = ca.is_some() || cert.is_some() || key.is_some();
-        check_scheme(s, index, endpoint, insecure, tls_files);
+    for endpoint in endpoints.iter().flatten() {
+        if let Some(insecure) = insecure {
+            let tls_files = ca.is_some() || cert.is_some() || key.is_some();
+            check_scheme(s, index, endpoint, insecure, tls_files);
+        }
+        if let Some(protocol) = protocol {
+            check_path(s, index, endpoint, protocol);
+        }
     }
     let identity = identity(s, index, cert, key);
     Some(OtlpConfig {
-        endpoint: endpoint?,
+        endpoints: endpoints?,
+        balance: balance?,
+        resolve_every: resolve_every?,
+        protocol: protocol?,
+        compression: compression?,
         timeout: timeout?,
         headers: headers?,
         ca,
         identity,
         insecure: insecure?,
+        retry: retry?,
+        proxy,
+    })
+}
+
+fn endpoints(s: &mut Settings, index: usize) -> Option<Vec<String>> {
+    let several_path = at_index(schema::OTLP_ENDPOINTS.entry.path, index);
+    if !s.has(&several_path) && !s.is_broken(&several_path) {
+        return required(s, &schema::OTLP_ENDPOINT, index).map(|endpoint| vec![endpoint]);
+    }
+    let one_path = at_index(schema::OTLP_ENDPOINT.entry.path, index);
+    if s.has(&one_path) {
+        let message = format!("{one_path} and {several_path} exclude each other");
+        s.conflict(&[&one_path, &several_path], message);
+    }
+    s.get_at(&schema::OTLP_ENDPOINTS, index)
+}
+
+fn retry(s: &mut Settings, index: usize) -> Option<Retry> {
+    let initial = s.get_at(&schema::OTLP_RETRY_INITIAL, index);
+    let max = s.get_at(&schema::OTLP_RETRY_MAX, index);
+    let multiplier = s.get_at(&schema::OTLP_RETRY_MULTIPLIER, index);
+    let jitter = s.get_at(&schema::OTLP_RETRY_JITTER, index);
+    let (initial, max) = (initial?, max?);
+    if initial > max {
+        let initial_path = at_index(schema::OTLP_RETRY_INITIAL.entry.path, index);
+        let max_path = at_index(schema::OTLP_RETRY_MAX.entry.path, index);
+        let message = format!("{initial_path} = {initial:?} is more than {max_path} = {max:?}");
+        s.conflict(&[&initial_path, &max_path], message);
+    }
+    Some(Retry {
+        initial,
+        max,
+        multiplier_permille: multiplier?,
+        jitter_permille: jitter?,
     })
 }
 
 fn file(s: &mut Settings, index: usize) -> Option<FileConfig> {
-    let path = required(s, &schema::FILE_PATH, index)?;
-    Some(FileConfig { path })
+    let path = required(s, &schema::FILE_PATH, index);
+    let bytes = s.get_at(&schema::FILE_ROTATE_BYTES, index);
+    let keep = s.get_at(&schema::FILE_KEEP, index);
+    let (path, bytes, keep) = (path?, bytes?, keep?);
+    Some(FileConfig {
+        path,
+        rotation: bytes.map(|bytes| Rotation { bytes, keep }),
+    })
 }
 
 /// A key that its kind of destination can't do without.
@@ -95,8 +153,17 @@ fn required<F: super::formats::Format>(
     value
 }
 
+/// Where an endpoint is written: by itself or in a list.
+fn endpoint_path(s: &Settings, index: usize) -> String {
+    let several = at_index(schema::OTLP_ENDPOINTS.entry.path, index);
+    match s.has(&several) {
+        true => several,
+        false => at_index(schema::OTLP_ENDPOINT.entry.path, index),
+    }
+}
+
 fn check_scheme(s: &mut Settings, index: usize, endpoint: &str, insecure: bool, tls_files: bool) {
-    let path = at_index(schema::OTLP_ENDPOINT.entry.path, index);
+    let path = endpoint_path(s, index);
     let switch = at_index(schema::OTLP_TLS_INSECURE.entry.path, index);
     let plaintext = endpoint.starts_with("http://");
     let message = match (plaintext, insecure) {
@@ -110,6 +177,16 @@ fn check_scheme(s: &mut Settings, index: usize, endpoint: &str, insecure: bool, 
         (true, true) | (false, false) => return,
     };
     s.conflict(&[&path, &switch], message);
+}
+
+fn check_path(s: &mut Settings, index: usize, endpoint: &str, protocol: Protocol) {
+    let has_path = |uri: http::Uri| !matches!(uri.path(), "" | "/");
+    if protocol == Protocol::Grpc && endpoint.parse().is_ok_and(has_path) {
+        let path = endpoint_path(s, index);
+        let switch = at_index(schema::OTLP_PROTOCOL.entry.path, index);
+        let message = format!("{path} = {endpoint} has a path, and {switch} = grpc has none");
+        s.conflict(&[&path, &switch], message);
+    }
 }
 
 fn identity(

@@ -1,6 +1,7 @@
 //! How the text of a key becomes a value, one type a format.
 
 use std::{
+    collections::HashSet,
     marker::PhantomData,
     net::SocketAddr,
     num::{NonZeroU32, NonZeroU64},
@@ -9,7 +10,7 @@ use std::{
 };
 
 use super::units;
-use crate::{pipeline::enrich::Detector, pressure::SYN_PER_SECOND_MAX};
+use crate::{export::HeaderSource, pipeline::enrich::Detector, pressure::SYN_PER_SECOND_MAX};
 
 /// The shape a key has in YAML.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub enum Shape {
     List,
     /// A sequence of texts, or its only one.
     OneOrList,
-    /// A mapping of free names to texts, which may be secrets and are never printed.
+    /// A mapping of free names to texts, or to where they are; they may be secrets and are never printed.
     Map,
 }
 
@@ -32,7 +33,16 @@ pub enum Raw {
     /// Of a list.
     List(Vec<String>),
     /// Of a map.
-    Map(Vec<(String, String)>),
+    Map(Vec<(String, Given)>),
+}
+
+/// What a map has for a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Given {
+    /// A text.
+    Text(String),
+    /// A mapping of one name to one text: where the text is.
+    From(String, String),
 }
 
 impl Raw {
@@ -47,7 +57,7 @@ impl Raw {
                 parts()
                     .map(|pair| {
                         let (name, value) = pair.split_once('=')?;
-                        Some((name.to_owned(), value.to_owned()))
+                        Some((name.to_owned(), Given::Text(value.to_owned())))
                     })
                     .collect::<Option<_>>()?,
             ),
@@ -57,7 +67,10 @@ impl Raw {
     /// For messages; None where it could hold secrets.
     pub fn shown(&self) -> Option<String> {
         match self {
+            // A URL with credentials.
+            Self::Text(text) if text.contains("://") && text.contains('@') => None,
             Self::Text(text) => Some(text.clone()),
+            Self::List(items) if items.iter().any(|item| item.contains('@')) => None,
             Self::List(items) => Some(format!("[{}]", items.join(", "))),
             Self::Map(_) => None,
         }
@@ -129,6 +142,15 @@ text_formats! {
     /// Bytes, more than none.
     Size: u64, "a size such as 16MiB, 1GiB or plain bytes",
         |text| units::parse_bytes(text).filter(|bytes| *bytes > 0);
+    /// Bytes, more than none, or no bound.
+    SizeLimit: Option<u64>, "a size such as 16MiB, 1GiB or plain bytes, or off",
+        |text| match text {
+            "off" => Some(None),
+            size => units::parse_bytes(size).filter(|bytes| *bytes > 0).map(Some),
+        };
+    /// Rotated files: some, and not more than are renamed in an instant.
+    Keep: u32, "a whole number from 1 to 1000",
+        |text| text.parse().ok().filter(|keep| (1..=1000).contains(keep));
     /// Time, none included.
     Span: Duration, "a duration such as 500us, 20ms, 5s, 10m or 1h",
         units::parse_duration;
@@ -168,8 +190,14 @@ text_formats! {
     /// Name of a destination: it becomes a metric label and a file name.
     Name: String, "1 to 64 of a-z, 0-9, _ and -",
         |text| name(text).then(|| text.to_owned());
+    /// Factor from one wait to the next, in thousandths.
+    Multiplier: u32, "a number from 1 to 10, with at most three decimals",
+        multiplier;
+    /// An HTTP CONNECT proxy; it may have a password in it, which nothing prints.
+    ProxyUrl: String, "http://host:port, with user:password@ before the host if it wants them",
+        |text| proxy(text).then(|| text.to_owned());
     /// Where an OTLP server listens.
-    Endpoint: String, "https://host:port (or http:// with tls.insecure: true), without path or credentials",
+    Endpoint: String, "https://host:port (or http:// with tls.insecure: true), without query or credentials",
         |text| endpoint(text).then(|| text.to_owned());
 }
 
@@ -245,6 +273,18 @@ choices! {
     /// Codec of the vault.
     Compression: crate::vault::Compression, "auto, lz4 or none",
         { "auto" => crate::vault::Compression::Auto, "lz4" => crate::vault::Compression::Lz4, "none" => crate::vault::Compression::None };
+    /// How OTLP is spoken.
+    Protocol: crate::export::Protocol, "grpc or http",
+        { "grpc" => crate::export::Protocol::Grpc, "http" => crate::export::Protocol::Http };
+    /// Which of several servers is asked first.
+    Balance: crate::export::Balance, "failover or round_robin",
+        { "failover" => crate::export::Balance::Failover, "round_robin" => crate::export::Balance::RoundRobin };
+    /// How messages to servers are compressed.
+    ExportCompression: crate::export::Compression, "none, gzip or zstd", {
+        "none" => crate::export::Compression::None,
+        "gzip" => crate::export::Compression::Gzip,
+        "zstd" => crate::export::Compression::Zstd
+    };
     /// What a full vault does.
     OnFull: crate::vault::OnFull, "refuse or drop_oldest",
         { "refuse" => crate::vault::OnFull::Refuse, "drop_oldest" => crate::vault::OnFull::DropOldest };
@@ -334,6 +374,22 @@ impl Format for Detectors {
     }
 }
 
+/// Where OTLP servers listen.
+#[derive(Debug)]
+pub enum Endpoints {}
+
+impl Format for Endpoints {
+    type Value = Vec<String>;
+    const SHAPE: Shape = Shape::List;
+    const EXPECTS: &'static str = "a list of 1 to 16 different https://host:port (or http:// with tls.insecure: true), without query or credentials";
+    fn read(raw: &Raw) -> Option<Vec<String>> {
+        let Raw::List(items) = raw else { return None };
+        let different = items.iter().collect::<HashSet<_>>().len() == items.len();
+        let valid = (1..=16).contains(&items.len()) && items.iter().all(|item| endpoint(item));
+        (different && valid).then(|| items.clone())
+    }
+}
+
 /// Names of network interfaces.
 #[derive(Debug)]
 pub enum Interfaces {}
@@ -351,26 +407,41 @@ impl Format for Interfaces {
     }
 }
 
-/// gRPC metadata: lower-case names, visible ASCII values.
+/// Headers: lower-case names, visible ASCII values.
 #[derive(Debug)]
 pub enum Headers {}
 
 impl Format for Headers {
-    type Value = Vec<(String, String)>;
+    type Value = Vec<(String, HeaderSource)>;
     const SHAPE: Shape = Shape::Map;
-    const EXPECTS: &'static str =
-        "a map of lower-case header names (not grpc-…, not …-bin) to ASCII values";
+    const EXPECTS: &'static str = "a map of lower-case header names (not grpc-…, not …-bin) to ASCII values, { env: NAME } or { file: PATH }";
     fn read(raw: &Raw) -> Option<Self::Value> {
         let Raw::Map(pairs) = raw else { return None };
-        let valid = pairs.iter().all(|(name, value)| {
+        let header = |(name, given): &(String, Given)| {
             let lower = !name.bytes().any(|b| b.is_ascii_uppercase());
-            lower
+            let valid = lower
                 && http::HeaderName::try_from(name.as_str()).is_ok()
                 && !name.starts_with("grpc-")
-                && !name.ends_with("-bin")
-                && value.bytes().all(|b| (0x20..0x7f).contains(&b))
-        });
-        valid.then(|| pairs.clone())
+                && !name.ends_with("-bin");
+            valid.then_some(())?;
+            Some((name.clone(), header_source(given)?))
+        };
+        pairs.iter().map(header).collect()
+    }
+}
+
+fn header_source(given: &Given) -> Option<HeaderSource> {
+    match given {
+        Given::Text(value) => {
+            let visible = value.bytes().all(|b| (0x20..0x7f).contains(&b));
+            visible.then(|| HeaderSource::Value(value.clone()))
+        }
+        Given::From(from, place) if place.is_empty() || from.is_empty() => None,
+        Given::From(from, place) => match from.as_str() {
+            "env" => Some(HeaderSource::Variable(place.clone())),
+            "file" => Some(HeaderSource::File(place.into())),
+            _ => None,
+        },
     }
 }
 
@@ -411,6 +482,27 @@ fn name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(known)
 }
 
+fn multiplier(text: &str) -> Option<u32> {
+    let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if !digits(whole) || !digits(decimals) || decimals.len() > 3 {
+        return None;
+    }
+    let whole: u32 = whole.parse().ok().filter(|whole| *whole <= 10)?;
+    let thousandths: u32 = format!("{decimals:0<3}").parse().ok()?;
+    Some(whole * 1000 + thousandths).filter(|permille| (1000..=10_000).contains(permille))
+}
+
+fn proxy(text: &str) -> bool {
+    let Ok(uri) = text.parse::<http::Uri>() else {
+        return false;
+    };
+    let has_port = uri
+        .authority()
+        .is_some_and(|authority| authority.port_u16().is_some_and(|port| port > 0));
+    uri.scheme_str() == Some("http") && has_port && uri.path() == "/" && uri.query().is_none()
+}
+
 fn log_level(text: &str) -> bool {
     let level = |text: &str| matches!(text, "off" | "error" | "warn" | "info" | "debug" | "trace");
     let mut parts = text.split(',').map(str::trim);
@@ -431,6 +523,5 @@ fn endpoint(text: &str) -> bool {
     matches!(uri.scheme_str(), Some("http" | "https"))
         && !authority.as_str().contains('@')
         && authority.port_u16().is_some_and(|port| port > 0)
-        && uri.path() == "/"
         && uri.query().is_none()
 }

@@ -6,9 +6,10 @@
 use std::marker::PhantomData;
 
 use super::formats::{
-    Address, Attributes, Auto, Bool, ClientAuth, Compression, Count, Detectors, Endpoint, Format,
-    Headers, Ids, Interfaces, KernelMode, LandlockMode, Level, Limit, LogFormat, LogLevel, Mode,
-    Name, OnFull, Path, Period, Rung, ServiceUser, Shape, Share, Size, Span, SynRate, Sync, Texts,
+    Address, Attributes, Auto, Balance, Bool, ClientAuth, Compression, Count, Detectors, Endpoint,
+    Endpoints, ExportCompression, Format, Headers, Ids, Interfaces, Keep, KernelMode, LandlockMode,
+    Level, Limit, LogFormat, LogLevel, Mode, Multiplier, Name, OnFull, Path, Period, Protocol,
+    ProxyUrl, Rung, ServiceUser, Shape, Share, Size, SizeLimit, Span, SynRate, Sync, Texts,
     XdpMode,
 };
 
@@ -209,11 +210,31 @@ keys! {
     EXPORT_BATCH_LINGER: Span = "export.batch.linger", Default("20ms");
     /// Unique name of the destination: a-z, 0-9, _ and -.
     DESTINATION_NAME: Name = "export.destinations[].name", Required;
-    /// OTLP/gRPC server: https://host:port, or http:// with tls.insecure.
+    /// OTLP server: https://host:port, or http:// with tls.insecure; with protocol http, v1/logs is appended to its path.
     OTLP_ENDPOINT: Endpoint = "export.destinations[].otlp.endpoint", Unset;
+    /// Several such servers that are one destination: what one of them has, the destination has. Instead of endpoint.
+    OTLP_ENDPOINTS: Endpoints = "export.destinations[].otlp.endpoints", Unset;
+    /// Which of several is asked first: failover, the first that works, or round_robin, each in turn.
+    OTLP_BALANCE: Balance = "export.destinations[].otlp.balance", Default("failover");
+    /// While there is something to send, their names are looked up again this often.
+    OTLP_RESOLVE_EVERY: Period = "export.destinations[].otlp.resolve_every", Default("30s");
+    /// How it is spoken to: grpc, or http (protobuf).
+    OTLP_PROTOCOL: Protocol = "export.destinations[].otlp.protocol", Default("grpc");
+    /// How messages are compressed: none, gzip or zstd.
+    OTLP_COMPRESSION: ExportCompression = "export.destinations[].otlp.compression", Default("none");
+    /// HTTP CONNECT proxy on the way to it: http://[user:password@]host:port. Unset: none, whatever the environment says.
+    OTLP_PROXY: ProxyUrl = "export.destinations[].otlp.proxy", Unset;
+    /// After a failure, it is tried again after this long.
+    OTLP_RETRY_INITIAL: Period = "export.destinations[].otlp.retry.initial", Default("100ms");
+    /// After further failures, later and later, but not after more than this.
+    OTLP_RETRY_MAX: Period = "export.destinations[].otlp.retry.max", Default("10s");
+    /// Each wait is so many times the last one.
+    OTLP_RETRY_MULTIPLIER: Multiplier = "export.destinations[].otlp.retry.multiplier", Default("2");
+    /// Each wait is longer or shorter by up to this share.
+    OTLP_RETRY_JITTER: Share = "export.destinations[].otlp.retry.jitter", Default("20%");
     /// Limit of one export call.
     OTLP_TIMEOUT: Period = "export.destinations[].otlp.timeout", Default("10s");
-    /// Metadata sent with each call.
+    /// Headers sent with each call: a value, { env: NAME } or { file: PATH }, which are read at the start.
     OTLP_HEADERS: Headers = "export.destinations[].otlp.headers", Default("");
     /// PEM bundle to verify the server by; unset: the system's.
     OTLP_TLS_CA: Path = "export.destinations[].otlp.tls.ca", Unset;
@@ -225,6 +246,10 @@ keys! {
     OTLP_TLS_INSECURE: Bool = "export.destinations[].otlp.tls.insecure", Default("false");
     /// File that OTLP JSON lines are appended to.
     FILE_PATH: Path = "export.destinations[].file.path", Unset;
+    /// It is rotated from this size, or never (off).
+    FILE_ROTATE_BYTES: SizeLimit = "export.destinations[].file.rotate_bytes", Default("100MiB");
+    /// Rotated files that stay: path.1, the newest, to path.KEEP.
+    FILE_KEEP: Keep = "export.destinations[].file.keep", Default("5");
 
     /// Socket of the control service.
     CONTROL_UNIX_PATH: Path = "control.unix.path", Default("/run/gophership/control.sock");

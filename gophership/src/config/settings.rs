@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    formats::{Format, Raw, Shape},
+    formats::{Format, Given, Raw, Shape},
     problems::{Kind, Origin, Problem},
     schema::{self, Entry, Fallback, Key, Meaning},
     tree::{Name, Node, Value},
@@ -161,7 +161,7 @@ impl Settings {
                 .map(Raw::List),
             (Shape::Map, Value::Map(entries)) => entries
                 .into_iter()
-                .map(|(name, node)| Some((name.text, text(node)?)))
+                .map(|(name, node)| Some((name.text, given(node)?)))
                 .collect::<Option<_>>()
                 .map(Raw::Map),
             _ => None,
@@ -310,6 +310,21 @@ impl Settings {
                 expected: expected.to_owned(),
             },
         });
+    }
+}
+
+/// What a free name is given in a map: a text, or a mapping of one name to one.
+fn given(node: Node) -> Option<Given> {
+    match node.value {
+        Value::Scalar(text) => Some(Given::Text(text)),
+        Value::Map(mut entries) => match (entries.pop(), entries.is_empty()) {
+            (Some((name, node)), true) => match node.value {
+                Value::Scalar(text) => Some(Given::From(name.text, text)),
+                Value::Null | Value::List(_) | Value::Map(_) => None,
+            },
+            _ => None,
+        },
+        Value::Null | Value::List(_) => None,
     }
 }
 

@@ -14,21 +14,16 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use bytes::{Buf, Bytes};
-use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+use http::{HeaderMap, StatusCode};
 use http_body::Body;
 use http_body_util::BodyExt;
-use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
-use prost::Message;
 use tonic::Code;
 
-use super::Outcome;
+use super::{
+    Outcome,
+    response::{self, MESSAGE_BYTES_MAX, retry_after, shorten},
+};
 use crate::otel::status;
-
-/// Bytes of a response's message that are kept; partial success takes a few hundred.
-const MESSAGE_BYTES_MAX: usize = 64 << 10;
-
-/// Bytes of a server's text that go into a reason.
-const TEXT_BYTES_MAX: usize = 512;
 
 /// gRPC sends binary headers in base64 with or without padding.
 const HEADER_BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -42,7 +37,7 @@ pub(super) struct Answer {
     http: StatusCode,
     /// `None`: the stream ended without one.
     status: Option<Status>,
-    /// `Retry-After` in seconds, which proxies send with HTTP statuses.
+    /// `Retry-After`, which proxies send with HTTP statuses.
     retry_after: Option<Duration>,
     /// The message with its gRPC prefix, cut off at `MESSAGE_BYTES_MAX`.
     message: Vec<u8>,
@@ -174,41 +169,10 @@ impl Answer {
             return 0;
         }
         let length = message.get_u32() as usize;
-        let response = message.get(..length).map(ExportLogsServiceResponse::decode);
-        let Some(Ok(ExportLogsServiceResponse {
-            partial_success: Some(partial),
-        })) = response
-        else {
-            return 0;
-        };
-        let rejected = u64::try_from(partial.rejected_log_records).unwrap_or(0);
-        if rejected > 0 {
-            tracing::warn!(
-                endpoint,
-                records = rejected,
-                reason = shorten(&partial.error_message),
-                "the destination rejected records for good"
-            );
-        } else if !partial.error_message.is_empty() {
-            tracing::debug!(
-                endpoint,
-                warning = shorten(&partial.error_message),
-                "the destination warns"
-            );
-        }
-        rejected
+        message
+            .get(..length)
+            .map_or(0, |message| response::rejected_records(message, endpoint))
     }
-}
-
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
-    Some(Duration::from_secs(seconds))
-}
-
-/// A server's text, bounded.
-fn shorten(text: &str) -> String {
-    let end = text.floor_char_boundary(TEXT_BYTES_MAX);
-    text[..end].to_owned()
 }
 
 /// The code's name in the gRPC specification.

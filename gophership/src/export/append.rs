@@ -4,14 +4,17 @@
 //! - what was in the file before a group failed stays as it was, and nothing of that group stays;
 //! - after a failure nothing is written until the cut has succeeded;
 //! - at opening, only an incomplete last line is cut: it was never accepted, and complete lines are kept;
-//! - one writer a file (advisory lock, held as long as the file is open).
+//! - one writer a file (advisory lock, held as long as the file is open);
+//! - a group goes into the file that has the path's name: one that was moved or removed by others gets nothing more.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
     io::{self, BufWriter, Write},
-    os::unix::fs::{FileExt, OpenOptionsExt},
-    path::Path,
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
 };
+
+use super::rotate::{self, Rotation};
 
 /// Bytes gathered for one `write`; larger lines take several.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -34,53 +37,62 @@ impl From<io::Error> for OpenError {
     }
 }
 
+impl From<OpenError> for io::Error {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Io(error) => error,
+            OpenError::NotRegular => Self::other("not a regular file"),
+            OpenError::Locked => Self::other("locked by another process that writes it"),
+            OpenError::ForeignTail => Self::other("its last line isn't ours"),
+        }
+    }
+}
+
 /// An open file, at its end.
 #[derive(Debug)]
 pub(super) struct AppendFile {
+    path: PathBuf,
     file: File,
+    rotation: Option<Rotation>,
+    /// Whether the last rotation failed, which is told once.
+    unrotated: bool,
     /// Set after a group failed: the length in bytes to cut back to before anything else.
     cut_to: Option<u64>,
 }
 
 impl AppendFile {
-    /// Opens or creates the file, makes its directory entry durable, and cuts off a torn last line.
-    pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
-        // Opening a pipe for writing would wait for its reader.
-        if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
-            return Err(OpenError::NotRegular);
-        }
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o640)
-            .open(path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(OpenError::Locked),
-            Err(TryLockError::Error(error)) => return Err(error.into()),
-        }
-        cut_torn_line(&file)?;
-        file.sync_all()?;
-        let directory = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
-        File::open(directory)?.sync_all()?;
-        Ok(Self { file, cut_to: None })
+    /// Opens or creates the file, and cuts off a torn last line.
+    pub(super) fn open(path: &Path, rotation: Option<Rotation>) -> Result<Self, OpenError> {
+        Ok(Self {
+            file: open(path)?,
+            // A link stays where it is: what it leads to is rotated.
+            path: path.canonicalize()?,
+            rotation,
+            unrotated: false,
+            cut_to: None,
+        })
     }
 
-    /// Appends what `write` writes, and returns when that is durable.
+    /// Appends what `write` writes, and returns when that is durable. If the file is to be rotated, that comes first.
     ///
     /// # Errors
     /// Those of `write`, of the file and of `fdatasync`: then nothing of the group stays in the file.
     pub(super) fn append(
         &mut self,
-        write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,
+        write: impl FnOnce(&mut Lines<'_>) -> io::Result<()>,
     ) -> io::Result<()> {
         self.cut()?;
-        // Measured, not remembered: log rotation may truncate the file in place.
-        let length = self.file.metadata()?.len();
+        self.follow_the_name()?;
+        // Measured, not remembered: others may truncate the file in place.
+        let mut length = self.file.metadata()?.len();
+        if length > 0
+            && self
+                .rotation
+                .is_some_and(|rotation| length >= rotation.bytes)
+        {
+            self.rotate();
+            length = self.file.metadata()?.len();
+        }
         let written = self.write(write);
         if written.is_err() {
             self.cut_to = Some(length);
@@ -90,10 +102,48 @@ impl AppendFile {
         written
     }
 
-    fn write(&self, write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> io::Result<()> {
-        let mut out = BufWriter::with_capacity(BUFFER_BYTES, &self.file);
-        write(&mut out)?;
-        out.flush()?;
+    /// Opens the path anew if it is no longer the name of this file: what would be written to it might be lost with it.
+    fn follow_the_name(&mut self) -> io::Result<()> {
+        let own = self.file.metadata()?;
+        let is_own = self
+            .path
+            .metadata()
+            .is_ok_and(|named| (named.dev(), named.ino()) == (own.dev(), own.ino()));
+        if !is_own {
+            self.file = open(&self.path)?;
+        }
+        Ok(())
+    }
+
+    /// Where it fails, the file goes on growing: what is to be written counts more.
+    fn rotate(&mut self) {
+        let Some(rotation) = self.rotation else {
+            return;
+        };
+        match rotate::rotate(&self.path, rotation.keep) {
+            Ok(file) => {
+                self.file = file;
+                self.unrotated = false;
+            }
+            Err(error) if !self.unrotated => {
+                self.unrotated = true;
+                tracing::warn!(path = %self.path.display(), %error, "this file can't be rotated; it grows until it can");
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn write(&self, write: impl FnOnce(&mut Lines<'_>) -> io::Result<()>) -> io::Result<()> {
+        let mut lines = Lines {
+            out: BufWriter::with_capacity(BUFFER_BYTES, &self.file),
+            // A group isn't cut short for a rotation that can't be.
+            full_from: match self.rotation {
+                Some(rotation) if !self.unrotated => rotation.bytes,
+                _ => u64::MAX,
+            },
+        };
+        write(&mut lines)?;
+        lines.out.flush()?;
         self.file.sync_data()
     }
 
@@ -106,6 +156,52 @@ impl AppendFile {
             self.cut_to = None;
         }
         Ok(())
+    }
+}
+
+/// The lines of one group.
+#[derive(Debug)]
+pub(super) struct Lines<'f> {
+    /// Where they go.
+    pub(super) out: BufWriter<&'f File>,
+    full_from: u64,
+}
+
+impl Lines<'_> {
+    /// Whether the file has reached the size at which it is rotated: what is left belongs to the next group.
+    pub(super) fn is_full(&self) -> io::Result<bool> {
+        let written = self.out.get_ref().metadata()?.len();
+        Ok(written + self.out.buffer().len() as u64 >= self.full_from)
+    }
+}
+
+/// Opens or creates the file, makes its directory entry durable, and cuts off a torn last line.
+fn open(path: &Path) -> Result<File, OpenError> {
+    // Opening a pipe for writing would wait for its reader.
+    if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(OpenError::NotRegular);
+    }
+    let file = options().create(true).open(path)?;
+    lock(&file)?;
+    cut_torn_line(&file)?;
+    file.sync_all()?;
+    rotate::sync_directory(path)?;
+    Ok(file)
+}
+
+/// How a file of lines is opened.
+pub(super) fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).append(true).mode(0o640);
+    options
+}
+
+/// Makes this process the file's only writer.
+pub(super) fn lock(file: &File) -> Result<(), OpenError> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked),
+        Err(TryLockError::Error(error)) => Err(error.into()),
     }
 }
 

@@ -33,6 +33,38 @@ pub enum Error {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// The variable that a header's value is in isn't set, or isn't text.
+    #[error(
+        "export destination `{name}`: header `{header}`: the variable {variable} isn't set, or isn't text"
+    )]
+    HeaderVariable {
+        /// The destination.
+        name: String,
+        /// The header.
+        header: String,
+        /// The variable.
+        variable: String,
+    },
+    /// The file that a header's value is in can't be read.
+    #[error("export destination `{name}`: header `{header}`: {}: {source}", path.display())]
+    HeaderFile {
+        /// The destination.
+        name: String,
+        /// The header.
+        header: String,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// `otlp.proxy` can't be used.
+    #[error("export destination `{name}`: proxy: {what}")]
+    Proxy {
+        /// The destination.
+        name: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// A certificate or key file can't be read.
     #[error("export destination `{name}`: {}: {source}", path.display())]
     Pem {

@@ -1,7 +1,7 @@
 //! The `file` destination: one thread a file appends OTLP JSON lines and syncs them in groups.
 //!
 //! All batches that wait are written together and completed after one `fdatasync`; what arrives meanwhile is the next
-//! group. Memory: at most [`WAITING_MAX`] batches wait, and one at a time is decoded.
+//! group. A file that has reached its size ends the group and is rotated before the next. Memory: at most [`WAITING_MAX`] batches wait, and one at a time is decoded.
 //!
 //! A line torn by a crash is cut off when the file is opened again; its batch was never accepted. After a power cut, a
 //! group that wasn't accepted may have left other damaged lines where the file system wrote its pages out of order.
@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use super::{
     Batch, Error, FileConfig, Outcome,
     append::{AppendFile, OpenError},
+    rotate::Rotation,
 };
 use crate::otel::json;
 
@@ -70,6 +71,7 @@ impl FileDestination {
 #[derive(Debug)]
 pub(super) struct OpenFile {
     destination: FileDestination,
+    rotation: Option<Rotation>,
     thread: Mutex<Thread>,
 }
 
@@ -91,6 +93,7 @@ impl OpenFile {
                 waiting,
                 room: Arc::new(Semaphore::new(WAITING_MAX)),
             },
+            rotation: config.rotation,
             thread: Mutex::new(Thread::Waiting(messages)),
         }
     }
@@ -108,7 +111,8 @@ impl OpenFile {
         let (name, path) = (&self.destination.name, &self.destination.path);
         let writer = Writer {
             path: path.to_path_buf(),
-            file: AppendFile::open(path).map_err(|error| open_error(name, path, error))?,
+            file: AppendFile::open(path, self.rotation)
+                .map_err(|error| open_error(name, path, error))?,
             messages,
         };
         let spawned = thread::Builder::new()
@@ -197,20 +201,24 @@ impl Writer {
         }
     }
 
-    /// Writes a group, syncs once, and tells every sender.
+    /// Writes a group, syncs it once for each file that it goes into, and tells every sender.
     fn commit(&mut self, group: &mut Vec<Job>) {
         group.retain(|job| !job.reply.is_closed());
-        if group.is_empty() {
-            return;
+        while !group.is_empty() {
+            self.commit_some(group);
         }
+    }
+
+    /// Writes as much of a group as the file takes: all, or what fills it.
+    fn commit_some(&mut self, group: &mut Vec<Job>) {
         let mut outcomes = Vec::with_capacity(group.len());
-        let written = self.file.append(|out| {
+        let written = self.file.append(|lines| {
             for job in &*group {
                 // Decoded one by one: a decoded batch takes several times its bytes.
                 outcomes.push(
                     match ExportLogsServiceRequest::decode(job.batch.bytes.clone()) {
                         Ok(request) => {
-                            json::write_line(&request, &mut *out)?;
+                            json::write_line(&request, &mut lines.out)?;
                             Outcome::Accepted {
                                 rejected_records: 0,
                             }
@@ -220,6 +228,9 @@ impl Writer {
                         },
                     },
                 );
+                if lines.is_full()? {
+                    break;
+                }
             }
             Ok(())
         });
@@ -227,14 +238,18 @@ impl Writer {
             after: None,
             reason: format!("{}: {error}", self.path.display()),
         });
+        // Without a failure, the jobs that have an outcome; else all, for the next would fail as well.
+        let done = match failure {
+            None => outcomes.len(),
+            Some(_) => group.len(),
+        };
         let mut outcomes = outcomes.into_iter();
-        for job in group.drain(..) {
+        for job in group.drain(..done) {
             let outcome = match (outcomes.next(), &failure) {
                 (Some(rejected @ Outcome::Rejected { .. }), _) => rejected,
                 (Some(outcome), None) => outcome,
                 (_, Some(failure)) => failure.clone(),
-                // Without a failure the loop above came to every job.
-                (None, None) => continue,
+                (None, None) => unreachable!("as many are done as have an outcome"),
             };
             // The sender may have given up meanwhile.
             let _ = job.reply.send(outcome);

@@ -5,9 +5,18 @@
 
 mod answer;
 mod append;
+mod clients;
+mod compress;
+mod connect;
+mod endpoints;
 mod error;
 mod file;
+mod headers;
+mod http_answer;
 mod otlp;
+mod response;
+mod retry;
+mod rotate;
 mod tls;
 
 use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
@@ -15,9 +24,14 @@ use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
 use bytes::Bytes;
 
 pub use self::{
+    compress::Compression,
+    endpoints::Balance,
     error::Error,
     file::{FileDestination, WAITING_MAX},
+    headers::HeaderSource,
     otlp::OtlpDestination,
+    retry::Retry,
+    rotate::Rotation,
 };
 use self::{file::OpenFile, otlp::OtlpServer};
 
@@ -64,27 +78,79 @@ pub struct DestinationConfig {
 /// The kinds of destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DestinationKind {
-    /// An OTLP/gRPC server.
+    /// An OTLP server.
     Otlp(OtlpConfig),
     /// A file of OTLP JSON lines.
     File(FileConfig),
 }
 
-/// An OTLP/gRPC server.
-#[derive(Debug, Clone, PartialEq, Eq)]
+impl DestinationConfig {
+    /// How long to wait after its failures.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        match &self.kind {
+            DestinationKind::Otlp(otlp) => otlp.retry,
+            DestinationKind::File(_) => Retry::default(),
+        }
+    }
+}
+
+/// How OTLP is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// OTLP/gRPC.
+    Grpc,
+    /// OTLP/HTTP with protobuf.
+    Http,
+}
+
+/// An OTLP server.
+#[derive(Clone, PartialEq, Eq)]
 pub struct OtlpConfig {
-    /// `https://host:port`, or `http://` with `tls.insecure`.
-    pub endpoint: String,
+    /// At least one `https://host:port`, or `http://` with `tls.insecure`; for HTTP, with the path that `v1/logs` is
+    /// appended to. They are one destination: what one of them has, the destination has.
+    pub endpoints: Vec<String>,
+    /// Which of several is asked first.
+    pub balance: Balance,
+    /// While there is something to send, their names are looked up again this often.
+    pub resolve_every: Duration,
+    /// How it is spoken to.
+    pub protocol: Protocol,
+    /// How messages are compressed.
+    pub compression: Compression,
     /// Limit of one export call.
     pub timeout: Duration,
-    /// Metadata sent with each export: lower-case names and values.
-    pub headers: Vec<(String, String)>,
+    /// Headers (gRPC: metadata) sent with each export: lower-case names and where the values come from.
+    pub headers: Vec<(String, HeaderSource)>,
     /// PEM bundle to verify the server by; none: the system's roots.
     pub ca: Option<PathBuf>,
     /// PEM client certificate and key, for mTLS.
     pub identity: Option<(PathBuf, PathBuf)>,
     /// Plaintext is allowed (endpoint scheme `http`).
     pub insecure: bool,
+    /// How long to wait after failures.
+    pub retry: Retry,
+    /// `http://[user:password@]host:port` of an HTTP CONNECT proxy on the way.
+    pub proxy: Option<String>,
+}
+
+/// Without the proxy's URL, which may have a password in it.
+impl std::fmt::Debug for OtlpConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OtlpConfig")
+            .field("endpoints", &self.endpoints)
+            .field("balance", &self.balance)
+            .field("resolve_every", &self.resolve_every)
+            .field("protocol", &self.protocol)
+            .field("compression", &self.compression)
+            .field("timeout", &self.timeout)
+            .field("headers", &self.headers)
+            .field("ca", &self.ca)
+            .field("identity", &self.identity)
+            .field("insecure", &self.insecure)
+            .field("retry", &self.retry)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A file of OTLP JSON lines, one `ExportLogsServiceRequest` a line.
@@ -92,6 +158,8 @@ pub struct OtlpConfig {
 pub struct FileConfig {
     /// The file that is appended to.
     pub path: PathBuf,
+    /// When it is rotated; none: never.
+    pub rotation: Option<Rotation>,
 }
 
 /// A connected destination, as one runtime uses it; cheap to create and clone.
@@ -99,7 +167,7 @@ pub struct FileConfig {
 pub enum Destination {
     /// A file of OTLP JSON lines.
     File(FileDestination),
-    /// An OTLP/gRPC server.
+    /// An OTLP server.
     Otlp(OtlpDestination),
 }
 
@@ -111,6 +179,15 @@ impl Destination {
         match self {
             Self::File(file) => file.deliver(batch).await,
             Self::Otlp(server) => server.deliver(batch).await,
+        }
+    }
+
+    /// Whether a batch on its way takes its bytes once more, for what it is compressed to.
+    #[must_use]
+    pub fn compresses(&self) -> bool {
+        match self {
+            Self::File(_) => false,
+            Self::Otlp(server) => server.compresses(),
         }
     }
 

@@ -1,37 +1,46 @@
-//! The `otlp` destination: one OTLP/gRPC server over one lazily opened HTTP/2 connection a runtime.
+//! The `otlp` destination: a server, or one of several, by gRPC or HTTP, over lazily opened connections of each runtime.
 //!
-//! A batch's bytes are the message, unchanged and uncopied. A failed connection is opened anew by the next delivery.
+//! A batch goes to one server after the other until one takes it or has a verdict on it, each being asked once. A batch's bytes are the message; uncompressed, they go out unchanged and uncopied. gRPC, and HTTP where the server
+//! offers HTTP/2, send all calls over one connection. A failed connection is opened anew by the next delivery.
 
 use std::{
     convert::Infallible,
-    error::Error as StdError,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header, uri::Scheme};
-use http_body::{Body, Frame};
-use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
-use rustls::ClientConfig;
-use rustls_pki_types::ServerName;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-    time::timeout,
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Uri,
+    uri::{PathAndQuery, Scheme},
 };
-use tokio_rustls::TlsConnector;
-use tonic::transport::{Channel, Endpoint};
-use tower::{Service, ServiceExt, service_fn};
+use http_body::{Body, Frame, SizeHint};
+use hyper_util::{
+    client::legacy::Client,
+    rt::{TokioExecutor, TokioTimer},
+};
+use tokio::time::timeout;
 
-use super::{Batch, Error, OtlpConfig, Outcome, answer::Answer, tls};
+use super::{
+    Batch, Compression, Error, OtlpConfig, Outcome, Protocol,
+    answer::Answer,
+    clients::{Clients, OtlpClient},
+    compress::compress,
+    connect::{BoxError, Connector, Proxy, cause_chain, server_name},
+    endpoints::Endpoints,
+    headers::{encoding, headers},
+    http_answer::HttpAnswer,
+    tls,
+};
 
-const EXPORT_PATH: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
+const GRPC_PATH: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
 
-/// Longest wait for a TCP connection and TLS handshake; less if the timeout of a call is shorter.
-const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5);
+/// What the specification appends to an endpoint that serves all signals.
+/// Source: <https://opentelemetry.io/docs/specs/otel/protocol/exporter/#endpoint-urls-for-otlphttp>.
+const HTTP_PATH: &str = "v1/logs";
 
 /// A connection that is silent this long while calls are open is asked for a sign of life.
 const PING_AFTER: Duration = Duration::from_secs(10);
@@ -39,45 +48,87 @@ const PING_AFTER: Duration = Duration::from_secs(10);
 /// … and closed if none comes within this time.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// An idle connection is probed this often by TCP (not by HTTP/2: gRPC servers close on pings without calls).
-const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
-
-type BoxError = Box<dyn StdError + Send + Sync>;
-
-/// One OTLP/gRPC server, as one runtime uses it.
+/// One OTLP server, or several, as one runtime uses them.
 #[derive(Debug, Clone)]
 pub struct OtlpDestination {
     server: Arc<OtlpServer>,
-    channel: Channel,
+    clients: Clients,
 }
 
 impl OtlpDestination {
-    /// Sends one batch, once.
+    /// Sends one batch to the first server that takes it; each is asked at most once.
     ///
     /// If the returned future is dropped, the batch may or may not have arrived.
     pub async fn deliver(&self, batch: Batch) -> Outcome {
         let server = &*self.server;
-        let Some(request) = server.request(batch.bytes) else {
+        self.clients.follow_the_names(&self.server);
+        let compressed = compress(server.compression, &batch.bytes).await;
+        let message = Encoded {
+            is_compressed: compressed.is_some(),
+            bytes: compressed.unwrap_or(batch.bytes),
+        };
+        let mut failures = Vec::new();
+        let mut asked = None;
+        for index in server.endpoints.order() {
+            if !server.endpoints.claim(index) {
+                continue;
+            }
+            let seen = server.endpoints.failures(index);
+            match self.ask(index, &message, batch.records).await {
+                Outcome::Retry { after, reason } => {
+                    server.endpoints.failed(index, after, seen);
+                    asked = after;
+                    failures.push(reason);
+                }
+                verdict => {
+                    server.endpoints.works(index);
+                    return verdict;
+                }
+            }
+        }
+        let after = match server.targets.len() {
+            1 => asked,
+            _ => Some(server.endpoints.wait()),
+        };
+        let reason = match failures.is_empty() {
+            true => "no endpoint is due for another try".to_owned(),
+            false => failures.join("; "),
+        };
+        Outcome::Retry { after, reason }
+    }
+
+    /// Sends one batch to one server, once.
+    async fn ask(&self, index: usize, message: &Encoded, records: u64) -> Outcome {
+        let server = &*self.server;
+        let target = &server.targets[index];
+        let Some(request) = server.request(target, message) else {
             return Outcome::Rejected {
                 reason: "larger than a gRPC message can be (4 GiB)".to_owned(),
             };
         };
-        let failure = match timeout(server.timeout, self.call(request)).await {
-            Ok(Ok(answer)) => return answer.outcome(&server.endpoint, batch.records),
-            Ok(Err(error)) if !timed_out(&*error) => cause_chain(&*error),
-            // Ours, or the channel's own, which goes by the header for the server.
-            Ok(Err(_)) | Err(_) => format!("no answer within {:?}", server.timeout),
+        let call = self.call(request, &target.shown, records);
+        let failure = match timeout(server.timeout, call).await {
+            Ok(Ok(outcome)) => return outcome,
+            Ok(Err(error)) => cause_chain(&*error),
+            Err(_) => format!("no answer within {:?}", server.timeout),
         };
         Outcome::Retry {
             after: None,
-            reason: format!("{}: {failure}", server.endpoint),
+            reason: format!("{}: {failure}", target.shown),
         }
     }
 
-    async fn call(&self, request: Request<tonic::body::Body>) -> Result<Answer, BoxError> {
-        let mut channel = self.channel.clone();
-        let response = channel.ready().await?.call(request).await?;
-        Ok(Answer::read(response).await?)
+    async fn call(
+        &self,
+        request: Request<MessageBody>,
+        endpoint: &str,
+        records: u64,
+    ) -> Result<Outcome, BoxError> {
+        let response = self.clients.current().request(request).await?;
+        Ok(match self.server.protocol {
+            Protocol::Grpc => Answer::read(response).await?.outcome(endpoint, records),
+            Protocol::Http => HttpAnswer::read(response).await?.outcome(endpoint, records),
+        })
     }
 
     /// The destination's configured name.
@@ -85,173 +136,211 @@ impl OtlpDestination {
     pub fn name(&self) -> &str {
         &self.server.name
     }
+
+    /// Whether a batch may be on its way twice: as it is, and compressed.
+    #[must_use]
+    pub fn compresses(&self) -> bool {
+        self.server.compression != Compression::None
+    }
 }
 
-/// How a server is reached: checked once, shared by the runtimes.
+/// A message as it is sent.
+struct Encoded {
+    bytes: Bytes,
+    is_compressed: bool,
+}
+
+/// How the servers are reached: checked once, shared by the runtimes.
 #[derive(Debug)]
 pub(super) struct OtlpServer {
     name: String,
-    /// As configured, for reasons.
-    endpoint: String,
-    uri: Uri,
-    channel: Endpoint,
-    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    pub(super) targets: Box<[Target]>,
+    endpoints: Endpoints,
+    protocol: Protocol,
+    compression: Compression,
+    pub(super) connector: Connector,
     headers: HeaderMap,
     timeout: Duration,
+    pub(super) resolve_every: Duration,
+}
+
+/// One server.
+#[derive(Debug)]
+pub(super) struct Target {
+    /// As configured, for reasons.
+    shown: String,
+    pub(super) uri: Uri,
 }
 
 impl OtlpServer {
     pub(super) fn new(name: &str, config: &OtlpConfig) -> Result<Self, Error> {
-        let wrong = |what| Error::Endpoint {
-            name: name.to_owned(),
-            endpoint: config.endpoint.clone(),
-            what,
+        let targets: Box<[_]> = config
+            .endpoints
+            .iter()
+            .map(|endpoint| Target::new(name, endpoint, config))
+            .collect::<Result<_, _>>()?;
+        let has_tls = |target: &Target| target.uri.scheme() == Some(&Scheme::HTTPS);
+        let tls = match targets.iter().any(has_tls) {
+            true => Some(tls::client_config(name, config)?),
+            false => None,
         };
-        let uri: Uri = config.endpoint.parse().map_err(|_| wrong("not a URL"))?;
-        let host = uri.host().ok_or_else(|| wrong("it has no host"))?;
-        if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-            return Err(wrong(
-                "OTLP/gRPC has no path; give scheme, host and port only",
-            ));
-        }
-        let tls = if uri.scheme() == Some(&Scheme::HTTPS) {
-            let bare = host.trim_start_matches('[').trim_end_matches(']');
-            let server = ServerName::try_from(bare.to_owned())
-                .map_err(|_| wrong("its host is neither a DNS name nor an address"))?;
-            Some((tls::client_config(name, config)?, server))
-        } else if uri.scheme() != Some(&Scheme::HTTP) {
-            return Err(wrong("its scheme is neither https nor http"));
-        } else if !config.insecure {
-            return Err(wrong("plaintext needs tls.insecure: true"));
-        } else {
-            None
+        let connector = Connector {
+            proxy: proxy(name, config)?,
+            tls,
+            needs_h2: config.protocol == Protocol::Grpc,
+            timeout: config.timeout,
         };
+        let endpoints = Endpoints::new(targets.len(), config.balance, config.retry, config.timeout);
         Ok(Self {
             name: name.to_owned(),
-            endpoint: config.endpoint.clone(),
-            channel: channel_settings(&uri, config.timeout).ok_or_else(|| wrong("not a URL"))?,
-            uri,
-            tls,
+            targets,
+            endpoints,
+            protocol: config.protocol,
+            compression: config.compression,
+            connector,
             headers: headers(name, config)?,
             timeout: config.timeout,
+            resolve_every: config.resolve_every,
         })
     }
 
-    /// A channel of its own for the current runtime; it connects with the first delivery.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
+    /// Connections of its own for the current runtime; the first delivery opens one.
     pub(super) fn connect(server: &Arc<Self>) -> OtlpDestination {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_keepalive(Some(TCP_KEEPALIVE));
-        let connecting = Arc::clone(server);
-        let connector = service_fn(move |_| {
-            let (server, tcp) = (Arc::clone(&connecting), tcp.clone());
-            async move { server.open(tcp).await }
-        });
         OtlpDestination {
             server: Arc::clone(server),
-            channel: server.channel.connect_with_connector_lazy(connector),
+            clients: Clients::new(server),
         }
     }
 
-    async fn open(&self, tcp: HttpConnector) -> Result<TokioIo<Box<dyn Io>>, BoxError> {
-        let tcp: TcpStream = tcp.oneshot(self.uri.clone()).await?.into_inner();
-        let Some((config, name)) = &self.tls else {
-            return Ok(TokioIo::new(Box::new(tcp)));
-        };
-        let stream = TlsConnector::from(Arc::clone(config))
-            .connect(name.clone(), tcp)
-            .await?;
-        if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
-            return Err("the server doesn't offer HTTP/2 (ALPN h2), so it isn't gRPC".into());
-        }
-        Ok(TokioIo::new(Box::new(stream)))
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A client without connections.
+    pub(super) fn client(&self) -> OtlpClient {
+        Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .http2_only(self.protocol == Protocol::Grpc)
+            .http2_keep_alive_interval(PING_AFTER)
+            .http2_keep_alive_timeout(PING_TIMEOUT)
+            .http2_keep_alive_while_idle(false)
+            .build(self.connector.clone())
     }
 
     /// `None` if the message is too long for its prefix.
-    fn request(&self, message: Bytes) -> Option<Request<tonic::body::Body>> {
-        let length = u32::try_from(message.len()).ok()?;
-        let mut prefix = BytesMut::with_capacity(5);
-        prefix.put_u8(0); // not compressed
-        prefix.put_u32(length);
-        let body = MessageBody([Some(prefix.freeze()), Some(message)]);
-        let mut request = Request::new(tonic::body::Body::new(body));
+    fn request(&self, target: &Target, message: &Encoded) -> Option<Request<MessageBody>> {
+        let mut headers = self.headers.clone();
+        let is_compressed = message.is_compressed;
+        if is_compressed && let Some((header, name)) = encoding(self.protocol, self.compression) {
+            headers.insert(header, name);
+        }
+        let message = message.bytes.clone();
+        let prefix = match self.protocol {
+            Protocol::Grpc => {
+                let length = u32::try_from(message.len()).ok()?;
+                let mut prefix = BytesMut::with_capacity(5);
+                prefix.put_u8(u8::from(is_compressed));
+                prefix.put_u32(length);
+                Some(prefix.freeze())
+            }
+            Protocol::Http => None,
+        };
+        let mut request = Request::new(MessageBody([prefix, Some(message)]));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = Uri::from_static(EXPORT_PATH);
-        *request.headers_mut() = self.headers.clone();
+        *request.uri_mut() = target.uri.clone();
+        *request.headers_mut() = headers;
         Some(request)
     }
 }
 
-/// A byte stream to a server, TLS or not.
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
-
-fn channel_settings(uri: &Uri, timeout: Duration) -> Option<Endpoint> {
-    // tonic insists on doing TLS itself for `https`, with less choice: it is told `http` and, for the requests'
-    // `:scheme`, the truth.
-    let mut parts = uri.clone().into_parts();
-    parts.scheme = Some(Scheme::HTTP);
-    let connect_to = Uri::from_parts(parts).ok()?;
-    let settings = Endpoint::from(connect_to)
-        .origin(uri.clone())
-        .connect_timeout(CONNECT_TIMEOUT_MAX.min(timeout))
-        .http2_keep_alive_interval(PING_AFTER)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .keep_alive_while_idle(false)
-        .user_agent(concat!("gophership/", env!("CARGO_PKG_VERSION")))
-        .ok()?;
-    Some(settings)
-}
-
-/// The headers of every request: gRPC's own and the configured ones.
-fn headers(name: &str, config: &OtlpConfig) -> Result<HeaderMap, Error> {
-    let mut headers = HeaderMap::new();
-    for (header, value) in &config.headers {
-        let wrong = |what| Error::Header {
+impl Target {
+    fn new(name: &str, endpoint: &str, config: &OtlpConfig) -> Result<Self, Error> {
+        let wrong = |what| Error::Endpoint {
             name: name.to_owned(),
-            header: header.clone(),
+            endpoint: endpoint.to_owned(),
             what,
         };
-        let key: HeaderName = header.parse().map_err(|_| wrong("not a header name"))?;
-        let reserved = [
-            header::CONTENT_TYPE,
-            header::TE,
-            header::USER_AGENT,
-            header::HOST,
-        ];
-        if reserved.contains(&key) || key.as_str().starts_with("grpc-") {
-            return Err(wrong("set by gRPC itself"));
+        let uri: Uri = endpoint.parse().map_err(|_| wrong("not a URL"))?;
+        if uri.host().is_none() {
+            return Err(wrong("it has no host"));
         }
-        if key.as_str().ends_with("-bin") {
-            return Err(wrong("binary metadata (-bin) is not supported"));
+        if uri.scheme() == Some(&Scheme::HTTPS) {
+            server_name(&uri)
+                .map_err(|_| wrong("its host is neither a DNS name nor an address"))?;
+        } else if uri.scheme() != Some(&Scheme::HTTP) {
+            return Err(wrong("its scheme is neither https nor http"));
+        } else if !config.insecure {
+            return Err(wrong("plaintext needs tls.insecure: true"));
         }
-        let mut value = HeaderValue::from_str(value)
-            .map_err(|_| wrong("its value has characters that a header can't hold"))?;
-        // Tokens: kept out of HPACK's tables and of debug output.
-        value.set_sensitive(true);
-        headers.append(key, value);
+        Ok(Self {
+            shown: endpoint.to_owned(),
+            uri: with_path(&uri, config.protocol).map_err(wrong)?,
+        })
     }
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/grpc"),
-    );
-    headers.insert(header::TE, HeaderValue::from_static("trailers"));
-    // The unit with the widest range that 8 digits may need: a day has 86,400,000 ms.
-    let millis = config.timeout.as_millis().clamp(1, 99_999_999);
-    let limit = HeaderValue::from_str(&format!("{millis}m"));
-    if let Ok(limit) = limit {
-        headers.insert("grpc-timeout", limit);
+}
+
+/// The endpoint with the path that the protocol has.
+fn with_path(endpoint: &Uri, protocol: Protocol) -> Result<Uri, &'static str> {
+    if endpoint.query().is_some() {
+        return Err("it has a query");
     }
-    Ok(headers)
+    let path = match protocol {
+        Protocol::Grpc if !matches!(endpoint.path(), "" | "/") => {
+            return Err("OTLP/gRPC has no path; give scheme, host and port only");
+        }
+        Protocol::Grpc => PathAndQuery::from_static(GRPC_PATH),
+        Protocol::Http => {
+            let base = endpoint.path().trim_end_matches('/');
+            let path = format!("{base}/{HTTP_PATH}");
+            PathAndQuery::try_from(path).map_err(|_| "not a URL")?
+        }
+    };
+    let mut parts = endpoint.clone().into_parts();
+    parts.path_and_query = Some(path);
+    Uri::from_parts(parts).map_err(|_| "not a URL")
+}
+
+/// The configured proxy, its credentials taken out of its URL.
+fn proxy(name: &str, config: &OtlpConfig) -> Result<Option<Proxy>, Error> {
+    let Some(url) = &config.proxy else {
+        return Ok(None);
+    };
+    // Without the URL: it may have a password in it.
+    let wrong = |what| Error::Proxy {
+        name: name.to_owned(),
+        what,
+    };
+    let uri: Uri = url.parse().map_err(|_| wrong("not a URL"))?;
+    if uri.scheme() != Some(&Scheme::HTTP) {
+        return Err(wrong("its scheme isn't http"));
+    }
+    let authority = uri.authority().ok_or_else(|| wrong("it has no host"))?;
+    let (credentials, host) = match authority.as_str().rsplit_once('@') {
+        Some((credentials, host)) => (Some(credentials), host),
+        None => (None, authority.as_str()),
+    };
+    let authorization = credentials
+        .map(|credentials| {
+            let plain: Vec<u8> = percent_encoding::percent_decode_str(credentials).collect();
+            let mut value = HeaderValue::try_from(format!("Basic {}", STANDARD.encode(plain)))?;
+            value.set_sensitive(true);
+            Ok(value)
+        })
+        .transpose()
+        .map_err(|_: http::header::InvalidHeaderValue| wrong("its credentials can't be sent"))?;
+    let uri = Uri::builder()
+        .scheme(Scheme::HTTP)
+        .authority(host)
+        .path_and_query("/")
+        .build()
+        .map_err(|_| wrong("not a URL"))?;
+    Ok(Some(Proxy { uri, authorization }))
 }
 
 /// The prefix of a gRPC message and the message.
-struct MessageBody([Option<Bytes>; 2]);
+#[derive(Debug)]
+pub(super) struct MessageBody([Option<Bytes>; 2]);
 
 impl Body for MessageBody {
     type Data = Bytes;
@@ -268,29 +357,9 @@ impl Body for MessageBody {
     fn is_end_stream(&self) -> bool {
         self.0.iter().all(Option::is_none)
     }
-}
 
-fn timed_out(error: &(dyn StdError + 'static)) -> bool {
-    sources(error).any(<dyn StdError>::is::<tonic::TimeoutExpired>)
-}
-
-/// The error and its causes, without those that repeat what was said.
-fn cause_chain(error: &(dyn StdError + 'static)) -> String {
-    let mut chain = String::new();
-    for cause in sources(error).map(ToString::to_string) {
-        if chain.contains(&cause) {
-            continue;
-        }
-        if !chain.is_empty() {
-            chain.push_str(": ");
-        }
-        chain.push_str(&cause);
+    fn size_hint(&self) -> SizeHint {
+        let left = self.0.iter().flatten().map(|bytes| bytes.len() as u64);
+        SizeHint::with_exact(left.sum())
     }
-    chain
-}
-
-fn sources<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |&error| error.source())
 }

@@ -8,7 +8,7 @@ use rustls_pki_types::{
     pem::{self, PemObject},
 };
 
-use super::{Error, OtlpConfig};
+use super::{Error, OtlpConfig, Protocol};
 
 /// Reads and checks everything that connections need; done once, not at each connection.
 ///
@@ -42,7 +42,10 @@ pub(super) fn client_config(name: &str, config: &OtlpConfig) -> Result<Arc<Clien
         }
         None => builder.with_no_client_auth(),
     };
-    client.alpn_protocols = vec![b"h2".to_vec()];
+    client.alpn_protocols = match config.protocol {
+        Protocol::Grpc => vec![b"h2".to_vec()],
+        Protocol::Http => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+    };
     Ok(Arc::new(client))
 }
 

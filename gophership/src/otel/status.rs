@@ -45,6 +45,13 @@ pub fn retry_delay(details: &[u8]) -> Option<Duration> {
     Some(Duration::new(seconds, nanos))
 }
 
+/// The message of a status; `None` if it has none, or can't be read.
+#[must_use]
+pub fn message(status: &[u8]) -> Option<String> {
+    let status = Status::decode(status).ok()?;
+    (!status.message.is_empty()).then_some(status.message)
+}
+
 /// A status without details.
 #[must_use]
 pub fn plain(code: i32, message: &str) -> Vec<u8> {

@@ -3,6 +3,7 @@
 //! that a destination acknowledges.
 
 use std::{
+    hash::{BuildHasher, RandomState},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -10,15 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
-/// What a destination may ask for at most: a bogus delay must not shut it out for good.
-const WAIT_MAX: Duration = Duration::from_secs(300);
+use crate::export::Retry;
 
 /// Whether one destination is worth a try, and its counters.
 #[derive(Debug)]
 pub struct Circuit {
     name: String,
+    retry: Retry,
     started: Instant,
     /// Milliseconds since `started`; attempts wait until then. 0: closed.
     open_until_ms: AtomicU64,
@@ -54,9 +53,10 @@ pub struct Counters {
 impl Circuit {
     /// A closed circuit of the destination `name`.
     #[must_use]
-    pub fn new(name: &str) -> Self {
+    pub fn new(name: &str, retry: Retry) -> Self {
         Self {
             name: name.to_owned(),
+            retry,
             started: Instant::now(),
             open_until_ms: AtomicU64::new(0),
             failures_in_row: AtomicU32::new(0),
@@ -121,8 +121,8 @@ impl Circuit {
         }
     }
 
-    /// An attempt failed; the next one waits for `after`, else for an exponential backoff of
-    /// 100 ms doubling up to 10 s. Attempts that fail while it waits change nothing.
+    /// An attempt failed; the next one waits for `after`, else for an exponential backoff, as
+    /// [`Retry`] says. Attempts that fail while it waits change nothing.
     pub fn failed(&self, after: Option<Duration>, reason: &str) {
         self.counters.failures.fetch_add(1, Relaxed);
         if !self.is_closed() {
@@ -133,10 +133,9 @@ impl Circuit {
             return;
         }
         let failures = self.failures_in_row.fetch_add(1, Relaxed);
-        let backoff = BACKOFF_MIN
-            .saturating_mul(1 << failures.min(16))
-            .min(BACKOFF_MAX);
-        let wait = after.unwrap_or(backoff).min(WAIT_MAX);
+        // Another seed each time: as random as the keys of maps.
+        let chance = RandomState::new().hash_one(failures);
+        let wait = self.retry.wait(failures, after, chance);
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         self.open_until_ms
             .store(self.now_ms().saturating_add(wait_ms).max(1), Relaxed);
@@ -165,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_failure_opens_and_an_acceptance_closes() {
-        let circuit = Circuit::new("main");
+        let circuit = Circuit::new("main", Retry::default());
         assert!(circuit.allows() && circuit.is_closed());
         circuit.failed(Some(Duration::from_secs(3600)), "connection refused");
         assert!(!circuit.allows() && !circuit.is_closed());
@@ -178,7 +177,7 @@ mod tests {
 
     #[test]
     fn what_fails_together_is_one_step_of_the_backoff() {
-        let circuit = Circuit::new("main");
+        let circuit = Circuit::new("main", Retry::default());
         for _ in 0..20 {
             circuit.failed(None, "reset");
         }
@@ -189,15 +188,15 @@ mod tests {
 
     #[test]
     fn a_bogus_delay_is_cut() {
-        let circuit = Circuit::new("main");
+        let circuit = Circuit::new("main", Retry::default());
         circuit.failed(Some(Duration::MAX), "busy");
         let until = circuit.open_until_ms.load(Relaxed);
-        assert!(until <= circuit.now_ms() + 300_000, "{until}");
+        assert!(until <= circuit.now_ms() + 360_000, "{until}");
     }
 
     #[test]
     fn a_passed_backoff_allows_a_try_without_closing() {
-        let circuit = Circuit::new("main");
+        let circuit = Circuit::new("main", Retry::default());
         circuit.failed(Some(Duration::ZERO), "reset");
         while !circuit.allows() {
             std::hint::spin_loop();

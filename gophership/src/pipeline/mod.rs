@@ -5,7 +5,9 @@
 //! enriched with, into a preallocated batch buffer and allocates nothing. A batch leaves at once when nothing is in
 //! flight, else when it is full, its linger has passed or the way is free again.
 //!
-//! One attempt a destination: what it doesn't take is the vault's, and replay's, to carry on.
+//! One attempt a destination: what it doesn't take is the vault's, and replay's, to carry on. What it takes is settled
+//! at once, whatever the others do; and one that is slow holds no more than its share of the buffers, so that there is
+//! always one for what the others would take.
 
 use std::{
     cell::{Cell, RefCell},
@@ -76,6 +78,8 @@ pub struct Member {
     pub bit: DestMask,
     /// Its state, shared by all workers.
     pub circuit: Arc<Circuit>,
+    /// Batches of this worker that are on their way to it.
+    pub in_flight: Rc<Cell<usize>>,
 }
 
 impl Member {
@@ -95,6 +99,7 @@ impl Member {
             bit: bit_of(circuit.name()).expect("the vault was opened with every destination"),
             circuit: Arc::clone(circuit),
             destination: Rc::new(destination),
+            in_flight: Rc::default(),
         };
         connected.map(member).collect()
     }
@@ -122,6 +127,10 @@ struct Inner<H> {
     all: DestMask,
     enrichment: Arc<Enrichment>,
     pool: Arc<Pool>,
+    /// What each buffer takes: itself, and what it is compressed to for each destination that wants that.
+    copies: usize,
+    /// Batches that may be on their way to one destination.
+    in_flight_max: usize,
     state: RefCell<State<H>>,
     changed: Notify,
     idle: Notify,
@@ -139,7 +148,7 @@ impl<H> Clone for Pipeline<H> {
     }
 }
 
-impl<H> Pipeline<H> {
+impl<H: Copy> Pipeline<H> {
     /// A pipeline with this worker's share of the buffers. `on_held_settled` hears of exports
     /// that ended after the vault had acknowledged their request.
     #[must_use]
@@ -150,12 +159,19 @@ impl<H> Pipeline<H> {
         enrichment: Arc<Enrichment>,
         on_held_settled: Box<dyn Fn(H, Settled)>,
     ) -> Self {
-        let share = config.budget_bytes / workers.max(1);
-        let batch_bytes = config.batch_max_bytes.min(share / BUFFERS_MIN);
-        let buffers = share.checked_div(batch_bytes).unwrap_or(0).max(BUFFERS_MIN);
+        let compressing = members
+            .iter()
+            .filter(|member| member.destination.compresses());
+        let copies = 1 + compressing.count();
+        let share = config.budget_bytes / workers.max(1) / copies;
+        let buffers_min = BUFFERS_MIN.max(members.len());
+        let batch_bytes = config.batch_max_bytes.min(share / buffers_min);
+        let buffers = share.checked_div(batch_bytes).unwrap_or(0).max(buffers_min);
         Self(Rc::new(Inner {
             linger: config.batch_linger,
             all: members.iter().fold(0, |all, member| all | member.bit),
+            copies,
+            in_flight_max: buffers / members.len().max(1),
             members,
             enrichment,
             pool: Pool::new(buffers, batch_bytes),
@@ -195,7 +211,8 @@ impl<H> Pipeline<H> {
     /// Bytes of batch buffers in use, and of all.
     #[must_use]
     pub fn usage(&self) -> (usize, usize) {
-        (self.0.pool.bytes_in_use(), self.0.pool.bytes_total())
+        let Inner { pool, copies, .. } = &*self.0;
+        (pool.bytes_in_use() * copies, pool.bytes_total() * copies)
     }
 
     /// Settles what the vault holds of a request whose outcome was taken from its ticket already.
@@ -322,7 +339,7 @@ impl<H> Pipeline<H> {
             bytes: bytes.clone(),
             records,
         };
-        let settled = self.deliver(batch).await;
+        let settled = self.deliver(batch, &tickets).await;
         // Until here: a connection lets go of what it has sent, but the batch is still on its way,
         // and what is on its way takes room.
         drop(bytes);
@@ -342,23 +359,48 @@ impl<H> Pipeline<H> {
         self.0.state.borrow_mut().spare_lists.push(tickets);
     }
 
-    async fn deliver(&self, batch: Batch) -> Settled {
+    /// Hands the batch to every destination. Gives what hasn't been told of the `tickets` meanwhile: who has the batch
+    /// while others are still at it is.
+    async fn deliver(&self, batch: Batch, tickets: &[u32]) -> Settled {
         if let [member] = &self.0.members[..] {
             return attempt(member, batch).await;
         }
         let mut attempts = JoinSet::new();
+        let mut left = self.0.all;
         for member in &self.0.members {
-            let (member, batch) = (member.clone(), batch.clone());
-            attempts.spawn_local(async move { attempt(&member, batch).await });
+            // The last of several would otherwise wait for room that a slow one doesn't give back.
+            if member.in_flight.get() < self.0.in_flight_max {
+                let (member, batch) = (member.clone(), batch.clone());
+                attempts.spawn_local(async move { attempt(&member, batch).await });
+            }
         }
         drop(batch);
-        let mut accepted = 0;
+        let mut last = 0;
         while let Some(attempt) = attempts.join_next().await {
-            accepted |= attempt.map_or(0, |settled| settled.accepted);
+            let accepted = attempt.map_or(0, |settled| settled.accepted);
+            left &= !accepted;
+            if attempts.is_empty() {
+                last = accepted;
+            } else if accepted != 0 {
+                self.accept(tickets, accepted);
+            }
         }
         Settled {
-            accepted,
-            failed: self.0.all & !accepted,
+            accepted: last,
+            failed: left,
+        }
+    }
+
+    fn accept(&self, tickets: &[u32], accepted: DestMask) {
+        for &ticket in tickets {
+            let held = self.0.state.borrow_mut().tickets.accept(ticket, accepted);
+            if let Some(held) = held {
+                let settled = Settled {
+                    accepted,
+                    failed: 0,
+                };
+                (self.0.on_held_settled)(held, settled);
+            }
         }
     }
 }
@@ -381,7 +423,11 @@ async fn attempt(member: &Member, batch: Batch) -> Settled {
         return failed;
     }
     let records = batch.records;
-    match member.destination.deliver(batch).await {
+    let outcome = {
+        let _on_its_way = InFlight::of(member);
+        member.destination.deliver(batch).await
+    };
+    match outcome {
         Outcome::Accepted { rejected_records } => {
             member.circuit.accepted(records, rejected_records);
             Settled {
@@ -406,6 +452,22 @@ async fn attempt(member: &Member, batch: Batch) -> Settled {
     }
 }
 
+/// A batch on its way to a member.
+struct InFlight<'m>(&'m Cell<usize>);
+
+impl<'m> InFlight<'m> {
+    fn of(member: &'m Member) -> Self {
+        member.in_flight.set(member.in_flight.get() + 1);
+        Self(&member.in_flight)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 /// A request in the pipeline. Dropping it gives up the wait, not the export.
 #[derive(Debug)]
 pub struct Ticket<H: 'static> {
@@ -414,7 +476,8 @@ pub struct Ticket<H: 'static> {
 }
 
 impl<H> Ticket<H> {
-    /// What the destinations made of the request, once they have all answered.
+    /// What the destinations made of the request, once they have all answered; without what
+    /// [`Self::take_accepted`] gave.
     pub async fn settled(&mut self) -> Settled {
         poll_fn(|context| self.poll_settled(context)).await
     }
@@ -434,6 +497,20 @@ impl<H> Ticket<H> {
             self.index = None;
         }
         settled
+    }
+
+    /// The destinations that have the request by now, without those that an earlier call gave. What this gives is no
+    /// part of what the ticket settles as later.
+    #[must_use]
+    pub fn take_accepted(&mut self) -> DestMask {
+        self.index.map_or(0, |index| {
+            self.pipeline
+                .0
+                .state
+                .borrow_mut()
+                .tickets
+                .take_accepted(index)
+        })
     }
 
     /// The vault has acknowledged the request and holds it as `held`; the export settles that.

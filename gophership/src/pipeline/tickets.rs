@@ -2,6 +2,9 @@
 //!
 //! A ticket is taken when a request enters a batch and freed when the batch is settled *and* its
 //! request has been answered, whichever is later. Taking and freeing allocate nothing.
+//!
+//! A destination that has the batch before the others is noted at once: what the vault holds of the request isn't owed
+//! to it any more, whatever the others take their time for.
 
 use std::task::{Context, Poll, Waker};
 
@@ -19,8 +22,11 @@ pub struct Settled {
 #[derive(Debug)]
 enum State<H> {
     Free,
-    /// The request waits for its batch.
-    Waiting(Option<Waker>),
+    /// The request waits for its batch, which the destinations of `accepted` have.
+    Waiting {
+        waker: Option<Waker>,
+        accepted: DestMask,
+    },
     /// The batch is settled; the request hasn't looked yet.
     Settled(Settled),
     /// The vault has acknowledged the request; the export goes on.
@@ -49,7 +55,10 @@ impl<H> Tickets<H> {
     /// Takes a ticket, if one is free.
     pub fn take(&mut self) -> Option<u32> {
         let index = self.free.pop()?;
-        self.states[index as usize] = State::Waiting(None);
+        self.states[index as usize] = State::Waiting {
+            waker: None,
+            accepted: 0,
+        };
         Some(index)
     }
 
@@ -59,12 +68,46 @@ impl<H> Tickets<H> {
         self.states.len() - self.free.len()
     }
 
-    /// The batch of `ticket` is settled. Gives the entry back whose export this was, if the
+    /// The destinations of `accepted` have the batch of `ticket`, and others may yet. Gives the entry whose export
+    /// this is, if the vault has acknowledged the request already.
+    pub fn accept(&mut self, ticket: u32, accepted: DestMask) -> Option<H>
+    where
+        H: Copy,
+    {
+        match &mut self.states[ticket as usize] {
+            State::Waiting {
+                accepted: so_far, ..
+            } => {
+                *so_far |= accepted;
+                None
+            }
+            State::Held(entry) => Some(*entry),
+            State::Abandoned => None,
+            State::Free | State::Settled(_) => {
+                unreachable!("ticket {ticket} is taken, and not settled yet")
+            }
+        }
+    }
+
+    /// The destinations that have the batch by now, of those that [`Self::accept`] told of since the last call. From
+    /// now on they are the caller's to remember.
+    pub fn take_accepted(&mut self, ticket: u32) -> DestMask {
+        match &mut self.states[ticket as usize] {
+            State::Waiting { accepted, .. } => std::mem::take(accepted),
+            State::Free | State::Settled(_) | State::Held(_) | State::Abandoned => 0,
+        }
+    }
+
+    /// The batch of `ticket` is settled: `settled` has what [`Self::accept`] hasn't told. Gives the entry back whose export this was, if the
     /// vault had acknowledged the request already.
     pub fn settle(&mut self, ticket: u32, settled: Settled) -> Option<H> {
         let state = &mut self.states[ticket as usize];
         match std::mem::replace(state, State::Settled(settled)) {
-            State::Waiting(waker) => {
+            State::Waiting { waker, accepted } => {
+                *state = State::Settled(Settled {
+                    accepted: settled.accepted | accepted,
+                    ..settled
+                });
                 if let Some(waker) = waker {
                     waker.wake();
                 }
@@ -92,7 +135,7 @@ impl<H> Tickets<H> {
                 self.release(ticket);
                 Poll::Ready(settled)
             }
-            State::Waiting(waker) => {
+            State::Waiting { waker, .. } => {
                 match waker {
                     Some(waker) => waker.clone_from(context.waker()),
                     None => *waker = Some(context.waker().clone()),
@@ -105,12 +148,16 @@ impl<H> Tickets<H> {
         }
     }
 
-    /// The vault has acknowledged the request and holds it as `entry`. Gives the outcome back if the batch
-    /// was settled meanwhile; else the export settles the entry later.
+    /// The vault has acknowledged the request and holds it as `entry`. Gives back what there is of the outcome: all, if
+    /// the batch was settled meanwhile; else the export settles the rest of the entry later.
     pub fn hold(&mut self, ticket: u32, entry: H) -> Option<Settled> {
         let state = &mut self.states[ticket as usize];
         match std::mem::replace(state, State::Held(entry)) {
-            State::Waiting(_) => None,
+            State::Waiting { accepted: 0, .. } => None,
+            State::Waiting { accepted, .. } => Some(Settled {
+                accepted,
+                failed: 0,
+            }),
             State::Settled(settled) => {
                 self.release(ticket);
                 Some(settled)
@@ -124,7 +171,7 @@ impl<H> Tickets<H> {
     /// The request went away without an answer.
     pub fn abandon(&mut self, ticket: u32) {
         match self.states[ticket as usize] {
-            State::Waiting(_) => self.states[ticket as usize] = State::Abandoned,
+            State::Waiting { .. } => self.states[ticket as usize] = State::Abandoned,
             State::Settled(_) => self.release(ticket),
             State::Free | State::Held(_) | State::Abandoned => {
                 unreachable!("ticket {ticket} is abandoned by the request that took it")
@@ -178,6 +225,38 @@ mod tests {
         let ticket = tickets.take().expect("one is free");
         tickets.settle(ticket, OUTCOME);
         assert_eq!(tickets.hold(ticket, ENTRY), Some(OUTCOME));
+        assert_eq!(tickets.in_use(), 0);
+    }
+
+    #[test]
+    fn who_has_a_batch_early_is_told_of_once() {
+        let (early, late) = (1, 2);
+        let rest = Settled {
+            accepted: 0,
+            failed: late,
+        };
+        let mut tickets = Tickets::<&'static str>::new(1);
+        // To the request that waits, with the rest.
+        let ticket = tickets.take().expect("one is free");
+        assert_eq!(tickets.accept(ticket, early), None);
+        assert_eq!(tickets.settle(ticket, rest), None);
+        assert_eq!(poll(&mut tickets, ticket), Poll::Ready(OUTCOME));
+        // To the request that turns to the vault, before it does.
+        let ticket = tickets.take().expect("one is free");
+        tickets.accept(ticket, early);
+        assert_eq!(tickets.take_accepted(ticket), early);
+        assert_eq!(tickets.hold(ticket, ENTRY), None);
+        assert_eq!(tickets.settle(ticket, rest), Some(ENTRY));
+        // To the vault, at once.
+        let ticket = tickets.take().expect("one is free");
+        tickets.accept(ticket, early);
+        let so_far = Settled {
+            accepted: early,
+            failed: 0,
+        };
+        assert_eq!(tickets.hold(ticket, ENTRY), Some(so_far));
+        assert_eq!(tickets.accept(ticket, late), Some(ENTRY));
+        assert_eq!(tickets.settle(ticket, rest), Some(ENTRY));
         assert_eq!(tickets.in_use(), 0);
     }
 

@@ -228,19 +228,30 @@ impl Reflex {
         };
         let diversion = self.divert(request, stored);
         let meanwhile = Meanwhile::default();
+        // Who has it already isn't owed it: a crash must not send it there again.
+        let early = Settled {
+            accepted: ticket.take_accepted(),
+            failed: 0,
+        };
+        let with_early = |settled: Settled| Settled {
+            accepted: settled.accepted | early.accepted,
+            ..settled
+        };
         let settled = {
-            let entry = request.entry(self.pipeline.all(), true);
+            let owed = self.pipeline.all() & !early.accepted;
+            let entry = request.entry(owed, true);
             let mut append = pin!(self.lane.append_while(entry, stored, &meanwhile));
             let settled = tokio::select! {
                 biased;
                 appended = &mut append => {
                     self.diverted(Pivot::AckTimeout, diversion, appended.is_ok());
                     if let Ok(id) = appended {
+                        self.count_delivered(early, request);
                         ticket.hold(held(id));
                         return Answer::Vaulted;
                     }
                     // The vault can't, but a destination still may.
-                    let settled = ticket.settled().await;
+                    let settled = with_early(ticket.settled().await);
                     return self.settled(settled, request, stored).await;
                 }
                 settled = ticket.settled() => settled,
@@ -250,16 +261,18 @@ impl Reflex {
                 let appended = append.await;
                 self.diverted(Pivot::AckTimeout, diversion, appended.is_ok());
                 if let Ok(id) = appended {
+                    self.count_delivered(early, request);
                     self.pipeline.settle_held(held(id), settled);
                     return Answer::Vaulted;
                 }
-                return self.settled(settled, request, stored).await;
+                return self.settled(with_early(settled), request, stored).await;
             }
             meanwhile.accepted(settled.accepted);
             // Before the vault settles it, which is when the append is dropped.
             count_settled(self.pipeline.members(), request.records, settled);
             settled
         };
+        self.count_delivered(early, request);
         self.diverted(Pivot::AckTimeout, diversion, meanwhile.is_placed());
         if !meanwhile.is_placed() {
             for counter in settled_counters(self.pipeline.members(), settled) {
