@@ -4,14 +4,13 @@ use crate::{
     decompress::decompress,
     export::Batch,
     otel::json,
-    vault::{DestMask, Entry, Kind},
+    vault::{Entry, Kind},
 };
 
-/// Entries for the same destinations, in one batch.
+/// Entries in one batch.
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) entries: Vec<Entry>,
-    pub(super) owed: DestMask,
     plain: Vec<u8>,
     records: u64,
 }
@@ -32,16 +31,15 @@ impl Group {
             Err(reason) => return Err(Unreadable { entry, reason }),
         };
         Ok(Self {
-            owed: entry.owed,
             records: u64::from(entry.records),
             plain,
             entries: vec![entry],
         })
     }
 
-    /// Takes the entries of `other` in, if they go to the same destinations and fit.
+    /// Takes the entries of `other` in, if they fit.
     pub(super) fn join(&mut self, other: Self, bytes_max: usize) -> Option<Self> {
-        if self.owed != other.owed || self.plain.len() + other.plain.len() > bytes_max {
+        if self.plain.len() + other.plain.len() > bytes_max {
             return Some(other);
         }
         self.plain.extend_from_slice(&other.plain);

@@ -45,7 +45,7 @@ pub(super) fn pace(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::replay::Config;
+    use crate::{replay::Config, vault::Selection};
 
     const HELD: Duration = Duration::from_secs(10);
     const CONFIG: Config = Config {
@@ -60,6 +60,12 @@ mod tests {
         stop: false,
         now: false,
         rate: None,
+        selection: Selection {
+            from_unix_ns: None,
+            to_unix_ns: None,
+            lane: None,
+            newest_first: false,
+        },
     };
 
     #[test]
