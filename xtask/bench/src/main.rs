@@ -13,6 +13,7 @@ mod daemon;
 mod ingest;
 mod kernel;
 mod load;
+mod pipeline;
 mod report;
 mod sink;
 mod vault;
@@ -46,6 +47,8 @@ enum Kind {
     Vault(VaultArguments),
     /// What the front door does in a second of its CPU time, how fast it answers, and what memory it takes
     Ingest(IngestArguments),
+    /// What a dead destination and the replay cost live traffic, and how fast the replay is
+    Pipeline(PipelineArguments),
     /// Send a load to a daemon that runs
     Load(LoadArguments),
 }
@@ -111,6 +114,25 @@ struct IngestArguments {
 }
 
 #[derive(Args)]
+struct PipelineArguments {
+    /// Directory of the programs to measure
+    #[arg(long)]
+    programs: PathBuf,
+    /// Directory for the daemons' state, on a real disk
+    #[arg(long)]
+    scratch: PathBuf,
+    /// Take a minute; the figures are rough
+    #[arg(long)]
+    quick: bool,
+    /// Fail if a promise isn't kept
+    #[arg(long)]
+    check: bool,
+    /// Measure only this; may be given more than once
+    #[arg(long, value_enum)]
+    only: Vec<pipeline::Part>,
+}
+
+#[derive(Args)]
 struct LoadArguments {
     /// Where the daemon takes the protocol
     #[arg(long, default_value = "127.0.0.1:4317")]
@@ -149,6 +171,7 @@ fn main() -> ExitCode {
         Kind::Kernel(arguments) => kernel(arguments),
         Kind::Vault(arguments) => vault(&arguments),
         Kind::Ingest(arguments) => ingest(arguments),
+        Kind::Pipeline(arguments) => pipeline(arguments),
         Kind::Load(arguments) => load(&arguments),
     };
     match result {
@@ -198,6 +221,18 @@ fn ingest(arguments: IngestArguments) -> Result<ExitCode> {
         case: arguments.case.as_deref().unwrap_or_default(),
     };
     ingest::run(&mut bench, &arguments.only)?;
+    Ok(verdict(&report, arguments.check))
+}
+
+fn pipeline(arguments: PipelineArguments) -> Result<ExitCode> {
+    let site = Site::new(arguments.programs, arguments.scratch)?;
+    let mut report = Report::new();
+    let mut bench = pipeline::Bench {
+        site: &site,
+        quick: arguments.quick,
+        report: &mut report,
+    };
+    pipeline::run(&mut bench, &arguments.only)?;
     Ok(verdict(&report, arguments.check))
 }
 
