@@ -2,7 +2,10 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use common::{
     PATIENCE,
@@ -13,6 +16,11 @@ use common::{
     settings::Settings,
     sink::{Answer, Sink},
 };
+use opentelemetry_proto::tonic::{
+    collector::logs::v1::ExportLogsServiceRequest, common::v1::any_value::Value as Any,
+    logs::v1::LogRecord,
+};
+use prost::Message;
 use serde_json::Value;
 use tonic::Code;
 
@@ -101,36 +109,96 @@ fn a_destination_that_throttles_is_sent_less_and_by_and_by_all_again() {
 #[test]
 fn a_worse_zone_halves_the_rate_and_red_stops_it() {
     let home = Home::new();
-    let mut sink = Sink::down();
-    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
-    daemon
-        .producer()
-        .export_all(&Messages::new(71, SHAPE).take(20));
-    daemon.ctl(&["override", "--zone", "yellow"]);
-    daemon.await_zone("yellow");
-    daemon.ctl(&["replay", "--rate", "8MiB"]);
-    let limit = || {
-        let course = course(&daemon, "main");
-        (number(course.get("max_rate")), course["limited_by"].clone())
+    let sink = Sink::up();
+    sink.answer(Answer::Hold);
+    // Many batches, and a destination that is slow, not broken.
+    let settings = Settings {
+        batch_max_bytes: "128KiB",
+        ..Settings::to(sink.destination("main", "120s"))
     };
-    // Half for having become worse, and of that no more than a quarter.
-    let most = (8 << 20) / 8;
-    eventually("an eighth", PATIENCE, || {
-        limit().0.is_some_and(|rate| rate <= most) && limit().1 != "ordered"
+    let daemon = Daemon::start(&home, &settings);
+    let large = Shape {
+        records: 10,
+        body_bytes: 5_000,
+    };
+    let messages = Messages::new(71, large).take(40);
+    // It was Green, then Red.
+    store(&daemon, &messages);
+    eventually("half of the rate, by the zone", PATIENCE, || {
+        let course = course(&daemon, "main");
+        number(course.get("max_rate")) == Some(FULL_RATE / 2) && course["limited_by"] == "zone"
     });
+    eventually("a batch is under way", PATIENCE, || sink.holding() == 1);
     daemon.ctl(&["override", "--zone", "red"]);
     daemon.await_zone("red");
-    sink.come_up();
-    eventually("it waits", PATIENCE, || {
-        course(&daemon, "main")["state"] == "waiting"
+    sink.answer(Answer::Accept);
+    eventually("the batch has arrived", PATIENCE, || {
+        sink.stored_count() == 1
     });
     assert!(
-        !holds_within(Duration::from_millis(500), || sink.seen() > 0),
-        "Red, and something was sent"
+        !holds_within(Duration::from_millis(500), || sink.seen() > 1),
+        "Red, and another was sent"
     );
+    assert_eq!(course(&daemon, "main")["state"], "waiting");
     daemon.ctl(&["override", "--zone", "green"]);
+    oracle::await_arrival(&messages, &sink, PATIENCE);
     daemon.await_empty_vault();
-    assert!(sink.stored_count() > 0);
+}
+
+#[test]
+fn a_record_has_the_same_id_each_time_it_comes_out_of_the_vault() {
+    let home = Home::new();
+    let sink = Sink::up();
+    let settings = manual(&sink);
+    let identity = [("GOPHERSHIP_REPLAY__IDENTITY", "true")];
+    let daemon = Daemon::start_with_env(&home, &settings, &identity);
+    let sent = Messages::new(76, SHAPE).take(20);
+    store(&daemon, &sent);
+    // The destination takes them, and nobody learns of it: they are sent again, also by the next daemon.
+    sink.answer(Answer::StoreAndReset);
+    daemon.ctl(&["replay"]);
+    eventually("they have come twice", PATIENCE, || {
+        sink.stored_count() >= 2
+    });
+    daemon.kill9();
+    sink.answer(Answer::Accept);
+    let daemon = Daemon::start_with_env(&home, &settings, &identity);
+    daemon.ctl(&["replay"]);
+    daemon.await_empty_vault();
+
+    let mut names: HashMap<String, HashSet<String>> = HashMap::new();
+    let mut copies = 0;
+    for message in sink.stored() {
+        let request = ExportLogsServiceRequest::decode(message).unwrap();
+        let scopes = request
+            .resource_logs
+            .into_iter()
+            .flat_map(|logs| logs.scope_logs);
+        for record in scopes.flat_map(|scope| scope.log_records) {
+            let named = text(&record, "gophership.record.id");
+            names
+                .entry(named)
+                .or_default()
+                .insert(text(&record, "record.id"));
+            copies += 1;
+        }
+    }
+    assert_eq!(names.len(), 200, "an id for each record");
+    assert!(copies >= 600, "{copies} copies");
+    assert!(
+        names.values().all(|records| records.len() == 1),
+        "{names:?}"
+    );
+    let records: HashSet<_> = names.into_values().flatten().collect();
+    assert_eq!(records.len(), 200, "and a record for each id");
+}
+
+fn text(record: &LogRecord, key: &str) -> String {
+    let attribute = record.attributes.iter().find(|has| has.key == key);
+    match attribute.and_then(|has| has.value.as_ref()?.value.as_ref()) {
+        Some(Any::StringValue(text)) => text.clone(),
+        _ => panic!("no {key}: {record:?}"),
+    }
 }
 
 #[test]

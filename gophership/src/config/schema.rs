@@ -189,8 +189,10 @@ keys! {
     REPLAY_AUTO: Bool = "replay.auto", Default("true");
     /// Once Green has held for this long.
     REPLAY_AFTER: Span = "replay.after", Default("10s");
-    /// Rate limit, in message bytes a second.
+    /// Rate limit to each destination, in message bytes a second.
     REPLAY_MAX_BYTES_PER_SECOND: Size = "replay.max_bytes_per_second", Default("64MiB");
+    /// Give each replayed record the attribute gophership.record.id, the same however often it is sent.
+    REPLAY_IDENTITY: Bool = "replay.identity", Default("false");
 
     /// A request waits this long for its destinations, then the vault acknowledges it.
     EXPORT_ACK_WITHIN: Span = "export.ack_within", Default("20ms");

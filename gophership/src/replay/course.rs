@@ -17,6 +17,7 @@ use super::{
     aside::Aside,
     control::{LimitedBy, Orders, State},
     group::{Group, Unreadable},
+    identity::Identity,
     pace::{Pace, pace},
     pacer,
 };
@@ -36,10 +37,17 @@ pub(super) struct Common {
     pub(super) config: Config,
     pub(super) batch_max_bytes: usize,
     pub(super) max_entry_bytes: usize,
+    pub(super) identity: Option<Identity>,
     pub(super) vault: Vault,
     pub(super) verdict: Verdict,
     pub(super) aside: RefCell<Aside>,
     pub(super) control: Handle,
+}
+
+impl Common {
+    fn group_of(&self, entry: Entry) -> Result<Group, Unreadable> {
+        Group::of(entry, self.max_entry_bytes, self.identity.as_ref())
+    }
 }
 
 /// The replay to one destination.
@@ -241,7 +249,7 @@ impl Course {
     ) -> Option<Group> {
         let mut group = next.take();
         for entry in entries {
-            let single = match Group::of(entry, self.common.max_entry_bytes) {
+            let single = match self.common.group_of(entry) {
                 Ok(single) => single,
                 Err(Unreadable { entry, reason }) => {
                     self.dead_letter(&entry, &reason);
@@ -310,7 +318,7 @@ impl Course {
         }
         let mut settled = false;
         for entry in group.entries {
-            let Ok(mut single) = Group::of(entry, self.common.max_entry_bytes) else {
+            let Ok(mut single) = self.common.group_of(entry) else {
                 continue;
             };
             let batch = single.take_batch();

@@ -1,5 +1,6 @@
 //! Entries of the vault put together into batches.
 
+use super::identity::Identity;
 use crate::{
     decompress::decompress,
     export::Batch,
@@ -24,10 +25,17 @@ pub(super) struct Unreadable {
 }
 
 impl Group {
-    /// A group of one entry.
-    pub(super) fn of(entry: Entry, limit: usize) -> Result<Self, Unreadable> {
+    /// A group of one entry, with its records' ids if they get any.
+    pub(super) fn of(
+        entry: Entry,
+        limit: usize,
+        identity: Option<&Identity>,
+    ) -> Result<Self, Unreadable> {
         let plain = match plain(&entry, limit) {
-            Ok(plain) => plain,
+            Ok(plain) => match identity {
+                Some(identity) => identity.add(&entry, plain, limit),
+                None => plain,
+            },
             Err(reason) => return Err(Unreadable { entry, reason }),
         };
         Ok(Self {
@@ -99,7 +107,7 @@ mod tests {
             records: 1,
             bytes: bytes.to_vec(),
         };
-        match Group::of(entry, 1000) {
+        match Group::of(entry, 1000, None) {
             Ok(mut group) => Ok(group.take_batch().bytes.to_vec()),
             Err(unreadable) => Err(unreadable.reason),
         }

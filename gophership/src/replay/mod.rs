@@ -13,6 +13,7 @@ pub mod control;
 mod course;
 pub mod dead_letter;
 mod group;
+mod identity;
 mod meter;
 mod pace;
 pub mod pacer;
@@ -29,6 +30,8 @@ pub struct Config {
     pub after: Duration,
     /// Rate limit of each destination, in stored message bytes a second.
     pub max_bytes_per_second: u64,
+    /// Whether records get an attribute that names them.
+    pub identity: bool,
     /// Most bytes of dead letters.
     pub dead_letters_max_bytes: u64,
 }

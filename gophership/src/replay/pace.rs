@@ -52,6 +52,7 @@ mod tests {
         auto: true,
         after: HELD,
         max_bytes_per_second: 1000,
+        identity: false,
         dead_letters_max_bytes: 0,
     };
     const NONE: Orders = Orders {

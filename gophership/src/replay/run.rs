@@ -10,6 +10,7 @@ use super::{
     control::Control,
     course::{Common, Course},
     dead_letter::DeadLetters,
+    identity::Identity,
 };
 use crate::{
     export::Destinations,
@@ -17,6 +18,9 @@ use crate::{
     pressure::Verdict,
     vault::Vault,
 };
+
+/// Message bytes of a batch that is worth its while, however many destinations share the memory.
+const BATCH_BYTES_MIN: usize = 64 << 10;
 
 /// What the replay works with.
 #[derive(Debug)]
@@ -81,10 +85,14 @@ async fn run(parts: Parts, control: Handle) {
         parts.vault.clone(),
         Arc::clone(&control),
     );
+    // Together they hold as much as one would.
+    let share = parts.batch_max_bytes / members.len().max(1);
+    let identity = parts.config.identity;
     let common = Rc::new(Common {
         config: parts.config,
-        batch_max_bytes: parts.batch_max_bytes,
+        batch_max_bytes: share.max(BATCH_BYTES_MIN).min(parts.batch_max_bytes),
         max_entry_bytes: parts.max_entry_bytes,
+        identity: identity.then(|| Identity::new(parts.vault.host_id())),
         vault: parts.vault,
         verdict: parts.verdict,
         aside: RefCell::new(aside),

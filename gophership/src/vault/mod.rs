@@ -338,6 +338,12 @@ impl Vault {
         Reader::new(Arc::clone(&self.inner.shared))
     }
 
+    /// Id of the machine, which its segments name as their maker's.
+    #[must_use]
+    pub fn host_id(&self) -> [u8; 16] {
+        self.inner.shared.host
+    }
+
     /// Whether anything is owed to one of `mask`, whether or not it can be sent now.
     #[must_use]
     pub fn owes(&self, mask: DestMask) -> bool {
