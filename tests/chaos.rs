@@ -59,10 +59,13 @@ fn whatever_happens_each_destination_gets_what_was_acknowledged() {
         for step in 0..steps {
             let weather = Weather::draw(&mut random);
             eprintln!("round {round}, step {step}: {weather:?}");
+            if step + 1 == steps {
+                window.await_cursors(&daemon, &sinks);
+            }
             weather.set(&daemon, &sinks[1]);
             let until = load.acked() as u64 + ACKS_A_STEP;
             eventually("acknowledgements", PATIENCE, || {
-                window.look(&daemon);
+                window.look(&daemon, &sinks);
                 load.acked() as u64 >= until
             });
         }
@@ -73,7 +76,7 @@ fn whatever_happens_each_destination_gets_what_was_acknowledged() {
         oracle.sent(&tally.acked, &tally.unanswered);
         // What is on its way to a sink may arrive a moment later.
         oracle.settle_down(&sinks);
-        oracle.allow(window.at_most(&sinks, generation(&home)));
+        oracle.crashed(window.allowed(&sinks, generation(&home)), &sinks);
     }
     sinks[1].answer(Answer::Accept);
     let daemon = Daemon::start(&home, &settings);
@@ -185,41 +188,109 @@ fn generation(home: &Home) -> u64 {
 /// noted durably.
 #[derive(Debug)]
 struct Window {
+    taken: [Taken; 2],
     took_before: [u64; 2],
     had_before: [u64; 2],
-    /// What it had noted when the cursors were of that generation.
-    seen: Vec<(u64, [u64; 2])>,
+    looks: Vec<Look>,
+}
+
+/// The daemon and its destinations at one moment.
+#[derive(Debug, Clone)]
+struct Look {
+    /// Of the cursors, afterwards.
+    generation: u64,
+    /// Requests that destinations had taken before.
+    requests: [usize; 2],
+    /// Records that they had taken, and that the daemon didn't know they had.
+    in_flight: [u64; 2],
+    /// Records that the daemon knew they had.
+    has: [u64; 2],
+}
+
+/// What a crash may have sent again to one destination, in records.
+#[derive(Debug, Clone, Copy)]
+struct Allowed {
+    /// In all.
+    at_most: u64,
+    /// Requests that it had taken when the cursors were last known to be as new as what the daemon knew.
+    requests: usize,
+    /// Of their records, those that the daemon didn't know then that it had them.
+    in_flight: u64,
 }
 
 impl Window {
     fn open(daemon: &Daemon<'_>, sinks: &[Sink; 2]) -> Self {
-        let had_before = assert_explained(daemon);
-        Self {
-            took_before: took(sinks),
-            had_before,
-            seen: vec![(0, had_before)],
-        }
+        let mut taken = [Taken::default(); 2];
+        let took_before = Taken::by(&mut taken, sinks);
+        let mut window = Self {
+            taken,
+            took_before,
+            had_before: assert_explained(daemon),
+            looks: Vec::new(),
+        };
+        window.look(daemon, sinks);
+        window
     }
 
-    fn look(&mut self, daemon: &Daemon<'_>) {
+    fn look(&mut self, daemon: &Daemon<'_>, sinks: &[Sink; 2]) {
+        let requests = [0, 1].map(|to| sinks[to].stored_count());
         let has = assert_explained(daemon);
-        self.seen.push((generation(daemon.home()), has));
+        let generation = generation(daemon.home());
+        let took = Taken::by(&mut self.taken, sinks);
+        let in_flight = [0, 1].map(|to| {
+            (took[to] - self.took_before[to]).saturating_sub(has[to] - self.had_before[to])
+        });
+        self.looks.push(Look {
+            generation,
+            requests,
+            in_flight,
+            has,
+        });
     }
 
-    /// In records. A writing of the cursors that is two later was begun later, too, and knows what was noted then.
-    fn at_most(&self, sinks: &[Sink; 2], last: u64) -> [u64; 2] {
-        let known = self.seen.iter().rev().find(|(at, _)| at + 2 <= last);
-        let (_, known) = known.unwrap_or(&self.seen[0]);
-        let took = took(sinks);
+    /// Waits until the cursors know all that was noted until now, so that only a little may be sent again.
+    fn await_cursors(&mut self, daemon: &Daemon<'_>, sinks: &[Sink; 2]) {
+        let known = generation(daemon.home()) + 2;
+        eventually("newer cursors", PATIENCE, || {
+            self.look(daemon, sinks);
+            generation(daemon.home()) >= known
+        });
+    }
+
+    /// A writing of the cursors that is two later was begun later, too, and knows what was noted then.
+    fn allowed(mut self, sinks: &[Sink; 2], last: u64) -> [Allowed; 2] {
+        let known = |look: &&Look| look.generation + 2 <= last;
+        let look = self.looks.iter().rev().find(known);
+        let look = look.unwrap_or(&self.looks[0]).clone();
+        let took = Taken::by(&mut self.taken, sinks);
         [0, 1].map(|to| {
             let taken = took[to] - self.took_before[to];
-            taken.saturating_sub(known[to] - self.had_before[to])
+            Allowed {
+                at_most: taken.saturating_sub(look.has[to] - self.had_before[to]),
+                requests: look.requests[to],
+                in_flight: look.in_flight[to],
+            }
         })
     }
 }
 
-fn took(sinks: &[Sink; 2]) -> [u64; 2] {
-    [0, 1].map(|to| sinks[to].stored().iter().map(records).sum())
+/// Records that a destination has taken, as far as they are counted.
+#[derive(Debug, Default, Clone, Copy)]
+struct Taken {
+    requests: usize,
+    records: u64,
+}
+
+impl Taken {
+    fn by(taken: &mut [Self; 2], sinks: &[Sink; 2]) -> [u64; 2] {
+        for (taken, sink) in taken.iter_mut().zip(sinks) {
+            let stored = sink.stored();
+            let more: u64 = stored[taken.requests..].iter().map(records).sum();
+            taken.records += more;
+            taken.requests = stored.len();
+        }
+        [taken[0].records, taken[1].records]
+    }
 }
 
 fn records(message: &Bytes) -> u64 {
@@ -269,8 +340,8 @@ fn without_added(mut logs: ResourceLogs, sent: &ResourceLogs) -> ResourceLogs {
 struct Oracle {
     /// By number, and whether it was acknowledged.
     sent: HashMap<String, (ResourceLogs, bool)>,
-    /// Records that crashes may have sent again, by destination.
-    allowed: [u64; 2],
+    /// By destination and run, which ended in a crash when so many requests had been taken.
+    runs: [Vec<(usize, Allowed)>; 2],
 }
 
 impl Oracle {
@@ -282,9 +353,11 @@ impl Oracle {
         }
     }
 
-    fn allow(&mut self, more: [u64; 2]) {
-        eprintln!("a crash may have sent {more:?} records again");
-        self.allowed = [0, 1].map(|to| self.allowed[to] + more[to]);
+    fn crashed(&mut self, allowed: [Allowed; 2], sinks: &[Sink; 2]) {
+        eprintln!("a crash: {allowed:?}");
+        for (to, runs) in self.runs.iter_mut().enumerate() {
+            runs.push((sinks[to].stored_count(), allowed[to]));
+        }
     }
 
     /// Waits until nothing arrives any more from a daemon that is dead.
@@ -301,14 +374,26 @@ impl Oracle {
         assert!(acked > 1000, "only {acked} were acknowledged");
         for (to, sink) in sinks.iter().enumerate() {
             let name = DESTINATIONS[to];
-            let mut arrived: HashMap<String, u64> = HashMap::new();
-            for logs in sink.stored().iter().flat_map(decoded) {
-                let id = number_of(&logs);
-                let Some((sent, _)) = self.sent.get(&id) else {
-                    panic!("{name} got {id}, which nobody sent");
-                };
-                assert_eq!(&without_added(logs, sent), sent, "{name} got {id} altered");
-                *arrived.entry(id).or_default() += 1;
+            let runs = &self.runs[to];
+            // When it last arrived; how much has come again, and of that what may have been noted durably.
+            let mut arrived: HashMap<String, usize> = HashMap::new();
+            let (mut again, mut noted) = (0, 0);
+            for (index, message) in sink.stored().iter().enumerate() {
+                for logs in decoded(message) {
+                    let id = number_of(&logs);
+                    let Some((sent, _)) = self.sent.get(&id) else {
+                        panic!("{name} got {id}, which nobody sent");
+                    };
+                    assert_eq!(&without_added(logs, sent), sent, "{name} got {id} altered");
+                    let Some(before) = arrived.insert(id, index) else {
+                        continue;
+                    };
+                    again += log_records(sent);
+                    let run = runs.iter().find(|(end, _)| before < *end);
+                    if run.is_none_or(|(_, allowed)| before < allowed.requests) {
+                        noted += log_records(sent);
+                    }
+                }
             }
             let missing = self
                 .sent
@@ -321,20 +406,17 @@ impl Oracle {
                 missing.len(),
                 &missing[..missing.len().min(10)]
             );
-            let again = arrived
-                .iter()
-                .map(|(id, &times)| (times - 1) * log_records(&self.sent[id].0));
-            let again: u64 = again.sum();
             // It took them and didn't say so, or not at once: whoever sent them had to send them again.
             let doubtful: u64 = sink.doubtful().iter().map(records).sum();
-            let allowed = self.allowed[to] + doubtful;
+            let sum = |of: fn(&Allowed) -> u64| runs.iter().map(|(_, run)| of(run)).sum::<u64>();
+            let at_most = sum(|run| run.at_most) + doubtful;
+            let in_flight = sum(|run| run.in_flight) + doubtful;
             eprintln!(
-                "{name}: {again} records twice of {allowed} that may be, {doubtful} its own fault"
+                "{name}: {again} records twice of {at_most} that may be, {noted} of {in_flight} from before the \
+                 cursors were last written; {doubtful} were its own fault"
             );
-            assert!(
-                again <= allowed,
-                "{name}: {again} records twice, of {allowed}"
-            );
+            assert!(again <= at_most, "{name}: {again} twice, of {at_most}");
+            assert!(noted <= in_flight, "{name}: {noted} of {in_flight} twice");
         }
     }
 }
