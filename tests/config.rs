@@ -84,7 +84,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.replay.after, Duration::from_secs(10));
     assert_eq!(config.replay.max_bytes_per_second, 64 << 20);
     assert_eq!(config.replay.dead_letters_max_bytes, 256 << 20);
-    assert!(config.replay.auto);
+    assert!(config.replay.auto && !config.replay.identity);
     assert_eq!(config.pipeline.ack_within, Duration::from_millis(20));
     assert_eq!(config.pipeline.batch_max_bytes, 4 << 20);
     assert_eq!(config.pipeline.batch_linger, Duration::from_millis(20));
@@ -315,7 +315,7 @@ vault:
   compression: none
   sync: never
   rung: pwrite
-replay: { auto: false, after: 1m, max_bytes_per_second: 1MiB }
+replay: { auto: false, after: 1m, max_bytes_per_second: 1MiB, identity: true }
 enrich: { resource: { service.name: shop, a: "1" }, detect: [k8s, host], mark_replayed: true }
 export:
   ack_within: 5ms

@@ -12,12 +12,13 @@ use std::{
 };
 
 use gophership::control::{
-    self, Config, ControlError, DrainSpec, Engine, Error, OverrideSpec, QuarantineSpec,
-    ReplayCommand, SocketsSpec, pb,
+    self, Config, ControlError, DrainSpec, Engine, Error, OverrideSpec, PlanSpec, QuarantineSpec,
+    ReplayCommand, ReplaySpec, SocketsSpec, pb,
 };
 use gophership::local_socket;
 use gophership::pressure::{SocketOrder, Zone};
 use gophership::telemetry::timeline::{self, Event, Moment, Stay, Timeline};
+use gophership::vault::Selection;
 use serde_json::Value;
 use tokio::sync::oneshot;
 
@@ -32,7 +33,8 @@ struct FakeEngine {
 struct State {
     held: Option<pb::Override>,
     specs: Vec<OverrideSpec>,
-    replays: Vec<ReplayCommand>,
+    replays: Vec<ReplaySpec>,
+    plans: Vec<PlanSpec>,
     drains: Vec<DrainSpec>,
     listings: Vec<SocketsSpec>,
     /// Progress reports still to give before the last.
@@ -122,9 +124,35 @@ impl Engine for FakeEngine {
         Ok(self.state().held.take())
     }
 
-    fn replay(&self, command: ReplayCommand) -> Result<pb::ReplayProgress, ControlError> {
+    fn plan_replay(
+        &self,
+        spec: PlanSpec,
+        tell: &mut dyn FnMut(pb::ReplayPlan) -> bool,
+    ) -> Result<(), ControlError> {
+        let destination = spec.destination.clone().unwrap_or_default();
+        self.state().plans.push(spec);
+        if destination == "nobody" {
+            let message = "there is no destination \"nobody\"".to_owned();
+            return Err(ControlError::Invalid(message));
+        }
+        for (entries, complete) in [(3, false), (1234, true)] {
+            let counted = pb::DestinationPlan {
+                destination: "main".to_owned(),
+                entries,
+                records: entries * 10,
+                bytes: 1536,
+            };
+            tell(pb::ReplayPlan {
+                complete,
+                destinations: vec![counted],
+            });
+        }
+        Ok(())
+    }
+
+    fn replay(&self, spec: ReplaySpec) -> Result<pb::ReplayProgress, ControlError> {
         let mut state = self.state();
-        state.replays.push(command);
+        state.replays.push(spec);
         state.steps = 2;
         Ok(pb::ReplayProgress {
             state: pb::ReplayState::Running.into(),
@@ -144,6 +172,19 @@ impl Engine for FakeEngine {
         pb::ReplayProgress {
             state: now.into(),
             records_pending: state.steps,
+            limited_by: "destination".to_owned(),
+            remaining: Some(prost_types::Duration {
+                seconds: 90,
+                nanos: 0,
+            }),
+            ordered: running,
+            destinations: vec![pb::DestinationReplay {
+                destination: "main".to_owned(),
+                // It is through before the others are.
+                state: pb::ReplayState::Waiting.into(),
+                records_pending: 7,
+                ..Default::default()
+            }],
             ..Default::default()
         }
     }
@@ -592,14 +633,82 @@ fn replay_is_steered_and_followed_to_its_end() {
     assert!(lines.lines().count() >= 2, "{lines}");
     daemon.ctl_ok(&["replay", "--pause"]);
     daemon.ctl_ok(&["replay", "--resume"]);
-    let expected = [
-        ReplayCommand::Start {
-            max_bytes_per_second: Some(8 << 20),
-        },
-        ReplayCommand::Pause,
-        ReplayCommand::Resume,
-    ];
+    let start = ReplayCommand::Start {
+        max_bytes_per_second: Some(8 << 20),
+        selection: Selection::default(),
+    };
+    let expected = [start, ReplayCommand::Pause, ReplayCommand::Resume];
+    let expected = expected.map(|command| ReplaySpec {
+        destination: None,
+        command,
+    });
     assert_eq!(daemon.engine.state().replays, expected);
+    let table = daemon.ctl_ok(&["replay", "--follow"]);
+    assert!(
+        table.contains("0 B/s (destination); about 1 min 30 s left\n"),
+        "{table}"
+    );
+}
+
+#[test]
+fn replay_of_a_part_to_one_destination_is_followed_until_that_is_sent() {
+    let daemon = Daemon::start();
+    daemon.engine.state().endless = true;
+    let lines = daemon.ctl_ok(&[
+        "replay",
+        "--destination",
+        "main",
+        "--from",
+        "2026-01-02T03:04:05Z",
+        "--to",
+        "2026-01-02T03:04:06.5Z",
+        "--lane",
+        "3",
+        "--newest-first",
+        "--follow",
+    ]);
+    // It waits, but for nothing that was asked for.
+    assert!(lines.starts_with("waiting; "), "{lines}");
+    assert!(lines.contains("; 7 records pending; "), "{lines}");
+    let selection = Selection {
+        from_unix_ns: Some(1_767_323_045_000_000_000),
+        to_unix_ns: Some(1_767_323_046_500_000_000),
+        lane: Some(3),
+        newest_first: true,
+    };
+    let start = ReplaySpec {
+        destination: Some("main".to_owned()),
+        command: ReplayCommand::Start {
+            max_bytes_per_second: None,
+            selection,
+        },
+    };
+    assert_eq!(daemon.engine.state().replays, [start]);
+
+    let counted = daemon.ctl_ok(&["replay", "--dry-run", "--lane", "3"]);
+    assert_eq!(counted, "to main: 1 234 entries, 12 340 records, 1.5 KiB\n");
+    let json = daemon.ctl_ok(&["replay", "--dry-run", "--output", "json"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["plan"]["destinations"]["main"]["records"], 12_340);
+    let plans = daemon.engine.state().plans.clone();
+    let of_lane = |lane| PlanSpec {
+        destination: None,
+        selection: Selection {
+            lane,
+            ..Selection::default()
+        },
+    };
+    assert_eq!(plans, [of_lane(Some(3)), of_lane(None)]);
+    assert_eq!(daemon.engine.state().replays.len(), 1, "nothing was sent");
+
+    for (arguments, code) in [
+        (&["replay", "--dry-run", "--destination", "nobody"][..], 2),
+        (&["replay", "--from", "1h", "--to", "2h"], 2),
+        (&["replay", "--destination", "nobody", "--follow"], 2),
+    ] {
+        let refused = daemon.ctl(arguments);
+        assert_eq!(self::code(&refused), code, "{arguments:?}");
+    }
 }
 
 #[test]

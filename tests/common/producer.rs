@@ -329,3 +329,22 @@ pub(crate) fn status_trailers(code: Code) -> HeaderMap {
     trailers.insert("grpc-status", (code as i32).into());
     trailers
 }
+
+/// The headers of a gRPC error with `RetryInfo`.
+pub(crate) fn retry_trailers(code: Code, delay: Duration) -> HeaderMap {
+    let info = RetryInfo {
+        retry_delay: Some(delay.try_into().expect("a short delay")),
+    };
+    let details = RpcStatus {
+        code: code as i32,
+        message: String::new(),
+        details: vec![prost_types::Any {
+            type_url: "type.googleapis.com/google.rpc.RetryInfo".to_owned(),
+            value: info.encode_to_vec(),
+        }],
+    };
+    let details = Status::with_details(code, "come again", details.encode_to_vec().into());
+    let mut trailers = HeaderMap::new();
+    details.add_header(&mut trailers).expect("valid headers");
+    trailers
+}

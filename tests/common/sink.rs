@@ -9,6 +9,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -37,6 +38,14 @@ pub(crate) enum Answer {
     Accept,
     /// A gRPC error.
     Refuse(Code),
+    /// A gRPC error with `RetryInfo`.
+    RefuseFor(Code, Duration),
+    /// The stream is reset; nothing is stored.
+    Reset,
+    /// It stores the request, and then resets the stream.
+    StoreAndReset,
+    /// It takes this long to store the request and to answer OK.
+    AcceptAfter(Duration),
     /// `INVALID_ARGUMENT` to requests that contain these bytes; it stores the others.
     RejectWith(&'static [u8]),
     /// Nothing, until the answer is another one.
@@ -47,6 +56,8 @@ pub(crate) enum Answer {
 struct State {
     answer: watch::Sender<Answer>,
     stored: Mutex<Vec<Bytes>>,
+    /// Of those, requests whose caller may not know.
+    doubtful: Mutex<Vec<Bytes>>,
     seen: AtomicUsize,
     holding: AtomicUsize,
     /// Why connections ended, to explain a failure.
@@ -95,6 +106,7 @@ impl Sink {
         let state = Arc::new(State {
             answer,
             stored: Mutex::default(),
+            doubtful: Mutex::default(),
             seen: AtomicUsize::new(0),
             holding: AtomicUsize::new(0),
             ended: Mutex::default(),
@@ -162,6 +174,12 @@ impl Sink {
             .lock()
             .expect("the sink didn't panic")
             .clone()
+    }
+
+    /// Those of [`Self::stored`] that weren't answered, or not at once: whoever sent them may have given up.
+    pub(crate) fn doubtful(&self) -> Vec<Bytes> {
+        let doubtful = self.state.doubtful.lock();
+        doubtful.expect("the sink didn't panic").clone()
     }
 
     /// Number of accepted requests.
@@ -257,46 +275,78 @@ async fn converse(
 
 type Body = StreamBody<tokio_stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, Infallible>>>>;
 
-async fn handle(
-    request: Request<Incoming>,
-    state: Arc<State>,
-) -> Result<Response<Body>, hyper::Error> {
+/// Why a stream is reset.
+type Broken = Box<dyn std::error::Error + Send + Sync>;
+
+async fn handle(request: Request<Incoming>, state: Arc<State>) -> Result<Response<Body>, Broken> {
     let known = request.uri().path() == producer::LOGS;
     let gzip = request
         .headers()
         .get("grpc-encoding")
         .is_some_and(|e| e == "gzip");
     let framed = request.into_body().collect().await?.to_bytes();
-    let code = match message(&framed, gzip) {
-        _ if !known => Code::Unimplemented,
-        None => Code::InvalidArgument,
+    let said = match message(&framed, gzip) {
+        _ if !known => Said::Code(Code::Unimplemented),
+        None => Said::Code(Code::InvalidArgument),
         Some(message) => {
             state.seen.fetch_add(1, Ordering::SeqCst);
             decide(&state, message).await
         }
     };
-    Ok(respond(code))
+    match said {
+        Said::Code(code) => Ok(respond(producer::status_trailers(code))),
+        Said::ComeAgain(code, delay) => Ok(respond(producer::retry_trailers(code, delay))),
+        Said::Nothing => Err("the test resets the stream".into()),
+    }
+}
+
+/// How a request is answered.
+enum Said {
+    Code(Code),
+    ComeAgain(Code, Duration),
+    Nothing,
 }
 
 /// Follows the answer that is set, through holds, to a status.
-async fn decide(state: &Arc<State>, message: Bytes) -> Code {
+async fn decide(state: &Arc<State>, message: Bytes) -> Said {
+    let store = |list: &Mutex<Vec<Bytes>>| {
+        let mut list = list.lock().expect("the sink didn't panic");
+        list.push(message.clone());
+    };
     let mut answers = state.answer.subscribe();
+    let mut has_waited = false;
     loop {
         let answer = *answers.borrow_and_update();
         match answer {
             Answer::RejectWith(mark) if message.windows(mark.len()).any(|w| w == mark) => {
-                return Code::InvalidArgument;
+                return Said::Code(Code::InvalidArgument);
             }
             Answer::Accept | Answer::RejectWith(_) => {
-                let mut stored = state.stored.lock().expect("the sink didn't panic");
-                stored.push(message);
-                return Code::Ok;
+                if has_waited {
+                    store(&state.doubtful);
+                }
+                store(&state.stored);
+                return Said::Code(Code::Ok);
             }
-            Answer::Refuse(code) => return code,
+            Answer::AcceptAfter(delay) => {
+                tokio::time::sleep(delay).await;
+                store(&state.doubtful);
+                store(&state.stored);
+                return Said::Code(Code::Ok);
+            }
+            Answer::StoreAndReset => {
+                store(&state.doubtful);
+                store(&state.stored);
+                return Said::Nothing;
+            }
+            Answer::Reset => return Said::Nothing,
+            Answer::Refuse(code) => return Said::Code(code),
+            Answer::RefuseFor(code, delay) => return Said::ComeAgain(code, delay),
             Answer::Hold => {
+                has_waited = true;
                 let _held = Held::new(state.clone());
                 if answers.changed().await.is_err() {
-                    return Code::Aborted;
+                    return Said::Code(Code::Aborted);
                 }
             }
         }
@@ -338,10 +388,9 @@ fn message(framed: &Bytes, gzip: bool) -> Option<Bytes> {
     }
 }
 
-fn respond(code: Code) -> Response<Body> {
-    let trailers: HeaderMap = producer::status_trailers(code);
+fn respond(trailers: HeaderMap) -> Response<Body> {
     let mut frames = Vec::new();
-    if code == Code::Ok {
+    if trailers.get("grpc-status").is_some_and(|code| code == "0") {
         // An ExportLogsServiceResponse without partial success is empty.
         frames.push(Ok(Frame::data(producer::frame(&[], false))));
     }

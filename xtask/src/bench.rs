@@ -29,10 +29,10 @@ pub(crate) fn run(workspace: &Workspace, args: &[String]) -> Result<()> {
     let programs = workspace.target.join("release");
     let mut bench = Command::new(programs.join("xtask-bench"));
     bench.args(args);
-    if matches!(kind, "kernel" | "vault" | "ingest") {
+    if matches!(kind, "kernel" | "vault" | "ingest" | "pipeline") {
         bench.arg("--scratch").arg(workspace.target.join("bench"));
     }
-    if matches!(kind, "kernel" | "ingest") {
+    if matches!(kind, "kernel" | "ingest" | "pipeline") {
         bench.arg("--programs").arg(&programs);
     }
     if kind == "kernel" {

@@ -7,14 +7,15 @@ use gophership_common::Zone;
 use super::{
     daemon::{Daemon, lock},
     drain::Phase,
-    segments, sockets,
+    plan, segments, sockets,
     status::overridden,
 };
 use crate::{
     control::{
-        ControlError, DrainSpec, Engine, OverrideSpec, QuarantineSpec, ReplayCommand, SocketsSpec,
-        pb,
+        ControlError, DrainSpec, Engine, OverrideSpec, PlanSpec, QuarantineSpec, ReplayCommand,
+        ReplaySpec, SocketsSpec, pb,
     },
+    replay::control::Orders,
     somatic::overrides::{Error, Override},
     telemetry::timeline::{Stay, Timeline},
 };
@@ -87,18 +88,32 @@ impl Engine for Operated {
         Ok(cleared.as_ref().map(overridden))
     }
 
-    fn replay(&self, command: ReplayCommand) -> Result<pb::ReplayProgress, ControlError> {
-        match command {
+    fn replay(&self, spec: ReplaySpec) -> Result<pb::ReplayProgress, ControlError> {
+        let change = |orders: &mut Orders| match spec.command {
             ReplayCommand::Start {
                 max_bytes_per_second,
-            } => self.0.replay.order(|orders| {
+                selection,
+            } => {
                 (orders.now, orders.paused) = (true, false);
-                orders.rate = max_bytes_per_second;
-            }),
-            ReplayCommand::Pause => self.0.replay.order(|orders| orders.paused = true),
-            ReplayCommand::Resume => self.0.replay.order(|orders| orders.paused = false),
+                (orders.rate, orders.selection) = (max_bytes_per_second, selection);
+            }
+            ReplayCommand::Pause => orders.paused = true,
+            ReplayCommand::Resume => orders.paused = false,
+        };
+        match &spec.destination {
+            None => self.0.replay.order(change),
+            Some(name) if self.0.replay.order_for(name, change) => {}
+            Some(name) => return Err(plan::unknown(name)),
         }
         Ok(self.0.replay_reply())
+    }
+
+    fn plan_replay(
+        &self,
+        spec: PlanSpec,
+        tell: &mut dyn FnMut(pb::ReplayPlan) -> bool,
+    ) -> Result<(), ControlError> {
+        plan::plan(&self.0, &spec, tell)
     }
 
     fn replay_status(&self) -> pb::ReplayProgress {

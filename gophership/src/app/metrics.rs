@@ -328,7 +328,7 @@ fn vault(daemon: &Daemon, families: &mut Families) {
 }
 
 fn replay(daemon: &Daemon, families: &mut Families) {
-    let progress = daemon.replay.progress();
+    let (progress, letters) = (daemon.replay.progress(), daemon.replay.held_letters());
     families
         .counter(
             "gophership_replay_records_total",
@@ -337,13 +337,13 @@ fn replay(daemon: &Daemon, families: &mut Families) {
         .add(&[], count(progress.records));
     families
         .gauge("gophership_dead_letters", "Dead letters.")
-        .add(&[], count(progress.dead_letters));
+        .add(&[], count(letters.letters));
     families
         .gauge(
             "gophership_dead_letters_bytes",
             "Bytes of the dead letters' files.",
         )
-        .add(&[], count(progress.dead_letter_bytes));
+        .add(&[], count(letters.bytes));
 }
 
 fn recovery(stats: &Stats, families: &mut Families) {

@@ -11,6 +11,7 @@ mod heartbeats;
 mod ledger;
 mod metrics;
 mod pacing;
+mod plan;
 mod room;
 mod segments;
 mod service;

@@ -13,7 +13,7 @@ use crate::{
     ingest::tls::{Expiry, reload},
     pipeline::circuit::Circuit,
     pressure::{InterfaceReading, Source},
-    replay::control::State,
+    replay::control::{Progress, State},
     somatic::overrides::Override,
     telemetry::counters::Fate,
 };
@@ -112,7 +112,7 @@ impl Daemon {
     }
 
     fn vault_reply(&self) -> pb::Vault {
-        let (stats, progress) = (self.vault.stats(), self.replay.progress());
+        let (stats, letters) = (self.vault.stats(), self.replay.held_letters());
         pb::Vault {
             bytes: stats.bytes,
             max_bytes: stats.max_bytes,
@@ -121,8 +121,8 @@ impl Daemon {
             records_pending: stats.records_pending,
             quarantined_segments: stats.quarantined_segments,
             quarantined_records: stats.quarantined_records,
-            dead_letters: progress.dead_letters,
-            dead_letter_bytes: progress.dead_letter_bytes,
+            dead_letters: letters.letters,
+            dead_letter_bytes: letters.bytes,
             dead_letters_max_bytes: self.config.replay.dead_letters_max_bytes,
             dead_letters_refused: self.replay.letters_refused().unwrap_or_default(),
             rung: stats.rung.to_owned(),
@@ -152,22 +152,60 @@ impl Daemon {
 
     pub(super) fn replay_reply(&self) -> pb::ReplayProgress {
         let (progress, stats) = (self.replay.progress(), self.vault.stats());
-        let state = match progress.state {
-            State::Idle => pb::ReplayState::Idle,
-            State::Waiting => pb::ReplayState::Waiting,
-            State::Running => pb::ReplayState::Running,
-            State::Paused => pb::ReplayState::Paused,
+        let owed = |name: &str| {
+            let mut all = stats.by_destination.iter();
+            all.find(|to| to.name == name)
+                .map_or(0, |to| to.owed_records)
         };
+        let by_destination = self.replay.by_destination().map(|(name, progress)| {
+            let records_pending = owed(name);
+            pb::DestinationReplay {
+                destination: name.to_owned(),
+                state: replay_state(progress.state).into(),
+                records: progress.records,
+                bytes: progress.bytes,
+                rate_bytes_per_second: progress.rate_now,
+                max_bytes_per_second: progress.rate,
+                limited_by: progress.limited_by.as_str().to_owned(),
+                records_pending,
+                remaining: remaining(&progress, records_pending),
+                ordered: progress.ordered,
+            }
+        });
+        let destinations: Vec<_> = by_destination.collect();
+        // Of several, the last to be through.
+        let last = |to: &pb::DestinationReplay| {
+            to.remaining
+                .map(|remaining| (remaining.seconds, remaining.nanos))
+        };
+        let slowest = destinations.iter().max_by_key(|to| last(to));
         pb::ReplayProgress {
-            state: state.into(),
+            state: replay_state(progress.state).into(),
             records: progress.records,
             bytes: progress.bytes,
             rate_bytes_per_second: progress.rate_now,
             max_bytes_per_second: progress.rate,
             entries_pending: stats.entries_pending,
             records_pending: stats.records_pending,
+            limited_by: progress.limited_by.as_str().to_owned(),
+            remaining: slowest.and_then(|to| to.remaining),
+            ordered: progress.ordered,
+            destinations,
         }
     }
+}
+
+const fn replay_state(state: State) -> pb::ReplayState {
+    match state {
+        State::Idle => pb::ReplayState::Idle,
+        State::Waiting => pb::ReplayState::Waiting,
+        State::Running => pb::ReplayState::Running,
+        State::Paused => pb::ReplayState::Paused,
+    }
+}
+
+fn remaining(progress: &Progress, records: u64) -> Option<prost_types::Duration> {
+    progress.time_for(records)?.try_into().ok()
 }
 
 fn certificates(status: reload::Status) -> pb::Tls {

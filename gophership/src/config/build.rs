@@ -416,11 +416,13 @@ fn replay(s: &mut Settings) -> Option<replay::Config> {
     let auto = s.get(&schema::REPLAY_AUTO);
     let after = s.get(&schema::REPLAY_AFTER);
     let max_bytes_per_second = s.get(&schema::REPLAY_MAX_BYTES_PER_SECOND);
+    let identity = s.get(&schema::REPLAY_IDENTITY);
     let dead_letters_max_bytes = s.get(&schema::VAULT_DEAD_LETTERS_MAX_BYTES);
     Some(replay::Config {
         auto: auto?,
         after: after?,
         max_bytes_per_second: max_bytes_per_second?,
+        identity: identity?,
         dead_letters_max_bytes: dead_letters_max_bytes?,
     })
 }

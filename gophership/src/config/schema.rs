@@ -191,8 +191,10 @@ keys! {
     REPLAY_AUTO: Bool = "replay.auto", Default("true");
     /// Once Green has held for this long.
     REPLAY_AFTER: Span = "replay.after", Default("10s");
-    /// Rate limit, in message bytes a second.
+    /// Rate limit to each destination, in message bytes a second.
     REPLAY_MAX_BYTES_PER_SECOND: Size = "replay.max_bytes_per_second", Default("64MiB");
+    /// Give each replayed record the attribute gophership.record.id, the same however often it is sent.
+    REPLAY_IDENTITY: Bool = "replay.identity", Default("false");
 
     /// Attributes that resources get which don't have them: keys and texts.
     ENRICH_RESOURCE: Attributes = "enrich.resource", Default("");

@@ -6,6 +6,7 @@ use super::pb;
 use crate::{
     pressure::SocketOrder,
     telemetry::timeline::{Stay, Timeline},
+    vault::Selection,
 };
 
 /// A zone to be held.
@@ -28,11 +29,31 @@ pub enum ReplayCommand {
     Start {
         /// Limit in message bytes a second; none: as configured.
         max_bytes_per_second: Option<u64>,
+        /// What to send.
+        selection: Selection,
     },
     /// Stop until resumed.
     Pause,
     /// Go on after a pause.
     Resume,
+}
+
+/// What to do with the replay to whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplaySpec {
+    /// Name of the destination; none: all of them.
+    pub destination: Option<String>,
+    /// What to do.
+    pub command: ReplayCommand,
+}
+
+/// The replay whose extent is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanSpec {
+    /// Name of the destination; none: all of them.
+    pub destination: Option<String>,
+    /// What would be sent.
+    pub selection: Selection,
 }
 
 /// How to drain.
@@ -85,7 +106,7 @@ pub enum ControlError {
 
 /// The daemon, as operators see it.
 ///
-/// But for [`Engine::sockets`] and [`Engine::vault_list`], the methods are called on the control service's thread and must not block for long: they start
+/// But for [`Engine::sockets`], [`Engine::vault_list`] and [`Engine::plan_replay`], the methods are called on the control service's thread and must not block for long: they start
 /// things, and report how far these are.
 pub trait Engine: Send + Sync + 'static {
     /// Everything, at one moment.
@@ -132,8 +153,19 @@ pub trait Engine: Send + Sync + 'static {
     /// Steers the replay and returns how it is afterwards.
     ///
     /// # Errors
-    /// If the replay can't do that now.
-    fn replay(&self, command: ReplayCommand) -> Result<pb::ReplayProgress, ControlError>;
+    /// If there is no such destination.
+    fn replay(&self, spec: ReplaySpec) -> Result<pb::ReplayProgress, ControlError>;
+
+    /// Counts what a replay would send, and tells growing sums, the last of which are complete, for as long as
+    /// `tell` gives true. It may take a while, and is called on a thread for blocking work.
+    ///
+    /// # Errors
+    /// There is no such destination, or it can't be counted, or not yet.
+    fn plan_replay(
+        &self,
+        spec: PlanSpec,
+        tell: &mut dyn FnMut(pb::ReplayPlan) -> bool,
+    ) -> Result<(), ControlError>;
 
     /// How the replay is.
     fn replay_status(&self) -> pb::ReplayProgress;

@@ -16,7 +16,8 @@ use crate::local_socket;
 use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
 
 pub use engine::{
-    ControlError, DrainSpec, Engine, OverrideSpec, QuarantineSpec, ReplayCommand, SocketsSpec,
+    ControlError, DrainSpec, Engine, OverrideSpec, PlanSpec, QuarantineSpec, ReplayCommand,
+    ReplaySpec, SocketsSpec,
 };
 use pb::control_server::ControlServer;
 use tokio_stream::wrappers::UnixListenerStream;

@@ -343,7 +343,7 @@ pub struct Recovery {
     pub bytes_total: u64,
 }
 /// The replay at one moment; counts since the start of the daemon.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReplayProgress {
     /// What it is doing.
     #[prost(enumeration = "ReplayState", tag = "1")]
@@ -366,6 +366,53 @@ pub struct ReplayProgress {
     /// Records in those.
     #[prost(uint64, tag = "7")]
     pub records_pending: u64,
+    /// What the limit comes from: `configured`, `ordered` (by a call), `zone`, or `destination` (it throttled or
+    /// failed, and the rate grows back).
+    #[prost(string, tag = "8")]
+    pub limited_by: ::prost::alloc::string::String,
+    /// Until nothing is pending, at the present rate; absent if that isn't known.
+    #[prost(message, optional, tag = "9")]
+    pub remaining: ::core::option::Option<::prost_types::Duration>,
+    /// Each destination's.
+    #[prost(message, repeated, tag = "10")]
+    pub destinations: ::prost::alloc::vec::Vec<DestinationReplay>,
+    /// A call has started it, and something of what that asked for is left.
+    #[prost(bool, tag = "11")]
+    pub ordered: bool,
+}
+/// The replay to one destination; counts since the start of the daemon.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DestinationReplay {
+    /// Name of the destination.
+    #[prost(string, tag = "1")]
+    pub destination: ::prost::alloc::string::String,
+    /// What it is doing.
+    #[prost(enumeration = "ReplayState", tag = "2")]
+    pub state: i32,
+    /// Records delivered.
+    #[prost(uint64, tag = "3")]
+    pub records: u64,
+    /// Message bytes delivered.
+    #[prost(uint64, tag = "4")]
+    pub bytes: u64,
+    /// Message bytes a second, now.
+    #[prost(uint64, tag = "5")]
+    pub rate_bytes_per_second: u64,
+    /// Limit in message bytes a second.
+    #[prost(uint64, tag = "6")]
+    pub max_bytes_per_second: u64,
+    /// As in ReplayProgress.
+    #[prost(string, tag = "7")]
+    pub limited_by: ::prost::alloc::string::String,
+    /// Records still owed.
+    #[prost(uint64, tag = "8")]
+    pub records_pending: u64,
+    /// As in ReplayProgress.
+    #[prost(message, optional, tag = "9")]
+    pub remaining: ::core::option::Option<::prost_types::Duration>,
+    /// As in ReplayProgress.
+    #[prost(bool, tag = "10")]
+    pub ordered: bool,
 }
 /// Where the records accepted for one destination are:
 /// accepted = delivered + owed + in flight + quarantined + dead-lettered + rejected + dropped + residue.
@@ -439,25 +486,90 @@ pub struct ClearOverrideReply {
     pub cleared: ::core::option::Option<Override>,
 }
 /// Steers the replay.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReplayRequest {
     /// What to do.
     #[prost(enumeration = "ReplayAction", tag = "1")]
     pub action: i32,
-    /// START only: limit in message bytes a second, until the daemon stops; 0: as configured.
+    /// START only: limit in message bytes a second for each destination, until nothing is left to send; 0: as configured.
     #[prost(uint64, tag = "2")]
     pub max_bytes_per_second: u64,
+    /// Name of the destination; empty: all of them.
+    #[prost(string, tag = "3")]
+    pub destination: ::prost::alloc::string::String,
+    /// START only: what to send; absent: all that is owed.
+    #[prost(message, optional, tag = "4")]
+    pub selection: ::core::option::Option<ReplaySelection>,
+}
+/// Some of what is owed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplaySelection {
+    /// Only what arrived then or later.
+    #[prost(message, optional, tag = "1")]
+    pub from: ::core::option::Option<::prost_types::Timestamp>,
+    /// Only what arrived before.
+    #[prost(message, optional, tag = "2")]
+    pub to: ::core::option::Option<::prost_types::Timestamp>,
+    /// Only what this lane of the vault wrote.
+    #[prost(uint32, optional, tag = "3")]
+    pub lane: ::core::option::Option<u32>,
+    /// Newest segment first; within a segment the oldest is always first.
+    #[prost(bool, tag = "4")]
+    pub newest_first: bool,
+}
+/// Counts what a replay would send.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlanReplayRequest {
+    /// Name of the destination; empty: all of them.
+    #[prost(string, tag = "1")]
+    pub destination: ::prost::alloc::string::String,
+    /// What would be sent; absent: all that is owed.
+    #[prost(message, optional, tag = "2")]
+    pub selection: ::core::option::Option<ReplaySelection>,
+}
+/// What would be sent, as far as is counted.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReplayPlan {
+    /// All is counted.
+    #[prost(bool, tag = "1")]
+    pub complete: bool,
+    /// To each destination.
+    #[prost(message, repeated, tag = "2")]
+    pub destinations: ::prost::alloc::vec::Vec<DestinationPlan>,
+}
+/// What would be sent to one destination.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DestinationPlan {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub destination: ::prost::alloc::string::String,
+    /// Entries.
+    #[prost(uint64, tag = "2")]
+    pub entries: u64,
+    /// Their records.
+    #[prost(uint64, tag = "3")]
+    pub records: u64,
+    /// Their message bytes as received.
+    #[prost(uint64, tag = "4")]
+    pub bytes: u64,
 }
 /// The replay after the call.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReplayReply {
     /// It.
     #[prost(message, optional, tag = "1")]
     pub progress: ::core::option::Option<ReplayProgress>,
 }
 /// Follows the replay.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReplayStatusRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplayStatusRequest {
+    /// Name of the destination whose end is waited for; empty: all of them.
+    #[prost(string, tag = "1")]
+    pub destination: ::prost::alloc::string::String,
+    /// End, too, when nothing is left of what was ordered.
+    #[prost(bool, tag = "2")]
+    pub ordered: bool,
+}
 /// Drains the daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DrainRequest {
@@ -1455,6 +1567,27 @@ pub mod control_client {
             ));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Counts what a replay would send, without sending it: growing sums, and the last is complete.
+        pub async fn plan_replay(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PlanReplayRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ReplayPlan>>,
+            tonic::Status,
+        > {
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path =
+                http::uri::PathAndQuery::from_static("/gophership.control.v1.Control/PlanReplay");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new(
+                "gophership.control.v1.Control",
+                "PlanReplay",
+            ));
+            self.inner.server_streaming(req, path, codec).await
+        }
         /// Stops accepting, empties the pipeline, syncs and seals the vault; or takes that back. The
         /// drain goes on when the caller hangs up.
         pub async fn drain(
@@ -1549,6 +1682,16 @@ pub mod control_server {
             &self,
             request: tonic::Request<super::ReplayStatusRequest>,
         ) -> std::result::Result<tonic::Response<Self::ReplayStatusStream>, tonic::Status>;
+        /// Server streaming response type for the PlanReplay method.
+        type PlanReplayStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ReplayPlan, tonic::Status>,
+            > + std::marker::Send
+            + 'static;
+        /// Counts what a replay would send, without sending it: growing sums, and the last is complete.
+        async fn plan_replay(
+            &self,
+            request: tonic::Request<super::PlanReplayRequest>,
+        ) -> std::result::Result<tonic::Response<Self::PlanReplayStream>, tonic::Status>;
         /// Server streaming response type for the Drain method.
         type DrainStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::DrainProgress, tonic::Status>,
@@ -1974,6 +2117,48 @@ pub mod control_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReplayStatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/gophership.control.v1.Control/PlanReplay" => {
+                    #[allow(non_camel_case_types)]
+                    struct PlanReplaySvc<T: Control>(pub Arc<T>);
+                    impl<T: Control> tonic::server::ServerStreamingService<super::PlanReplayRequest>
+                        for PlanReplaySvc<T>
+                    {
+                        type Response = super::ReplayPlan;
+                        type ResponseStream = T::PlanReplayStream;
+                        type Future =
+                            BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PlanReplayRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut =
+                                async move { <T as Control>::plan_replay(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PlanReplaySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

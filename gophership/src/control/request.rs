@@ -5,11 +5,14 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::{
-    engine::{ControlError, DrainSpec, OverrideSpec, QuarantineSpec, ReplayCommand, SocketsSpec},
+    engine::{
+        ControlError, DrainSpec, OverrideSpec, PlanSpec, QuarantineSpec, ReplayCommand, ReplaySpec,
+        SocketsSpec,
+    },
     events::Asked,
     pb,
 };
-use crate::pressure::SocketOrder;
+use crate::{pressure::SocketOrder, vault::Selection};
 
 /// A drain waits this long for the pipeline unless the caller says otherwise.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -120,21 +123,59 @@ pub(super) fn quarantine_spec(
 }
 
 /// What the replay shall do.
-pub(super) fn replay_command(asked: pb::ReplayRequest) -> Result<ReplayCommand, ControlError> {
-    let rate = asked.max_bytes_per_second;
-    match (asked.action(), rate) {
-        (pb::ReplayAction::Start, 0) => Ok(ReplayCommand::Start {
-            max_bytes_per_second: None,
-        }),
-        (pb::ReplayAction::Start, rate) => Ok(ReplayCommand::Start {
-            max_bytes_per_second: Some(rate),
-        }),
-        (pb::ReplayAction::Pause, 0) => Ok(ReplayCommand::Pause),
-        (pb::ReplayAction::Resume, 0) => Ok(ReplayCommand::Resume),
-        (pb::ReplayAction::Pause | pb::ReplayAction::Resume, _) => {
-            Err(invalid("max_bytes_per_second goes with START only"))
+pub(super) fn replay_spec(asked: pb::ReplayRequest) -> Result<ReplaySpec, ControlError> {
+    let (action, rate) = (asked.action(), asked.max_bytes_per_second);
+    let is_start_only = rate != 0 || asked.selection.is_some();
+    let command = match action {
+        pb::ReplayAction::Start => ReplayCommand::Start {
+            max_bytes_per_second: (rate != 0).then_some(rate),
+            selection: selection(asked.selection)?,
+        },
+        pb::ReplayAction::Pause | pb::ReplayAction::Resume if is_start_only => {
+            return Err(invalid(
+                "max_bytes_per_second and selection go with START only",
+            ));
         }
-        (pb::ReplayAction::Unspecified, _) => Err(invalid("action must be set")),
+        pb::ReplayAction::Pause => ReplayCommand::Pause,
+        pb::ReplayAction::Resume => ReplayCommand::Resume,
+        pb::ReplayAction::Unspecified => return Err(invalid("action must be set")),
+    };
+    Ok(ReplaySpec {
+        destination: named(asked.destination),
+        command,
+    })
+}
+
+/// Which replay's extent is asked for.
+pub(super) fn plan_spec(asked: pb::PlanReplayRequest) -> Result<PlanSpec, ControlError> {
+    Ok(PlanSpec {
+        destination: named(asked.destination),
+        selection: selection(asked.selection)?,
+    })
+}
+
+fn named(destination: String) -> Option<String> {
+    Some(destination).filter(|name| !name.is_empty())
+}
+
+fn selection(asked: Option<pb::ReplaySelection>) -> Result<Selection, ControlError> {
+    let Some(asked) = asked else {
+        return Ok(Selection::default());
+    };
+    let unix_ns = |time: prost_types::Timestamp| {
+        let nanos = i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos);
+        u64::try_from(nanos).map_err(|_| invalid("from and to must lie between 1970 and 2554"))
+    };
+    let lane = asked.lane.map(u16::try_from).transpose();
+    let selection = Selection {
+        from_unix_ns: asked.from.map(unix_ns).transpose()?,
+        to_unix_ns: asked.to.map(unix_ns).transpose()?,
+        lane: lane.map_err(|_| invalid("lane must be at most 65535"))?,
+        newest_first: asked.newest_first,
+    };
+    match (selection.from_unix_ns, selection.to_unix_ns) {
+        (Some(from), Some(to)) if from >= to => Err(invalid("from must lie before to")),
+        (Some(_) | None, Some(_) | None) => Ok(selection),
     }
 }
 

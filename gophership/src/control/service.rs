@@ -145,6 +145,7 @@ impl pb::control_server::Control for Service {
     type EventsStream = Followed<pb::Event>;
     type VaultListStream = Followed<pb::VaultListReply>;
     type ReplayStatusStream = Followed<pb::ReplayProgress>;
+    type PlanReplayStream = Followed<pb::ReplayPlan>;
     type DrainStream = Followed<pb::DrainProgress>;
 
     async fn status(
@@ -250,8 +251,15 @@ impl pb::control_server::Control for Service {
         let arguments = json!({
             "action": asked.action().as_str_name(),
             "max_bytes_per_second": asked.max_bytes_per_second,
+            "destination": asked.destination,
+            "selection": asked.selection.as_ref().map(|selection| json!({
+                "from_seconds": selection.from.map(|from| from.seconds),
+                "to_seconds": selection.to.map(|to| to.seconds),
+                "lane": selection.lane,
+                "newest_first": selection.newest_first,
+            })),
         });
-        let call = |engine: &dyn Engine, _, asked| engine.replay(request::replay_command(asked)?);
+        let call = |engine: &dyn Engine, _, asked| engine.replay(request::replay_spec(asked)?);
         let progress = self.change(request, "replay", arguments, call).await?;
         let progress = Some(progress);
         Ok(Response::new(pb::ReplayReply { progress }))
@@ -262,13 +270,43 @@ impl pb::control_server::Control for Service {
         request: Request<pb::ReplayStatusRequest>,
     ) -> Result<Response<Self::ReplayStatusStream>, Status> {
         self.permit(&request, "replay_status", &json!({})).await?;
-        let over = |progress: &pb::ReplayProgress| {
-            matches!(
-                progress.state(),
-                pb::ReplayState::Idle | pb::ReplayState::Paused | pb::ReplayState::Unspecified
-            )
+        let asked = request.into_inner();
+        let state = move |progress: &pb::ReplayProgress| {
+            let mut destinations = progress.destinations.iter();
+            match destinations.find(|to| to.destination == asked.destination) {
+                Some(to) => Some((to.state(), to.ordered)),
+                None if asked.destination.is_empty() => Some((progress.state(), progress.ordered)),
+                None => None,
+            }
+        };
+        if state(&self.engine.replay_status()).is_none() {
+            return Err(Status::invalid_argument("there is no such destination"));
+        }
+        let over = move |progress: &pb::ReplayProgress| match state(progress) {
+            Some((pb::ReplayState::Running | pb::ReplayState::Waiting, ordered)) => {
+                asked.ordered && !ordered
+            }
+            Some((_, _)) | None => true,
         };
         Ok(Response::new(self.follow(Engine::replay_status, over)))
+    }
+
+    async fn plan_replay(
+        &self,
+        request: Request<pb::PlanReplayRequest>,
+    ) -> Result<Response<Self::PlanReplayStream>, Status> {
+        self.permit(&request, "plan_replay", &json!({})).await?;
+        let spec = request::plan_spec(request.into_inner())?;
+        let (engine, stopping) = (Arc::clone(&self.engine), self.stopping.clone());
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        tokio::task::spawn_blocking(move || {
+            let mut tell = |plan| !*stopping.borrow() && sender.blocking_send(Ok(plan)).is_ok();
+            if let Err(error) = engine.plan_replay(spec, &mut tell) {
+                // The caller may have hung up.
+                let _ = sender.blocking_send(Err(error.into()));
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
     async fn drain(

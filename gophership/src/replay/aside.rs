@@ -24,6 +24,8 @@ pub(super) struct Aside {
     control: Handle,
     refused: Option<Refused>,
     told: Option<Instant>,
+    /// How often parked entries were taken back.
+    unparked: u64,
 }
 
 /// Letters can't be written.
@@ -43,6 +45,7 @@ impl Aside {
             control,
             refused: None,
             told: None,
+            unparked: 0,
         }
     }
 
@@ -76,9 +79,19 @@ impl Aside {
         self.control.refuse_letters(Some(error.to_string()));
     }
 
-    /// Takes the parked entries back if it is time and there may be room for them; then the vault has to be
-    /// read from the start again.
-    pub(super) fn is_time_again(&mut self, now: Instant) -> bool {
+    /// Takes the parked entries back if it is time and there may be room for them. Gives how often that was
+    /// done: after each time the vault has to be read from the start again.
+    pub(super) fn unparked(&mut self, now: Instant) -> u64 {
+        if self.is_time_again(now) {
+            self.refused = None;
+            self.control.refuse_letters(None);
+            self.vault.unpark();
+            self.unparked += 1;
+        }
+        self.unparked
+    }
+
+    fn is_time_again(&mut self, now: Instant) -> bool {
         let Some(refused) = self
             .refused
             .as_mut()
@@ -93,9 +106,6 @@ impl Aside {
                 Ok(_) | Err(_) => return false,
             }
         }
-        self.refused = None;
-        self.control.refuse_letters(None);
-        self.vault.unpark();
         true
     }
 }

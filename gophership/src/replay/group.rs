@@ -1,17 +1,17 @@
 //! Entries of the vault put together into batches.
 
+use super::identity::Identity;
 use crate::{
     decompress::decompress,
     export::Batch,
     otel::{Enrichment, json},
-    vault::{DestMask, Entry, Kind},
+    vault::{Entry, Kind},
 };
 
-/// Entries for the same destinations, in one batch.
+/// Entries in one batch.
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) entries: Vec<Entry>,
-    pub(super) owed: DestMask,
     plain: Vec<u8>,
     records: u64,
 }
@@ -25,27 +25,34 @@ pub(super) struct Unreadable {
 }
 
 impl Group {
-    /// A group of one entry, of at most `limit` bytes, enriched.
+    /// A group of one entry, of at most `limit` bytes, enriched, and with its records' ids if they get any.
     pub(super) fn of(
         entry: Entry,
         limit: usize,
         enrichment: &Enrichment,
+        identity: Option<&Identity>,
     ) -> Result<Self, Unreadable> {
         let plain = match plain(&entry, limit) {
-            Ok(plain) => enriched(plain, &entry, limit, enrichment),
+            Ok(plain) => {
+                let enriched = enriched(plain, &entry, limit, enrichment);
+                match identity {
+                    // It may have grown by that.
+                    Some(identity) => identity.add(&entry, enriched, limit.saturating_mul(2)),
+                    None => enriched,
+                }
+            }
             Err(reason) => return Err(Unreadable { entry, reason }),
         };
         Ok(Self {
-            owed: entry.owed,
             records: u64::from(entry.records),
             plain,
             entries: vec![entry],
         })
     }
 
-    /// Takes the entries of `other` in, if they go to the same destinations and fit.
+    /// Takes the entries of `other` in, if they fit.
     pub(super) fn join(&mut self, other: Self, bytes_max: usize) -> Option<Self> {
-        if self.owed != other.owed || self.plain.len() + other.plain.len() > bytes_max {
+        if self.plain.len() + other.plain.len() > bytes_max {
             return Some(other);
         }
         self.plain.extend_from_slice(&other.plain);
@@ -135,7 +142,7 @@ mod tests {
             records: 1,
             bytes: bytes.to_vec(),
         };
-        match Group::of(entry, 1000, enrichment) {
+        match Group::of(entry, 1000, enrichment, None) {
             Ok(mut group) => Ok(group.take_batch().bytes.to_vec()),
             Err(unreadable) => Err(unreadable.reason),
         }

@@ -1,16 +1,20 @@
 //! Vault → destinations, when the pressure is gone.
 //!
-//! One thread with its own connections reads the vault oldest first and settles an entry for a
-//! destination only when that destination has accepted it. What a destination will never take
+//! One thread with its own connections reads the vault for each destination, oldest first, at a rate that suits the
+//! zone and the destination, and settles an entry for a destination only when that destination has accepted it. What a destination will never take
 //! becomes a dead letter, durable before the entry is settled. While none can be written, such entries stay
 //! owed and aren't tried again.
 
 use std::{sync::Arc, time::Duration};
 
+mod aimd;
 mod aside;
 pub mod control;
+mod course;
 pub mod dead_letter;
 mod group;
+mod identity;
+mod meter;
 mod pace;
 pub mod pacer;
 mod run;
@@ -24,8 +28,10 @@ pub struct Config {
     pub auto: bool,
     /// Only after Green has held for this long.
     pub after: Duration,
-    /// Rate limit, in stored message bytes a second.
+    /// Rate limit of each destination, in stored message bytes a second.
     pub max_bytes_per_second: u64,
+    /// Whether records get an attribute that names them.
+    pub identity: bool,
     /// Most bytes of dead letters.
     pub dead_letters_max_bytes: u64,
 }

@@ -45,13 +45,14 @@ pub(super) fn pace(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::replay::Config;
+    use crate::{replay::Config, vault::Selection};
 
     const HELD: Duration = Duration::from_secs(10);
     const CONFIG: Config = Config {
         auto: true,
         after: HELD,
         max_bytes_per_second: 1000,
+        identity: false,
         dead_letters_max_bytes: 0,
     };
     const NONE: Orders = Orders {
@@ -60,6 +61,12 @@ mod tests {
         stop: false,
         now: false,
         rate: None,
+        selection: Selection {
+            from_unix_ns: None,
+            to_unix_ns: None,
+            lane: None,
+            newest_first: false,
+        },
     };
 
     #[test]

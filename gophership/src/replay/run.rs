@@ -1,33 +1,27 @@
 //! The replay thread.
 
-use std::{
-    ops::ControlFlow,
-    sync::{Arc, atomic::Ordering::Relaxed},
-    thread::JoinHandle,
-    time::{Duration, Instant},
-};
+use std::{cell::RefCell, rc::Rc, sync::Arc, thread::JoinHandle};
 
-use gophership_common::{Word, Zone};
+use tokio::task::JoinSet;
 
 use super::{
     Config, Error, Handle,
     aside::Aside,
-    control::{Control, State},
+    control::Control,
+    course::{Common, Course},
     dead_letter::DeadLetters,
-    group::{Group, Unreadable},
-    pace::{Pace, pace},
-    pacer,
+    identity::Identity,
 };
 use crate::{
-    export::{Destinations, Outcome},
+    export::Destinations,
     otel::Enrichment,
     pipeline::{Member, circuit::Circuit},
     pressure::Verdict,
-    vault::{DestMask, Entry, Limiter, Reader, Settlement, Vault},
+    vault::Vault,
 };
 
-/// How often the zone and the vault are looked at while nothing is sent.
-const LOOK: Duration = Duration::from_millis(50);
+/// Message bytes of a batch that is worth its while, however many destinations share the memory.
+const BATCH_BYTES_MIN: usize = 64 << 10;
 
 /// What the replay works with.
 #[derive(Debug)]
@@ -57,7 +51,12 @@ pub struct Parts {
 /// # Errors
 /// If the thread can't be made.
 pub fn spawn(parts: Parts) -> Result<(Handle, JoinHandle<()>), Error> {
+    let names = parts
+        .circuits
+        .iter()
+        .map(|circuit| circuit.name().to_owned());
     let control = Arc::new(Control::new(
+        &names.collect::<Vec<_>>(),
         parts.config.max_bytes_per_second,
         parts.dead_letters.held(),
     ));
@@ -70,7 +69,7 @@ pub fn spawn(parts: Parts) -> Result<(Handle, JoinHandle<()>), Error> {
                 .build();
             match runtime {
                 Ok(runtime) => {
-                    tokio::task::LocalSet::new().block_on(&runtime, Replay::start(parts, control));
+                    tokio::task::LocalSet::new().block_on(&runtime, run(parts, control));
                 }
                 Err(error) => {
                     tracing::error!(%error, "replay: no runtime; the vault is not replayed");
@@ -80,286 +79,36 @@ pub fn spawn(parts: Parts) -> Result<(Handle, JoinHandle<()>), Error> {
     Ok((handle, thread))
 }
 
-struct Replay {
-    config: Config,
-    batch_max_bytes: usize,
-    max_entry_bytes: usize,
-    vault: Vault,
-    reader: Reader,
-    verdict: Verdict,
-    members: Vec<Member>,
-    enrichment: Arc<Enrichment>,
-    aside: Aside,
-    control: Handle,
-    limiter: Limiter,
-    green: Option<(Word, Instant)>,
-    running: bool,
-}
-
-impl Replay {
-    async fn start(parts: Parts, control: Handle) {
-        let bit_of = |name: &str| parts.vault.mask_of(name);
-        let members = Member::connect(&parts.destinations, &parts.circuits, bit_of);
-        let replay = Self {
-            reader: parts.vault.reader(),
-            config: parts.config,
-            batch_max_bytes: parts.batch_max_bytes,
-            max_entry_bytes: parts.max_entry_bytes,
-            aside: Aside::new(
-                parts.dead_letters,
-                parts.vault.clone(),
-                Arc::clone(&control),
-            ),
-            vault: parts.vault,
-            verdict: parts.verdict,
-            members,
-            enrichment: parts.enrichment,
-            control,
-            limiter: Limiter::new(Instant::now()),
-            green: None,
-            running: false,
-        };
-        replay.run().await;
+/// A course for each destination, until all have ended.
+async fn run(parts: Parts, control: Handle) {
+    let bit_of = |name: &str| parts.vault.mask_of(name);
+    let members = Member::connect(&parts.destinations, &parts.circuits, bit_of);
+    let aside = Aside::new(
+        parts.dead_letters,
+        parts.vault.clone(),
+        Arc::clone(&control),
+    );
+    // Together they hold as much as one would.
+    let share = parts.batch_max_bytes / members.len().max(1);
+    let identity = parts.config.identity;
+    let common = Rc::new(Common {
+        config: parts.config,
+        batch_max_bytes: share.max(BATCH_BYTES_MIN).min(parts.batch_max_bytes),
+        max_entry_bytes: parts.max_entry_bytes,
+        enrichment: parts.enrichment,
+        identity: identity.then(|| Identity::new(parts.vault.host_id())),
+        vault: parts.vault,
+        verdict: parts.verdict,
+        aside: RefCell::new(aside),
+        control,
+    });
+    let mut courses = JoinSet::new();
+    for (index, member) in members.into_iter().enumerate() {
+        courses.spawn_local(Course::new(Rc::clone(&common), index, member).run());
     }
-
-    async fn run(mut self) {
-        while !self.control.orders().stop {
-            let pace = self.pace();
-            self.running = matches!(pace, Pace::Send(_));
-            let progressed = match pace {
-                Pace::Paused => {
-                    self.control.set_state(State::Paused);
-                    false
-                }
-                Pace::Wait | Pace::Send(0) => {
-                    let owed = self.vault.stats().entries_pending > 0;
-                    if owed {
-                        self.control.set_state(State::Waiting);
-                    } else {
-                        self.control.nothing_is_owed();
-                    }
-                    false
-                }
-                Pace::Send(rate) => self.pass(rate).await,
-            };
-            if !progressed {
-                let _ = tokio::time::timeout(LOOK, self.control.changed()).await;
-            }
+    while let Some(ended) = courses.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "replay: to one destination it has ended");
         }
-    }
-
-    fn pace(&mut self) -> Pace {
-        let word = self.verdict.load();
-        self.green = match (word.zone(), self.green) {
-            (Zone::Green, Some((since, at))) if since == word => Some((since, at)),
-            (Zone::Green, _) => Some((word, Instant::now())),
-            (Zone::Yellow | Zone::Red, _) => None,
-        };
-        let green_for = self.green.map(|(_, since)| since.elapsed());
-        // What the zone allows at most is known at once, how much of it is left a little later.
-        let most = pacer::weight(word.zone(), 0);
-        pace(
-            self.control.orders(),
-            word.zone(),
-            self.vault.background_weight().min(most),
-            green_for,
-            self.running,
-            &self.config,
-        )
-    }
-
-    /// Reads and sends one portion. Gives whether anything was settled, so that a pass that finds
-    /// every destination down is not repeated at once.
-    async fn pass(&mut self, rate: u64) -> bool {
-        self.control.set_rate(rate);
-        if self.aside.is_time_again(Instant::now()) {
-            self.reader.rewind();
-        }
-        if self.vault.stats().entries_pending == 0 {
-            self.control.nothing_is_owed();
-            return false;
-        }
-        let wanted = self.worth_a_try();
-        let entries = match self.reader.next(self.batch_max_bytes, wanted) {
-            Ok(entries) => entries,
-            Err(error) => {
-                tracing::error!(%error, "replay: the vault can't be read");
-                self.reader.rewind();
-                return false;
-            }
-        };
-        if entries.is_empty() {
-            // Held, or owed to destinations that are down.
-            self.control.set_state(State::Waiting);
-            self.reader.rewind();
-            return false;
-        }
-        self.control.set_state(State::Running);
-        self.send(entries).await
-    }
-
-    /// The destinations whose circuits allow an attempt: what only others are owed isn't even read.
-    fn worth_a_try(&self) -> DestMask {
-        let allowed = self.members.iter().filter(|member| member.circuit.allows());
-        allowed.fold(0, |mask, member| mask | member.bit)
-    }
-
-    async fn send(&mut self, entries: Vec<Entry>) -> bool {
-        let mut settled = false;
-        let mut entries = entries.into_iter();
-        let mut next = None;
-        while let Some(mut group) = self.next_group(&mut entries, &mut next) {
-            let bytes = group.stored_bytes();
-            settled |= self.deliver(&mut group).await;
-            self.limiter.spent(bytes as u64);
-            if self.keep_the_rate().await.is_break() {
-                // The zone or the orders have changed: what is left is read again.
-                self.reader.rewind();
-                return true;
-            }
-        }
-        settled
-    }
-
-    /// Sleeps to keep the rate, which may change meanwhile; breaks off when nothing may be sent.
-    async fn keep_the_rate(&mut self) -> ControlFlow<()> {
-        loop {
-            let Pace::Send(rate) = self.pace() else {
-                return ControlFlow::Break(());
-            };
-            if self.control.orders().stop {
-                return ControlFlow::Break(());
-            }
-            self.control.set_rate(rate);
-            match self.limiter.wait(rate, Instant::now()) {
-                Some(Duration::ZERO) => return ControlFlow::Continue(()),
-                wait => tokio::time::sleep(wait.unwrap_or(LOOK).min(LOOK)).await,
-            }
-        }
-    }
-
-    /// Puts the next group together; `next` is what didn't fit into it. One at a time: decompressed,
-    /// a portion of entries could be a thousand times as large.
-    fn next_group(
-        &mut self,
-        entries: &mut impl Iterator<Item = Entry>,
-        next: &mut Option<Group>,
-    ) -> Option<Group> {
-        let mut group = next.take();
-        for entry in entries {
-            let single = match Group::of(entry, self.max_entry_bytes, &self.enrichment) {
-                Ok(single) => single,
-                Err(unreadable) => {
-                    self.bury(&unreadable);
-                    continue;
-                }
-            };
-            *next = match &mut group {
-                Some(group) => group.join(single, self.batch_max_bytes),
-                None => {
-                    group = Some(single);
-                    None
-                }
-            };
-            if next.is_some() {
-                break;
-            }
-        }
-        group
-    }
-
-    /// One attempt of one group at each destination it is owed to.
-    async fn deliver(&mut self, group: &mut Group) -> bool {
-        let batch = group.take_batch();
-        let mut settled = false;
-        for member in self.members.clone() {
-            if group.owed & member.bit == 0 || !member.circuit.allows() {
-                continue;
-            }
-            match member.destination.deliver(batch.clone()).await {
-                Outcome::Accepted { rejected_records } => {
-                    self.accepted(group, &member, rejected_records);
-                    settled = true;
-                }
-                Outcome::Retry { after, reason } => member.circuit.failed(after, &reason),
-                Outcome::Rejected { reason } => {
-                    member.circuit.close();
-                    settled |= self.rejected(group, &member, &reason).await;
-                }
-            }
-        }
-        settled
-    }
-
-    fn accepted(&self, group: &Group, member: &Member, rejected: u64) {
-        member.circuit.accepted(group.records(), rejected);
-        let counters = &member.circuit.counters;
-        counters
-            .delivered
-            .fetch_add(group.records().saturating_sub(rejected), Relaxed);
-        counters.rejected.fetch_add(rejected, Relaxed);
-        self.control
-            .sent(group.records(), group.stored_bytes() as u64);
-        // Which records it rejected isn't said: for the books, the first ones.
-        let mut left = rejected;
-        for entry in &group.entries {
-            let rejected_records = u32::try_from(left).unwrap_or(u32::MAX).min(entry.records);
-            left -= u64::from(rejected_records);
-            let how = Settlement::Replayed { rejected_records };
-            self.vault.settle_as(entry.id, member.bit, how);
-        }
-    }
-
-    /// Each entry by itself, to find the one that the destination will never take.
-    async fn rejected(&mut self, group: &Group, member: &Member, reason: &str) -> bool {
-        if let [entry] = &group.entries[..] {
-            member.circuit.rejected(u64::from(entry.records));
-            return self.dead_letter(entry, member, reason);
-        }
-        let mut settled = false;
-        for entry in group.entries.clone() {
-            let Ok(mut single) = Group::of(entry, self.max_entry_bytes, &self.enrichment) else {
-                continue;
-            };
-            let batch = single.take_batch();
-            match member.destination.deliver(batch).await {
-                Outcome::Accepted { rejected_records } => {
-                    self.accepted(&single, member, rejected_records);
-                    settled = true;
-                }
-                Outcome::Rejected { reason } => {
-                    member.circuit.rejected(single.records());
-                    settled |= self.dead_letter(&single.entries[0], member, &reason);
-                }
-                Outcome::Retry { after, reason } => {
-                    member.circuit.failed(after, &reason);
-                    break;
-                }
-            }
-        }
-        settled
-    }
-
-    fn bury(&mut self, unreadable: &Unreadable) {
-        for member in self.members.clone() {
-            if unreadable.entry.owed & member.bit != 0 {
-                self.dead_letter(&unreadable.entry, &member, &unreadable.reason);
-            }
-        }
-    }
-
-    fn dead_letter(&mut self, entry: &Entry, member: &Member, reason: &str) -> bool {
-        let name = member.circuit.name();
-        if !self.aside.put(entry, name, member.bit, reason) {
-            return false;
-        }
-        member
-            .circuit
-            .counters
-            .dead_lettered
-            .fetch_add(u64::from(entry.records), Relaxed);
-        self.vault
-            .settle_as(entry.id, member.bit, Settlement::DeadLettered);
-        true
     }
 }

@@ -353,17 +353,29 @@ impl Ledger {
     /// Whether some entry is owed to one of `mask`, isn't parked for it, and nobody holds it.
     #[must_use]
     pub(super) fn is_any_wanted(&self, mask: DestMask) -> bool {
-        (0..self.records.len().div_ceil(64)).any(|word| {
-            let owed = self
-                .owed
-                .iter()
-                .enumerate()
+        self.is_any(mask, |bit, word| {
+            let parked = self.parked.get(bit).map_or(0, |parked| parked.word(word));
+            !parked & !self.held.word(word)
+        })
+    }
+
+    /// Whether some entry that can be read is owed to one of `mask`.
+    #[must_use]
+    pub(super) fn is_any_owed(&self, mask: DestMask) -> bool {
+        self.is_any(mask, |_, _| u64::MAX)
+    }
+
+    /// Whether some entry that can be read is owed to one of `mask`, and is among those that `of` gives for a
+    /// destination's bit and a word of entries.
+    fn is_any(&self, mask: DestMask, of: impl Fn(usize, usize) -> u64) -> bool {
+        let bits = || {
+            (0..)
+                .zip(&self.owed)
                 .filter(|(bit, _)| mask & (1 << bit) != 0)
-                .fold(0, |owed, (bit, bits)| {
-                    let parked = self.parked.get(bit).map_or(0, |parked| parked.word(word));
-                    owed | (bits.word(word) & !parked)
-                });
-            owed & !self.held.word(word) & !self.unread.word(word) != 0
+        };
+        (0..self.records.len().div_ceil(64)).any(|word| {
+            let unread = self.unread.word(word);
+            bits().any(|(bit, owed)| owed.word(word) & !unread & of(bit, word) != 0)
         })
     }
 

@@ -38,6 +38,7 @@ mod return_time;
 mod scrub;
 mod segment;
 mod segments;
+mod selection;
 mod shared;
 mod stats;
 mod upkeep;
@@ -59,7 +60,7 @@ use self::{
     destinations::Destinations,
     platform::{Os, Platform, Rung},
     port::Port,
-    segment::Catalog,
+    segment::{Catalog, Segment},
     shared::{Retired, RetiredRecords, Shared, Signal},
     stats::LaneCounters,
 };
@@ -74,6 +75,7 @@ pub use self::{
     quarantine::{Quarantine, QuarantineError},
     reader::Reader,
     segments::SegmentStats,
+    selection::Selection,
     stats::{DestinationStats, RecoveryStats, SYNC_BOUNDS_US, Stats, SyncLatency},
 };
 
@@ -334,6 +336,27 @@ impl Vault {
     #[must_use]
     pub fn reader(&self) -> Reader {
         Reader::new(Arc::clone(&self.inner.shared))
+    }
+
+    /// Id of the machine, which its segments name as their maker's.
+    #[must_use]
+    pub fn host_id(&self) -> [u8; 16] {
+        self.inner.shared.host
+    }
+
+    /// Whether anything is owed to one of `mask`, whether or not it can be sent now.
+    #[must_use]
+    pub fn owes(&self, mask: DestMask) -> bool {
+        let owes = |segment: &Segment| {
+            segment.is_begun() && !segment.is_withheld() && segment.ledger().is_any_owed(mask)
+        };
+        self.inner.shared.catalog.first(owes).is_some()
+    }
+
+    /// Whether all that earlier runs left has been read.
+    #[must_use]
+    pub fn is_recovered(&self) -> bool {
+        !self.inner.shared.recovering.load(Ordering::Acquire)
     }
 
     /// Sums of all counters; walks the segments, so for scrapes, not for hot paths.

@@ -7,6 +7,7 @@ use super::{
     error::{Error, io_error},
     format::{BlockHeader, BlockKind, PAGE},
     segment::Segment,
+    selection::Selection,
     shared::{Damage, ORPHAN, SEAL_MISMATCH, Shared},
     walk::{BlockSource, Chain, Identity, Joined, Look, Position, is_consistent},
 };
@@ -15,6 +16,7 @@ use super::{
 #[derive(Debug)]
 pub struct Reader {
     shared: Arc<Shared>,
+    selection: Selection,
     /// The segment last read.
     last: Option<u64>,
     open: Option<OpenSegment>,
@@ -52,6 +54,8 @@ struct Batch {
     left: usize,
     /// Entries that none of these is owed are passed over.
     wanted: DestMask,
+    /// What isn't in it is passed over, too.
+    selection: Selection,
 }
 
 /// A large entry whose pieces are being joined.
@@ -65,14 +69,21 @@ impl Reader {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self {
             shared,
+            selection: Selection::default(),
             last: None,
             open: None,
             decoded: Vec::new(),
         }
     }
 
-    /// The next entries that one of the destinations `wanted` is owed, oldest segment first, skipping
-    /// held ones: up to `max_bytes` of content, but one entry at least. Empty at the end; what comes to a segment after it was
+    /// Gives only what is selected from now on, from its start.
+    pub fn select(&mut self, selection: Selection) {
+        self.selection = selection;
+        self.rewind();
+    }
+
+    /// The next entries that one of the destinations `wanted` is owed, oldest segment first unless selected otherwise,
+    /// skipping held ones: up to `max_bytes` of content, but one entry at least. Empty at the end; what comes to a segment after it was
     /// passed is found after [`Reader::rewind`].
     ///
     /// # Errors
@@ -82,6 +93,7 @@ impl Reader {
             entries: Vec::new(),
             left: max_bytes,
             wanted: wanted & self.shared.destinations.configured(),
+            selection: self.selection,
         };
         loop {
             if self.open.is_none() {
@@ -120,28 +132,38 @@ impl Reader {
         }
     }
 
-    /// Starts again at the oldest entry somebody is owed.
+    /// Starts again at the first entry somebody is owed.
     pub fn rewind(&mut self) {
         self.last = None;
         self.open = None;
     }
 
     fn is_last(&self) -> bool {
-        self.shared.catalog.next_after(self.last).is_none()
+        !self.selection.newest_first && self.next_segment().is_none()
+    }
+
+    fn next_segment(&self) -> Option<Arc<Segment>> {
+        match self.selection.newest_first {
+            false => self.shared.catalog.next_after(self.last),
+            true => self.shared.catalog.next_before(self.last),
+        }
     }
 
     fn open_next(&mut self, wanted: DestMask) -> Result<bool, Error> {
         loop {
             let recovering = self.shared.recovering.load(Ordering::Acquire);
-            let Some(segment) = self.shared.catalog.next_after(self.last) else {
+            let Some(segment) = self.next_segment() else {
                 return Ok(false);
             };
             // Older segments may still turn up.
-            if recovering && segment.number >= self.shared.first_segment {
+            if recovering
+                && !self.selection.newest_first
+                && segment.number >= self.shared.first_segment
+            {
                 return Ok(false);
             }
             self.last = Some(segment.number);
-            if segment.is_withheld() {
+            if segment.is_withheld() || !self.selection.is_in(&segment) {
                 continue;
             }
             // Nothing here, or all of it in flight or for others.
@@ -292,7 +314,7 @@ impl OpenSegment {
             if number < self.next_entry {
                 continue;
             }
-            let wanted = wanted_entry(&self.segment, number, &piece, batch.wanted);
+            let wanted = wanted_entry(&self.segment, number, &piece, batch);
             let len = piece.header.total as usize;
             match piece.header.part {
                 Part::Whole | Part::First if wanted.is_some() && !batch.has_room(len) => {
@@ -420,17 +442,15 @@ impl Batch {
     }
 }
 
-/// The entry a piece belongs to, without its bytes, if one of `wanted` is owed it and nobody holds it.
-fn wanted_entry(
-    segment: &Segment,
-    number: u64,
-    piece: &Piece<'_>,
-    wanted: DestMask,
-) -> Option<Entry> {
+/// The entry a piece belongs to, without its bytes, if it is wanted and selected, and nobody holds it.
+fn wanted_entry(segment: &Segment, number: u64, piece: &Piece<'_>, batch: &Batch) -> Option<Entry> {
     let index = u32::try_from(number).ok()?;
     let ledger = segment.ledger();
-    let owed = ledger.wanted(index as usize) & wanted;
-    if owed == 0 || ledger.is_held(index as usize) {
+    let owed = ledger.wanted(index as usize) & batch.wanted;
+    if owed == 0
+        || !batch.selection.has(piece.header.arrival_unix_ns)
+        || ledger.is_held(index as usize)
+    {
         return None;
     }
     Some(Entry {

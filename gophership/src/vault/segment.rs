@@ -343,6 +343,17 @@ impl Catalog {
             .cloned()
     }
 
+    /// The last begun segment before `number`.
+    #[must_use]
+    pub(super) fn next_before(&self, number: Option<u64>) -> Option<Arc<Segment>> {
+        let before = number.map_or(Bound::Unbounded, Bound::Excluded);
+        self.read()
+            .range((Bound::Unbounded, before))
+            .map(|(_, segment)| segment)
+            .rfind(|segment| segment.is_begun())
+            .cloned()
+    }
+
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<u64, Arc<Segment>>> {
         self.segments.read().unwrap_or_else(PoisonError::into_inner)
     }

@@ -281,14 +281,20 @@ impl Daemon {
 
     /// Holds a zone until the end.
     pub(crate) fn hold(&self, zone: &str) -> Result<()> {
+        self.ctl(&["override", "--zone", zone, "--for", "forever"])
+    }
+
+    /// Runs the operator's command.
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> Result<()> {
         let output = Command::new(&self.gs_ctl)
             .arg(format!("--endpoint=unix:{}", self.control.display()))
-            .args(["override", "--zone", zone, "--for", "forever"])
+            .args(arguments)
             .output()
             .context("cannot run gs-ctl")?;
         ensure!(
             output.status.success(),
-            "gs-ctl override: {}",
+            "gs-ctl {}: {}",
+            arguments.join(" "),
             String::from_utf8_lossy(&output.stderr)
         );
         Ok(())
@@ -306,6 +312,25 @@ impl Daemon {
         let mut page = String::new();
         stream.read_to_string(&mut page)?;
         Ok(page)
+    }
+
+    /// Sum of a metric's samples.
+    pub(crate) fn metric(&self, name: &str) -> Result<f64> {
+        let page = self.metrics()?;
+        let samples = page.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let is_whole = rest.starts_with('{') || rest.starts_with(' ');
+            is_whole.then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
+        });
+        Ok(samples.sum())
+    }
+
+    /// Time on a CPU of its threads of this name.
+    pub(crate) fn thread_cpu_ns(&self, name: &str) -> u64 {
+        let named = tasks(self.pid()).filter(|task| {
+            fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+        });
+        named.filter_map(|task| schedstat_ns(&task)).sum()
     }
 
     /// A line of `/proc/PID/status` that has kibibytes, in bytes: `VmRSS`, or `VmHWM` for its peak.
@@ -369,12 +394,12 @@ impl Drop for Daemon {
 
 /// Time on a CPU of all threads that the process has now.
 pub(crate) fn cpu_ns(pid: u32) -> u64 {
-    tasks(pid)
-        .filter_map(|task| {
-            let stat = fs::read_to_string(task.join("schedstat")).ok()?;
-            stat.split(' ').next()?.parse::<u64>().ok()
-        })
-        .sum()
+    tasks(pid).filter_map(|task| schedstat_ns(&task)).sum()
+}
+
+fn schedstat_ns(task: &Path) -> Option<u64> {
+    let stat = fs::read_to_string(task.join("schedstat")).ok()?;
+    stat.split(' ').next()?.parse().ok()
 }
 
 /// How all CPUs have spent their time since boot.

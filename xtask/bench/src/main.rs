@@ -13,6 +13,7 @@ mod daemon;
 mod ingest;
 mod kernel;
 mod load;
+mod pipeline;
 mod report;
 mod sink;
 mod splice;
@@ -49,6 +50,8 @@ enum Kind {
     Ingest(IngestArguments),
     /// How fast requests are enriched, beside the way through `prost`
     Splice(SpliceArguments),
+    /// What a dead destination and the replay cost live traffic, and how fast the replay is
+    Pipeline(PipelineArguments),
     /// Send a load to a daemon that runs
     Load(LoadArguments),
 }
@@ -124,6 +127,25 @@ struct SpliceArguments {
 }
 
 #[derive(Args)]
+struct PipelineArguments {
+    /// Directory of the programs to measure
+    #[arg(long)]
+    programs: PathBuf,
+    /// Directory for the daemons' state, on a real disk
+    #[arg(long)]
+    scratch: PathBuf,
+    /// Take a minute; the figures are rough
+    #[arg(long)]
+    quick: bool,
+    /// Fail if a promise isn't kept
+    #[arg(long)]
+    check: bool,
+    /// Measure only this; may be given more than once
+    #[arg(long, value_enum)]
+    only: Vec<pipeline::Part>,
+}
+
+#[derive(Args)]
 struct LoadArguments {
     /// Where the daemon takes the protocol
     #[arg(long, default_value = "127.0.0.1:4317")]
@@ -163,6 +185,7 @@ fn main() -> ExitCode {
         Kind::Vault(arguments) => vault(&arguments),
         Kind::Ingest(arguments) => ingest(arguments),
         Kind::Splice(arguments) => splice(&arguments),
+        Kind::Pipeline(arguments) => pipeline(arguments),
         Kind::Load(arguments) => load(&arguments),
     };
     match result {
@@ -218,6 +241,18 @@ fn ingest(arguments: IngestArguments) -> Result<ExitCode> {
 fn splice(arguments: &SpliceArguments) -> Result<ExitCode> {
     let mut report = Report::new();
     splice::run(&mut report, arguments.quick)?;
+    Ok(verdict(&report, arguments.check))
+}
+
+fn pipeline(arguments: PipelineArguments) -> Result<ExitCode> {
+    let site = Site::new(arguments.programs, arguments.scratch)?;
+    let mut report = Report::new();
+    let mut bench = pipeline::Bench {
+        site: &site,
+        quick: arguments.quick,
+        report: &mut report,
+    };
+    pipeline::run(&mut bench, &arguments.only)?;
     Ok(verdict(&report, arguments.check))
 }
 

@@ -124,7 +124,10 @@ Examples:
     #[command(after_help = "\
 Examples:
   gs-ctl replay --follow          start now, and watch until nothing is left
-  gs-ctl replay --rate 8MiB       no faster than 8 MiB/s
+  gs-ctl replay --rate 8MiB       no faster than 8 MiB/s to each destination
+  gs-ctl replay --from 2h --to 1h --destination main --dry-run
+                                  how much of an hour main is owed
+  gs-ctl replay --newest-first --lane 0
   gs-ctl replay --pause
   gs-ctl replay --resume")]
     Replay(ReplayArgs),
@@ -288,6 +291,24 @@ pub(crate) struct ReplayArgs {
     /// No faster than this many message bytes a second: 8MiB, 500KiB or plain bytes.
     #[arg(long, value_name = "BYTES", value_parser = rate, conflicts_with_all = ["pause", "resume"])]
     pub(crate) rate: Option<u64>,
+    /// Only to this destination.
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub(crate) destination: Option<String>,
+    /// Only what arrived then or later: a time such as 2026-01-02T03:04:05Z, or so long ago.
+    #[arg(long, value_name = "TIME", value_parser = since, conflicts_with_all = ["pause", "resume"])]
+    pub(crate) from: Option<OffsetDateTime>,
+    /// Only what arrived before.
+    #[arg(long, value_name = "TIME", value_parser = since, conflicts_with_all = ["pause", "resume"])]
+    pub(crate) to: Option<OffsetDateTime>,
+    /// Only what this lane of the vault wrote.
+    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["pause", "resume"])]
+    pub(crate) lane: Option<u16>,
+    /// Newest segment first; within a segment the oldest is always first.
+    #[arg(long, conflicts_with_all = ["pause", "resume"])]
+    pub(crate) newest_first: bool,
+    /// Send nothing; count what would be sent.
+    #[arg(long, conflicts_with_all = ["pause", "resume", "follow", "rate"])]
+    pub(crate) dry_run: bool,
     /// Watch until nothing is left to replay.
     #[arg(long, conflicts_with = "pause")]
     pub(crate) follow: bool,
@@ -411,6 +432,12 @@ mod tests {
             &["override", "--zone", "blue"],
             &["replay", "--pause", "--resume"],
             &["replay", "--pause", "--rate", "1MiB"],
+            &["replay", "--resume", "--from", "1h"],
+            &["replay", "--from", "yesterday"],
+            &["replay", "--lane", "65536"],
+            &["replay", "--destination", ""],
+            &["replay", "--dry-run", "--follow"],
+            &["replay", "--pause", "--newest-first"],
             &["drain", "--cancel", "--exit"],
             &["drain", "--timeout", "0"],
             &["top", "--interval", "1ms"],

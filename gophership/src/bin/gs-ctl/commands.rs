@@ -8,14 +8,12 @@ use tonic::{Streaming, transport::Channel};
 
 use crate::{
     certs,
-    cli::{
-        CertsCommand, Cli, Command, DrainArgs, EventsArgs, OverrideArgs, ReplayArgs, SocketsArgs,
-    },
+    cli::{CertsCommand, Cli, Command, DrainArgs, EventsArgs, OverrideArgs, SocketsArgs},
     client, events,
     failure::Failure,
     json as shown,
     output::Sink,
-    sockets, top, vault, view,
+    replay, sockets, top, vault, view,
 };
 
 /// Runs the command.
@@ -31,7 +29,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
             match command {
                 Command::Override(args) if args.clear => clear_override(daemon, sink).await,
                 Command::Override(args) => set_override(daemon, sink, args).await,
-                Command::Replay(args) => replay(daemon, sink, args).await,
+                Command::Replay(args) => replay::run(daemon, sink, args).await,
                 Command::Drain(args) => drain(daemon, sink, args).await,
                 Command::Events(args) => events(daemon, sink, args).await,
                 Command::Sockets(args) => sockets(daemon, sink, args).await,
@@ -43,7 +41,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     }
 }
 
-type Daemon = ControlClient<Channel>;
+pub(crate) type Daemon = ControlClient<Channel>;
 
 async fn status(mut daemon: Daemon, sink: &mut Sink) -> Result<(), Failure> {
     let reply = daemon.status(pb::StatusRequest {}).await?.into_inner();
@@ -128,28 +126,6 @@ async fn clear_override(mut daemon: Daemon, sink: &mut Sink) -> Result<(), Failu
     })
 }
 
-async fn replay(mut daemon: Daemon, sink: &mut Sink, args: &ReplayArgs) -> Result<(), Failure> {
-    let action = match (args.pause, args.resume) {
-        (true, _) => pb::ReplayAction::Pause,
-        (_, true) => pb::ReplayAction::Resume,
-        (false, false) => pb::ReplayAction::Start,
-    };
-    let request = pb::ReplayRequest {
-        action: action.into(),
-        max_bytes_per_second: args.rate.unwrap_or(0),
-    };
-    let reply = daemon.replay(request).await?.into_inner();
-    if !args.follow {
-        let progress = reply.progress.unwrap_or_default();
-        let value = json!({ "replay": shown::replay(&progress) });
-        return sink.result(&value, || format!("replay: {}\n", view::replay(&progress)));
-    }
-    let stream = daemon.replay_status(pb::ReplayStatusRequest {}).await?;
-    let wrap = |progress: &pb::ReplayProgress| json!({ "replay": shown::replay(progress) });
-    follow(stream.into_inner(), sink, wrap, view::replay).await?;
-    Ok(())
-}
-
 async fn drain(mut daemon: Daemon, sink: &mut Sink, args: &DrainArgs) -> Result<(), Failure> {
     let timeout = (!args.cancel).then(|| wire_duration(args.timeout));
     let request = pb::DrainRequest {
@@ -178,7 +154,7 @@ async fn drain(mut daemon: Daemon, sink: &mut Sink, args: &DrainArgs) -> Result<
 }
 
 /// Shows every change until the daemon ends the stream; returns the last message.
-async fn follow<T: PartialEq>(
+pub(crate) async fn follow<T: PartialEq>(
     mut stream: Streaming<T>,
     sink: &mut Sink,
     value: impl Fn(&T) -> Value,

@@ -67,8 +67,22 @@ pub(crate) fn replay(replay: &pb::ReplayProgress) -> Value {
         "bytes": replay.bytes,
         "rate": replay.rate_bytes_per_second,
         "max_rate": replay.max_bytes_per_second,
+        "limited_by": replay.limited_by,
+        "remaining_seconds": replay.remaining.map(|remaining| remaining.seconds),
+        "ordered": replay.ordered,
         "entries_pending": replay.entries_pending,
         "records_pending": replay.records_pending,
+        "destinations": named(&replay.destinations, |to| (&to.destination, json!({
+            "state": replay_state(to.state()),
+            "records": to.records,
+            "bytes": to.bytes,
+            "rate": to.rate_bytes_per_second,
+            "max_rate": to.max_bytes_per_second,
+            "limited_by": to.limited_by,
+            "remaining_seconds": to.remaining.map(|remaining| remaining.seconds),
+            "ordered": to.ordered,
+            "records_pending": to.records_pending,
+        }))),
     })
 }
 

@@ -9,6 +9,7 @@ mod failure;
 mod human;
 mod json;
 mod output;
+mod replay;
 mod sockets;
 mod top;
 mod vault;

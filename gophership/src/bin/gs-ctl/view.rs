@@ -1,11 +1,11 @@
 //! Replies as tables.
 
-use std::iter;
+use std::{iter, time::Duration};
 
 use gophership::control::{certs, pb};
 
 use crate::{
-    human::{bytes, count, distance, plain, rfc3339, seconds, whole},
+    human::{bytes, count, distance, duration, plain, rfc3339, seconds, whole},
     json,
     table::{paint, table, titled},
 };
@@ -249,8 +249,40 @@ fn damage_line(vault: &pb::Vault, colour: bool) -> String {
 
 /// A replay in one line.
 pub(crate) fn replay(replay: &pb::ReplayProgress) -> String {
+    replay_line(&pb::DestinationReplay {
+        destination: String::new(),
+        state: replay.state,
+        records: replay.records,
+        bytes: replay.bytes,
+        rate_bytes_per_second: replay.rate_bytes_per_second,
+        max_bytes_per_second: replay.max_bytes_per_second,
+        limited_by: replay.limited_by.clone(),
+        records_pending: replay.records_pending,
+        remaining: replay.remaining,
+        ordered: replay.ordered,
+    })
+}
+
+/// The replay to one destination in one line.
+pub(crate) fn replay_to(replay: &pb::ReplayProgress, destination: &str) -> String {
+    let mut destinations = replay.destinations.iter();
+    let found = destinations.find(|to| to.destination == destination);
+    found.map_or_else(String::new, replay_line)
+}
+
+fn replay_line(replay: &pb::DestinationReplay) -> String {
+    let why = match &*replay.limited_by {
+        "" | "configured" => String::new(),
+        why => format!(" ({why})"),
+    };
+    let remaining = replay
+        .remaining
+        .and_then(|remaining| Duration::try_from(remaining).ok())
+        .map_or_else(String::new, |remaining| {
+            format!("; about {} left", duration(remaining))
+        });
     format!(
-        "{}; {} records, {} replayed; {} records pending; {}/s of {}/s",
+        "{}; {} records, {} replayed; {} records pending; {}/s of {}/s{why}{remaining}",
         json::replay_state(replay.state()),
         count(replay.records),
         bytes(replay.bytes),

@@ -12,9 +12,9 @@ use crate::{
 };
 
 /// Budgets of all daemons here.
-pub(super) const MEMORY: &str = "64MiB";
+pub(crate) const MEMORY: &str = "64MiB";
 /// Of one that has twice as many connections and workers.
-pub(super) const MEMORY_OF_TWO: &str = "128MiB";
+pub(crate) const MEMORY_OF_TWO: &str = "128MiB";
 /// More than is written to one: with room ahead of it, which costs its zeros, as at the beginning of a spike.
 const VAULT_BYTES: &str = "24GiB";
 /// gRPC connections, which two of have room for the largest windows; as many times [`IN_FLIGHT`] with HTTP/1.1.
@@ -22,13 +22,13 @@ const CONNECTIONS: usize = 2;
 const IN_FLIGHT: usize = 16;
 
 /// Frames as a client sends that goes by what is offered.
-pub(super) const LARGE_FRAMES: usize = 1024 * 1024;
+pub(crate) const LARGE_FRAMES: usize = 1024 * 1024;
 /// Frames of grpc-go and grpc-core, whatever is offered.
-pub(super) const SMALL_FRAMES: usize = 16 * 1024;
+pub(crate) const SMALL_FRAMES: usize = 16 * 1024;
 
 /// Where requests go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Route {
+pub(crate) enum Route {
     /// To the vault, on stable storage.
     Red,
     /// To an OTLP destination that counts.
@@ -37,36 +37,36 @@ pub(super) enum Route {
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Case {
-    pub(super) route: Route,
-    pub(super) protocol: Protocol,
-    pub(super) tls: bool,
+pub(crate) struct Case {
+    pub(crate) route: Route,
+    pub(crate) protocol: Protocol,
+    pub(crate) tls: bool,
     /// In each request.
-    pub(super) records: u64,
+    pub(crate) records: u64,
     /// Most bytes of a DATA frame.
-    pub(super) frame_bytes: usize,
+    pub(crate) frame_bytes: usize,
     /// `vault.compression`.
-    pub(super) compression: &'static str,
+    pub(crate) compression: &'static str,
 }
 
 /// A daemon, held in the case's zone, and its load.
-pub(super) struct Running {
+pub(crate) struct Running {
     route: Route,
     // Ends first: what it sends has to arrive.
-    pub(super) load: Load,
-    pub(super) daemon: Daemon,
+    pub(crate) load: Load,
+    pub(crate) daemon: Daemon,
     _sink: Sink,
 }
 
 /// One measured window.
-pub(super) struct Measured {
-    pub(super) window: Window,
-    pub(super) cpu_ns: u64,
-    pub(super) peak_rss_bytes: u64,
+pub(crate) struct Measured {
+    pub(crate) window: Window,
+    pub(crate) cpu_ns: u64,
+    pub(crate) peak_rss_bytes: u64,
 }
 
 impl Case {
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         let frames = match (self.protocol, self.frame_bytes) {
             (Protocol::Grpc, SMALL_FRAMES) => " 16k-frames",
             _ => "",
@@ -92,7 +92,7 @@ impl Case {
 
     /// Starts daemon and load; a second of it is left out of everything. `ingest` has more lines below that key, each
     /// beginning with a newline.
-    pub(super) fn start(
+    pub(crate) fn start(
         &self,
         site: &Site,
         ingest: &str,
@@ -114,6 +114,23 @@ impl Case {
             Route::Red => "red",
             Route::Green => "green",
         })?;
+        let load = Load::start(self.plan(site, &daemon, plan)?)?;
+        load.measure(Duration::ZERO, Duration::from_secs(1))?;
+        Ok(Running {
+            route: self.route,
+            load,
+            daemon,
+            _sink: sink,
+        })
+    }
+
+    /// The case's load on a daemon that runs.
+    pub(crate) fn plan(
+        &self,
+        site: &Site,
+        daemon: &Daemon,
+        change: impl FnOnce(&mut Plan),
+    ) -> Result<Plan> {
         let mut own = Plan {
             address: match self.protocol {
                 Protocol::Grpc => daemon.grpc(),
@@ -132,15 +149,8 @@ impl Case {
             requests_per_second: None,
             frame_bytes: self.frame_bytes,
         };
-        plan(&mut own);
-        let load = Load::start(own)?;
-        load.measure(Duration::ZERO, Duration::from_secs(1))?;
-        Ok(Running {
-            route: self.route,
-            load,
-            daemon,
-            _sink: sink,
-        })
+        change(&mut own);
+        Ok(own)
     }
 }
 
@@ -164,7 +174,7 @@ impl Running {
     ///
     /// # Errors
     /// If a request wasn't acknowledged, or went another way.
-    pub(super) fn measure(&self, window: Duration) -> Result<Measured> {
+    pub(crate) fn measure(&self, window: Duration) -> Result<Measured> {
         let elsewhere = self.elsewhere()?;
         let before = cpu_ns(self.daemon.pid());
         let window = self.load.measure(Duration::ZERO, window)?;
@@ -187,11 +197,11 @@ impl Running {
 }
 
 impl Measured {
-    pub(super) fn records_per_cpu_second(&self) -> f64 {
+    pub(crate) fn records_per_cpu_second(&self) -> f64 {
         self.window.records as f64 * 1e9 / self.cpu_ns as f64
     }
 
-    pub(super) fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         let mut figures = self.window.json();
         figures["acked_records_per_daemon_cpu_second"] = self.records_per_cpu_second().into();
         figures["daemon_cpu_ns"] = json!(self.cpu_ns);

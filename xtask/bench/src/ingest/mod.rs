@@ -4,7 +4,7 @@
 //! records a second depend on what the generator costs.
 
 mod allocations;
-mod case;
+pub(crate) mod case;
 mod latency;
 mod memory;
 mod throughput;

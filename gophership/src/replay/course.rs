@@ -1,0 +1,362 @@
+//! The replay to one destination: its own reader, its own rate, its own connection. What one destination does
+//! holds up no other.
+
+use std::{
+    cell::RefCell,
+    ops::ControlFlow,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use gophership_common::{Word, Zone};
+
+use super::{
+    Config, Handle,
+    aimd::{Aimd, Culprit},
+    aside::Aside,
+    control::{LimitedBy, Orders, State},
+    group::{Group, Unreadable},
+    identity::Identity,
+    pace::{Pace, pace},
+    pacer,
+};
+use crate::{
+    export::Outcome,
+    otel::Enrichment,
+    pipeline::Member,
+    pressure::Verdict,
+    vault::{Entry, Limiter, Reader, Selection, Settlement, Vault},
+};
+
+/// How often the zone and the vault are looked at while nothing is sent.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What the courses of one replay have in common.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub(super) config: Config,
+    pub(super) batch_max_bytes: usize,
+    pub(super) max_entry_bytes: usize,
+    pub(super) enrichment: Arc<Enrichment>,
+    pub(super) identity: Option<Identity>,
+    pub(super) vault: Vault,
+    pub(super) verdict: Verdict,
+    pub(super) aside: RefCell<Aside>,
+    pub(super) control: Handle,
+}
+
+impl Common {
+    fn group_of(&self, entry: Entry) -> Result<Group, Unreadable> {
+        let (limit, identity) = (self.max_entry_bytes, self.identity.as_ref());
+        Group::of(entry, limit, &self.enrichment, identity)
+    }
+}
+
+/// The replay to one destination.
+#[derive(Debug)]
+pub(super) struct Course {
+    common: Rc<Common>,
+    /// Its place among the destinations.
+    index: usize,
+    member: Member,
+    reader: Reader,
+    selection: Selection,
+    /// How often parked entries had been taken back when the reader last started anew.
+    unparked: u64,
+    limiter: Limiter,
+    aimd: Aimd,
+    green: Option<(Word, Instant)>,
+    running: bool,
+}
+
+impl Course {
+    pub(super) fn new(common: Rc<Common>, index: usize, member: Member) -> Self {
+        let now = Instant::now();
+        let failures = member.circuit.counters.failures.load(Relaxed);
+        Self {
+            index,
+            member,
+            reader: common.vault.reader(),
+            selection: Selection::default(),
+            unparked: 0,
+            limiter: Limiter::new(now),
+            aimd: Aimd::new(common.verdict.load().zone(), failures, now),
+            green: None,
+            running: false,
+            common,
+        }
+    }
+
+    /// Sends what is owed until ordered to stop.
+    pub(super) async fn run(mut self) {
+        let common = Rc::clone(&self.common);
+        loop {
+            let orders = self.orders();
+            if orders.stop {
+                return;
+            }
+            let pace = self.pace(orders);
+            self.running = matches!(pace, Pace::Send(_));
+            let progressed = match pace {
+                Pace::Paused => {
+                    self.set_state(State::Paused);
+                    false
+                }
+                Pace::Wait | Pace::Send(0) => {
+                    if common.vault.owes(self.member.bit) {
+                        self.set_state(State::Waiting);
+                    } else {
+                        self.nothing_is_owed(orders);
+                    }
+                    false
+                }
+                Pace::Send(_) => self.pass(orders).await,
+            };
+            if !progressed {
+                let _ = tokio::time::timeout(LOOK, common.control.changed()).await;
+            }
+        }
+    }
+
+    fn orders(&self) -> Orders {
+        self.common.control.orders(self.index)
+    }
+
+    fn set_state(&self, state: State) {
+        self.common.control.set_state(self.index, state);
+    }
+
+    fn nothing_is_owed(&self, seen: Orders) {
+        self.set_state(State::Idle);
+        self.common.control.is_over(self.index, seen);
+    }
+
+    fn pace(&mut self, orders: Orders) -> Pace {
+        let word = self.common.verdict.load();
+        self.green = match (word.zone(), self.green) {
+            (Zone::Green, Some((since, at))) if since == word => Some((since, at)),
+            (Zone::Green, _) => Some((word, Instant::now())),
+            (Zone::Yellow | Zone::Red, _) => None,
+        };
+        let failures = self.member.circuit.counters.failures.load(Relaxed);
+        self.aimd.look(word.zone(), failures, Instant::now());
+        let green_for = self.green.map(|(_, since)| since.elapsed());
+        // What the zone allows at most is known at once, how much of it is left a little later.
+        let most = pacer::weight(word.zone(), 0);
+        let weight = self.common.vault.background_weight().min(most);
+        let config = &self.common.config;
+        let pace = pace(orders, word.zone(), weight, green_for, self.running, config);
+        let Pace::Send(rate) = pace else {
+            return pace;
+        };
+        let rate = pacer::weighted(rate, self.aimd.share());
+        let by = match (self.aimd.culprit(), word.zone(), orders.rate) {
+            (Some(Culprit::Destination), _, _) => LimitedBy::Destination,
+            (Some(Culprit::Zone), _, _) | (None, Zone::Yellow | Zone::Red, _) => LimitedBy::Zone,
+            (None, Zone::Green, Some(_)) => LimitedBy::Ordered,
+            (None, Zone::Green, None) => LimitedBy::Configured,
+        };
+        self.common.control.set_limit(self.index, rate, by);
+        Pace::Send(rate)
+    }
+
+    /// Reads and sends one portion. Gives whether anything was settled, so that a pass that finds
+    /// the destination down is not repeated at once.
+    async fn pass(&mut self, orders: Orders) -> bool {
+        let common = Rc::clone(&self.common);
+        let unparked = common.aside.borrow_mut().unparked(Instant::now());
+        if unparked != self.unparked {
+            self.unparked = unparked;
+            self.reader.rewind();
+        }
+        if orders.selection != self.selection {
+            self.selection = orders.selection;
+            self.reader.select(self.selection);
+        }
+        if !common.vault.owes(self.member.bit) {
+            self.nothing_is_owed(orders);
+            return false;
+        }
+        // What can't be sent now isn't even read.
+        if !self.member.circuit.allows() {
+            self.set_state(State::Waiting);
+            self.reader.rewind();
+            return false;
+        }
+        // Before it is read: what is recovered later may be selected, too.
+        let is_recovered = common.vault.is_recovered();
+        let entries = match self.reader.next(common.batch_max_bytes, self.member.bit) {
+            Ok(entries) => entries,
+            Err(error) => {
+                tracing::error!(%error, "replay: the vault can't be read");
+                self.reader.rewind();
+                return false;
+            }
+        };
+        if entries.is_empty() {
+            // Held, parked, or not selected.
+            self.set_state(State::Waiting);
+            self.reader.rewind();
+            if is_recovered && self.selection != Selection::default() {
+                common.control.is_over(self.index, orders);
+            }
+            return false;
+        }
+        self.set_state(State::Running);
+        self.send(entries).await
+    }
+
+    async fn send(&mut self, entries: Vec<Entry>) -> bool {
+        let mut settled = false;
+        let mut entries = entries.into_iter();
+        let mut next = None;
+        while let Some(group) = self.next_group(&mut entries, &mut next) {
+            let bytes = group.stored_bytes();
+            let delivered = self.deliver(group).await;
+            settled |= delivered;
+            self.limiter.spent(bytes as u64);
+            if !delivered || self.keep_the_rate().await.is_break() {
+                // It fails, or the zone or the orders have changed: what is left is read again.
+                self.reader.rewind();
+                return settled;
+            }
+        }
+        settled
+    }
+
+    /// Sleeps to keep the rate, which may change meanwhile; breaks off when nothing, or something else, is
+    /// to be sent.
+    async fn keep_the_rate(&mut self) -> ControlFlow<()> {
+        loop {
+            let orders = self.orders();
+            let Pace::Send(rate) = self.pace(orders) else {
+                return ControlFlow::Break(());
+            };
+            if orders.stop || orders.selection != self.selection {
+                return ControlFlow::Break(());
+            }
+            match self.limiter.wait(rate, Instant::now()) {
+                Some(Duration::ZERO) => return ControlFlow::Continue(()),
+                wait => tokio::time::sleep(wait.unwrap_or(LOOK).min(LOOK)).await,
+            }
+        }
+    }
+
+    /// Puts the next group together; `next` is what didn't fit into it. One at a time: decompressed,
+    /// a portion of entries could be a thousand times as large.
+    fn next_group(
+        &mut self,
+        entries: &mut impl Iterator<Item = Entry>,
+        next: &mut Option<Group>,
+    ) -> Option<Group> {
+        let mut group = next.take();
+        for entry in entries {
+            let single = match self.common.group_of(entry) {
+                Ok(single) => single,
+                Err(Unreadable { entry, reason }) => {
+                    self.dead_letter(&entry, &reason);
+                    continue;
+                }
+            };
+            *next = match &mut group {
+                Some(group) => group.join(single, self.common.batch_max_bytes),
+                None => {
+                    group = Some(single);
+                    None
+                }
+            };
+            if next.is_some() {
+                break;
+            }
+        }
+        group
+    }
+
+    /// One attempt of one group; gives whether anything of it was settled.
+    async fn deliver(&mut self, mut group: Group) -> bool {
+        let batch = group.take_batch();
+        match self.member.destination.deliver(batch).await {
+            Outcome::Accepted { rejected_records } => {
+                self.accepted(&group, rejected_records);
+                true
+            }
+            Outcome::Retry { after, reason } => {
+                self.member.circuit.failed(after, &reason);
+                false
+            }
+            Outcome::Rejected { reason } => {
+                self.member.circuit.close();
+                self.rejected(group, &reason).await
+            }
+        }
+    }
+
+    fn accepted(&mut self, group: &Group, rejected: u64) {
+        let circuit = &self.member.circuit;
+        circuit.accepted(group.records(), rejected);
+        let counters = &circuit.counters;
+        counters
+            .delivered
+            .fetch_add(group.records().saturating_sub(rejected), Relaxed);
+        counters.rejected.fetch_add(rejected, Relaxed);
+        let bytes = group.stored_bytes() as u64;
+        self.common.control.sent(self.index, group.records(), bytes);
+        self.aimd.accepted(Instant::now());
+        // Which records it rejected isn't said: for the books, the first ones.
+        let mut left = rejected;
+        for entry in &group.entries {
+            let rejected_records = u32::try_from(left).unwrap_or(u32::MAX).min(entry.records);
+            left -= u64::from(rejected_records);
+            let how = Settlement::Replayed { rejected_records };
+            self.common.vault.settle_as(entry.id, self.member.bit, how);
+        }
+    }
+
+    /// Each entry by itself, to find the one that the destination will never take.
+    async fn rejected(&mut self, group: Group, reason: &str) -> bool {
+        if let [entry] = &group.entries[..] {
+            self.member.circuit.rejected(u64::from(entry.records));
+            return self.dead_letter(entry, reason);
+        }
+        let mut settled = false;
+        for entry in group.entries {
+            let Ok(mut single) = self.common.group_of(entry) else {
+                continue;
+            };
+            let batch = single.take_batch();
+            match self.member.destination.deliver(batch).await {
+                Outcome::Accepted { rejected_records } => {
+                    self.accepted(&single, rejected_records);
+                    settled = true;
+                }
+                Outcome::Rejected { reason } => {
+                    self.member.circuit.rejected(single.records());
+                    settled |= self.dead_letter(&single.entries[0], &reason);
+                }
+                Outcome::Retry { after, reason } => {
+                    self.member.circuit.failed(after, &reason);
+                    break;
+                }
+            }
+        }
+        settled
+    }
+
+    fn dead_letter(&self, entry: &Entry, reason: &str) -> bool {
+        let circuit = &self.member.circuit;
+        let bit = self.member.bit;
+        let mut aside = self.common.aside.borrow_mut();
+        if !aside.put(entry, circuit.name(), bit, reason) {
+            return false;
+        }
+        circuit
+            .counters
+            .dead_lettered
+            .fetch_add(u64::from(entry.records), Relaxed);
+        self.common
+            .vault
+            .settle_as(entry.id, bit, Settlement::DeadLettered);
+        true
+    }
+}
