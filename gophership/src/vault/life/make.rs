@@ -127,9 +127,11 @@ impl Keeper {
                 .unwrap_or(FILL_BYTES)
                 .min(self.zeros.len());
             file.write_all_at(&self.zeros[..len], at)?;
-            // Little at a time: lanes' writes wait behind what a disk has to flush.
-            file.sync_data()?;
             at += len as u64;
+            if at < bytes {
+                // Little at a time: lanes' writes wait behind what a disk has to flush.
+                file.sync_data()?;
+            }
         }
         file.sync_all()?;
         Ok(true)
