@@ -362,9 +362,9 @@ fn bombs_around_the_chunks_of_http_1_are_refused() {
     scene.grew_by_at_most(GROWTH_MAX);
 }
 
-/// What a request of 3 MiB may have the daemon grow by: itself, and as much for the allocator, and what is touched of
+/// What a request of 3 MiB may have the daemon grow by: itself, as much for the allocator, and what is first touched of
 /// batches and blocks.
-const OF_A_LARGE_REQUEST: u64 = 10 * MIB;
+const OF_A_LARGE_REQUEST: u64 = 16 * MIB;
 
 const FOR_LARGE_REQUESTS: [(&str, &str); 3] = [
     ("GOPHERSHIP_INGEST__MAX_REQUEST_BYTES", "4MiB"),

@@ -459,10 +459,11 @@ fn an_idle_lanes_segment_is_sealed_by_age_and_an_empty_one_is_not_begun() {
 #[test]
 fn entries_of_several_blocks_survive_a_seal_by_age_in_between() {
     let dir = real_disk();
+    // All of it fits one: a full segment's last block is covered by the next one's.
     let vault = open(&Config {
-        segment_max_age: Duration::from_millis(3),
-        max_bytes: 64 << 20,
-        segment_bytes: 2 << 20,
+        segment_max_age: Duration::from_millis(1),
+        max_bytes: 256 << 20,
+        segment_bytes: 8 << 20,
         ..tiny(dir.path())
     });
     let mut random = Random(4);

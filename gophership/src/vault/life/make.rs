@@ -128,6 +128,10 @@ impl Keeper {
                 .min(self.zeros.len());
             file.write_all_at(&self.zeros[..len], at)?;
             at += len as u64;
+            if at < bytes {
+                // Little at a time: lanes' writes wait behind what a disk has to flush.
+                file.sync_data()?;
+            }
         }
         file.sync_all()?;
         Ok(true)

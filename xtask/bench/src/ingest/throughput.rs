@@ -19,7 +19,7 @@ const SMALL_REQUESTS: f64 = 0.8;
 pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
     let (rounds, window) = match bench.quick {
         true => (1, Duration::from_secs(2)),
-        false => (3, Duration::from_secs(3)),
+        false => (3, Duration::from_secs(2)),
     };
     let cases: Vec<Case> = cases()
         .into_iter()

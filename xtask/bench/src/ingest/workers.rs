@@ -78,7 +78,7 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
     };
     let (rounds, window) = match bench.quick {
         true => (1, Duration::from_secs(2)),
-        false => (5, Duration::from_secs(4)),
+        false => (3, Duration::from_secs(4)),
     };
     eprintln!("workers: {rounds} rounds of {window:?} on one CPU, on another, and on both");
     let beside = bench.site.beside()?;
