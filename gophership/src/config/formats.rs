@@ -341,7 +341,11 @@ impl Format for Attributes {
     const EXPECTS: &'static str = "a map of attributes' keys to texts";
     fn read(raw: &Raw) -> Option<Self::Value> {
         let Raw::Map(pairs) = raw else { return None };
-        Some(pairs.clone())
+        let attribute = |(key, given): &(String, Given)| match given {
+            Given::Text(text) => Some((key.clone(), text.clone())),
+            Given::From(..) => None,
+        };
+        pairs.iter().map(attribute).collect()
     }
 }
 

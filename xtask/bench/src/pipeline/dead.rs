@@ -61,6 +61,7 @@ fn one(bench: &mut Bench<'_>, how: &str, address: SocketAddr) -> Result<()> {
         budgets.push(daemon.metric("gophership_memory_used_bytes")?);
     }
     let measured = load.read().since(&before);
+    drop(load);
     report(bench, how, &daemon, (&resident, &budgets), measured.json())
 }
 
