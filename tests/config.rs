@@ -257,6 +257,10 @@ fn requests_are_enriched_as_the_section_says() {
             "enrich.resource: expected a map of attributes",
         ),
         (
+            "resource: { a: { env: X } }",
+            "enrich.resource: expected a map of attributes",
+        ),
+        (
             &format!("resource: {{ {key}: x }}"),
             "a key of more than 255 bytes",
         ),

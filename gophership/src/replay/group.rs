@@ -36,7 +36,7 @@ impl Group {
             Ok(plain) => {
                 let enriched = enriched(plain, &entry, limit, enrichment);
                 match identity {
-                    // It may have grown by that.
+                    // Enriched, it may be twice as large already.
                     Some(identity) => identity.add(&entry, enriched, limit.saturating_mul(2)),
                     None => enriched,
                 }
@@ -114,7 +114,10 @@ fn enriched(plain: Vec<u8>, entry: &Entry, limit: usize, enrichment: &Enrichment
 
 #[cfg(test)]
 mod tests {
-    use opentelemetry_proto::tonic::common::v1::KeyValue;
+    use opentelemetry_proto::tonic::{
+        collector::logs::v1::ExportLogsServiceRequest, common::v1::KeyValue,
+    };
+    use prost::Message as _;
 
     use super::*;
     use crate::vault::{ContentEncoding, EntryId};
@@ -129,7 +132,14 @@ mod tests {
         bytes: &[u8],
         enrichment: &Enrichment,
     ) -> Result<Vec<u8>, String> {
-        let entry = Entry {
+        match Group::of(entry(kind, encoding, bytes), 1000, enrichment, None) {
+            Ok(mut group) => Ok(group.take_batch().bytes.to_vec()),
+            Err(unreadable) => Err(unreadable.reason),
+        }
+    }
+
+    fn entry(kind: Kind, encoding: ContentEncoding, bytes: &[u8]) -> Entry {
+        Entry {
             id: EntryId {
                 lane: 0,
                 segment: 1,
@@ -141,10 +151,6 @@ mod tests {
             arrival_unix_ns: 7,
             records: 1,
             bytes: bytes.to_vec(),
-        };
-        match Group::of(entry, 1000, enrichment, None) {
-            Ok(mut group) => Ok(group.take_batch().bytes.to_vec()),
-            Err(unreadable) => Err(unreadable.reason),
         }
     }
 
@@ -183,6 +189,29 @@ mod tests {
         assert!(enriched(&few).len() > 1900);
         let many = [0x0a, 0].repeat(2000 / 58 + 1);
         assert_eq!(enriched(&many), many);
+    }
+
+    #[test]
+    fn records_get_ids_beside_what_they_lack() {
+        let enrichment = Enrichment::new(&[KeyValue {
+            key: "host.name".to_owned(),
+            ..KeyValue::default()
+        }]);
+        let identity = Identity::new([0xab; 16]);
+        let sent = entry(
+            Kind::OtlpLogs,
+            ContentEncoding::Identity,
+            b"\x0a\x04\x12\x02\x12\x00",
+        );
+        let group = Group::of(sent, 1000, &enrichment, Some(&identity));
+        let batch = group.expect("it is read").take_batch();
+        let request = ExportLogsServiceRequest::decode(batch.bytes).expect("it decodes");
+        let logs = &request.resource_logs[0];
+        let resource = logs.resource.as_ref().expect("it got one");
+        assert_eq!(resource.attributes[0].key, "host.name");
+        let record = &logs.scope_logs[0].log_records[0];
+        assert_eq!(record.observed_time_unix_nano, 7);
+        assert_eq!(record.attributes[0].key, "gophership.record.id");
     }
 
     #[test]
