@@ -13,7 +13,11 @@ use gophership::export::{
     Rotation, WAITING_MAX,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::{
+    collector::logs::v1::ExportLogsServiceRequest,
+    common::v1::{AnyValue, any_value::Value},
+};
+use prost::Message as _;
 use tokio::task::JoinSet;
 
 use crate::{batch, file, on_a_worker, request, server::PATIENCE};
@@ -133,17 +137,36 @@ fn a_batch_that_does_not_decode_is_rejected_alone() {
         bytes: vec![0x0a, 0xff].into(),
         records: 1,
     };
+    // Its last record breaks in its body, when much of its line is in the file already.
+    let mut late = request("late", 10_000);
+    let mut broken = late.resource_logs[0].scope_logs[0].log_records[0].clone();
+    broken.body = Some(AnyValue {
+        value: Some(Value::StringValue("\u{1}".into())),
+    });
+    broken.trace_id.clear();
+    late.resource_logs[0].scope_logs[0].log_records.push(broken);
+    let mut bytes = late.encode_to_vec();
+    let body = bytes.iter().rposition(|byte| *byte == 1).unwrap();
+    bytes[body] = 0xff;
+    let late = Batch {
+        bytes: bytes.into(),
+        records: 10_001,
+    };
     on_a_worker(async {
         let destination = &opened.destination;
         let outcomes = tokio::join!(
             destination.deliver(batch("a", 1)),
             destination.deliver(garbage),
+            destination.deliver(late),
             destination.deliver(batch("b", 1)),
         );
-        assert!(
-            matches!(&outcomes.1, Outcome::Rejected { reason } if reason.contains("ExportLogsServiceRequest"))
-        );
-        assert_eq!((outcomes.0, outcomes.2), (ACCEPTED, ACCEPTED));
+        for outcome in [outcomes.1, outcomes.2] {
+            assert!(
+                matches!(&outcome, Outcome::Rejected { reason } if reason.contains("ExportLogsServiceRequest")),
+                "{outcome:?}"
+            );
+        }
+        assert_eq!((outcomes.0, outcomes.3), (ACCEPTED, ACCEPTED));
     });
     assert_eq!(lines(&path), [request("a", 1), request("b", 1)]);
 }

@@ -15,6 +15,7 @@ use std::{
 };
 
 use super::rotate::{self, Rotation};
+use crate::otel::json::{self, LineError};
 
 /// Bytes gathered for one `write`; larger lines take several.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -162,16 +163,37 @@ impl AppendFile {
 /// The lines of one group.
 #[derive(Debug)]
 pub(super) struct Lines<'f> {
-    /// Where they go.
-    pub(super) out: BufWriter<&'f File>,
+    out: BufWriter<&'f File>,
     full_from: u64,
 }
 
 impl Lines<'_> {
+    /// Writes one line; nothing of it stays if it is malformed, which is the inner error.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub(super) fn line(&mut self, request: &[u8]) -> io::Result<Result<(), String>> {
+        let before = self.length()?;
+        match json::write_line(request, &mut self.out) {
+            Ok(()) => Ok(Ok(())),
+            Err(LineError::Io(error)) => Err(error),
+            Err(malformed @ LineError::Malformed(_)) => {
+                self.out.flush()?;
+                self.out.get_ref().set_len(before)?;
+                Ok(Err(malformed.to_string()))
+            }
+        }
+    }
+
+    /// Bytes of the file and of what is gathered for it.
+    fn length(&self) -> io::Result<u64> {
+        let written = self.out.get_ref().metadata()?.len();
+        Ok(written + self.out.buffer().len() as u64)
+    }
+
     /// Whether the file has reached the size at which it is rotated: what is left belongs to the next group.
     pub(super) fn is_full(&self) -> io::Result<bool> {
-        let written = self.out.get_ref().metadata()?.len();
-        Ok(written + self.out.buffer().len() as u64 >= self.full_from)
+        Ok(self.length()? >= self.full_from)
     }
 }
 

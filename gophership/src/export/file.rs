@@ -1,7 +1,8 @@
 //! The `file` destination: one thread a file appends OTLP JSON lines and syncs them in groups.
 //!
 //! All batches that wait are written together and completed after one `fdatasync`; what arrives meanwhile is the next
-//! group. A file that has reached its size ends the group and is rotated before the next. Memory: at most [`WAITING_MAX`] batches wait, and one at a time is decoded.
+//! group. A file that has reached its size ends the group and is rotated before the next. Memory: at most [`WAITING_MAX`]
+//! batches wait, and one record at a time is decoded.
 //!
 //! A line torn by a crash is cut off when the file is opened again; its batch was never accepted. After a power cut, a
 //! group that wasn't accepted may have left other damaged lines where the file system wrote its pages out of order.
@@ -12,8 +13,6 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
-use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{
@@ -21,7 +20,6 @@ use super::{
     append::{AppendFile, OpenError},
     rotate::Rotation,
 };
-use crate::otel::json;
 
 /// Batches that may wait for the file's thread or be in its current group; further deliveries wait their turn.
 pub const WAITING_MAX: usize = 256;
@@ -214,20 +212,12 @@ impl Writer {
         let mut outcomes = Vec::with_capacity(group.len());
         let written = self.file.append(|lines| {
             for job in &*group {
-                // Decoded one by one: a decoded batch takes several times its bytes.
-                outcomes.push(
-                    match ExportLogsServiceRequest::decode(job.batch.bytes.clone()) {
-                        Ok(request) => {
-                            json::write_line(&request, &mut lines.out)?;
-                            Outcome::Accepted {
-                                rejected_records: 0,
-                            }
-                        }
-                        Err(error) => Outcome::Rejected {
-                            reason: format!("not an ExportLogsServiceRequest: {error}"),
-                        },
+                outcomes.push(match lines.line(&job.batch.bytes)? {
+                    Ok(()) => Outcome::Accepted {
+                        rejected_records: 0,
                     },
-                );
+                    Err(reason) => Outcome::Rejected { reason },
+                });
                 if lines.is_full()? {
                     break;
                 }

@@ -9,30 +9,22 @@
 //! non-finite doubles as `"NaN"`, `"Infinity"`, `"-Infinity"`. Default values are left out, but for a selected
 //! `AnyValue` variant and what other readers demand: keys, the lists inside values, entity references. Unknown fields are lost.
 
-use std::{fmt, io};
+use std::fmt;
 
 use base64::{display::Base64Display, engine::general_purpose::STANDARD};
 use opentelemetry_proto::tonic::{
-    collector::logs::v1::ExportLogsServiceRequest,
     common::v1::{AnyValue, EntityRef, InstrumentationScope, KeyValue, any_value::Value},
-    logs::v1::{LogRecord, ResourceLogs, ScopeLogs},
+    logs::v1::LogRecord,
     resource::v1::Resource,
 };
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
+mod line;
 mod read;
 mod schema;
 
+pub use line::{LineError, write_line};
 pub use read::{Malformed, to_protobuf};
-
-/// Writes `request` as one line of JSON, with its newline.
-///
-/// # Errors
-/// Those of `out`; what it took until then stays there.
-pub fn write_line(request: &ExportLogsServiceRequest, mut out: impl io::Write) -> io::Result<()> {
-    serde_json::to_writer(&mut out, &Json(request))?;
-    out.write_all(b"\n")
-}
 
 /// A message in its OTLP JSON form.
 struct Json<'a, T>(&'a T);
@@ -165,16 +157,6 @@ macro_rules! json_object {
     };
 }
 
-json_object!(ExportLogsServiceRequest, request, object,
-    object.list("resourceLogs", &request.resource_logs);
-);
-
-json_object!(ResourceLogs, logs, object,
-    object.message("resource", logs.resource.as_ref());
-    object.list("scopeLogs", &logs.scope_logs);
-    object.text("schemaUrl", &logs.schema_url);
-);
-
 json_object!(Resource, resource, object,
     object.list("attributes", &resource.attributes);
     object.number("droppedAttributesCount", &resource.dropped_attributes_count);
@@ -186,12 +168,6 @@ json_object!(EntityRef, entity, object,
     object.field("type", &entity.r#type);
     object.field("idKeys", &entity.id_keys);
     object.field("descriptionKeys", &entity.description_keys);
-);
-
-json_object!(ScopeLogs, logs, object,
-    object.message("scope", logs.scope.as_ref());
-    object.list("logRecords", &logs.log_records);
-    object.text("schemaUrl", &logs.schema_url);
 );
 
 json_object!(InstrumentationScope, scope, object,

@@ -1,11 +1,16 @@
-use opentelemetry_proto::tonic::common::v1::{ArrayValue, KeyValueList};
+use opentelemetry_proto::tonic::{
+    collector::logs::v1::ExportLogsServiceRequest,
+    common::v1::{ArrayValue, KeyValueList},
+    logs::v1::{ResourceLogs, ScopeLogs},
+};
+use prost::Message;
 use serde_json::json;
 
 use super::*;
 
 fn line(request: &ExportLogsServiceRequest) -> String {
     let mut out = Vec::new();
-    write_line(request, &mut out).unwrap();
+    write_line(&request.encode_to_vec(), &mut out).unwrap();
     String::from_utf8(out).unwrap()
 }
 

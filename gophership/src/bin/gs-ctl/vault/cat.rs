@@ -14,8 +14,6 @@ use gophership::{
         inspect::{Damage, Depth, ENTRY_BYTES_MAX, Ending, EntrySeen, SegmentFile, Visitor, walk},
     },
 };
-use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
-use prost::Message;
 
 use super::{
     Opened,
@@ -117,8 +115,8 @@ impl Writer<'_> {
                 self.out.write_all(title.as_bytes())?;
                 hex(&mut self.out, bytes)
             }
-            Format::Json => match decode(entry.kind, entry.encoding, bytes) {
-                Ok(request) => json::write_line(&request, &mut self.out),
+            Format::Json => match line(entry.kind, entry.encoding, bytes) {
+                Ok(line) => self.out.write_all(&line),
                 Err(why) => {
                     let text = format!("{:x}:{}: {why}", self.segment, entry.index);
                     self.problem(&text);
@@ -172,11 +170,7 @@ impl Visitor for Writer<'_> {
 }
 
 /// The request that a producer sent.
-fn decode(
-    kind: Kind,
-    encoding: ContentEncoding,
-    bytes: &[u8],
-) -> Result<ExportLogsServiceRequest, String> {
+fn line(kind: Kind, encoding: ContentEncoding, bytes: &[u8]) -> Result<Vec<u8>, String> {
     let mut plain = Vec::new();
     decompress(encoding, bytes, ENTRY_BYTES_MAX, &mut plain).map_err(|error| error.to_string())?;
     if kind == Kind::OtlpLogsJson {
@@ -185,8 +179,9 @@ fn decode(
             .map_err(|error| format!("not a request in JSON ({error}); try --format raw"))?;
         plain = protobuf;
     }
-    ExportLogsServiceRequest::decode(&*plain)
-        .map_err(|error| format!("not an ExportLogsServiceRequest ({error}); try --format hex"))
+    let mut line = Vec::new();
+    json::write_line(&plain, &mut line).map_err(|error| format!("{error}; try --format hex"))?;
+    Ok(line)
 }
 
 fn title(segment: u64, entry: &EntrySeen<'_>) -> String {
@@ -251,7 +246,7 @@ mod tests {
             (Kind::OtlpLogsJson, ContentEncoding::Identity, b"[]"),
         ] {
             assert!(
-                decode(kind, encoding, bytes).is_err(),
+                line(kind, encoding, bytes).is_err(),
                 "{kind:?} {encoding:?}"
             );
         }
