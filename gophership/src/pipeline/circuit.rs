@@ -13,6 +13,9 @@ use std::{
 
 use crate::export::Retry;
 
+/// One batch changes the smoothed delivery time by one part in so many of the difference.
+const SMOOTHING: u64 = 8;
+
 /// Whether one destination is worth a try, and its counters.
 #[derive(Debug)]
 pub struct Circuit {
@@ -22,6 +25,8 @@ pub struct Circuit {
     /// Milliseconds since `started`; attempts wait until then. 0: closed.
     open_until_ms: AtomicU64,
     failures_in_row: AtomicU32,
+    /// Smoothed time from handing a batch over to its acceptance, in nanoseconds.
+    delivery_ns: AtomicU64,
     last_error: Mutex<Option<String>>,
     /// What it has been given.
     pub counters: Counters,
@@ -60,6 +65,7 @@ impl Circuit {
             started: Instant::now(),
             open_until_ms: AtomicU64::new(0),
             failures_in_row: AtomicU32::new(0),
+            delivery_ns: AtomicU64::new(0),
             last_error: Mutex::new(None),
             counters: Counters::default(),
         }
@@ -91,6 +97,23 @@ impl Circuit {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// How long batches take to be accepted of late; zero before the first.
+    #[must_use]
+    pub fn delivery_time(&self) -> Duration {
+        Duration::from_nanos(self.delivery_ns.load(Relaxed))
+    }
+
+    /// A live batch was accepted `took` after it was handed over.
+    pub fn delivered_within(&self, took: Duration) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        // Another worker's batch may be lost here: the next one tells as much.
+        let smoothed = match self.delivery_ns.load(Relaxed) {
+            0 => took,
+            before => before - before / SMOOTHING + took / SMOOTHING,
+        };
+        self.delivery_ns.store(smoothed, Relaxed);
     }
 
     /// The destination has a batch of `records` records, of which it rejected some for good.
@@ -173,6 +196,21 @@ mod tests {
         assert!(circuit.allows() && circuit.is_closed());
         assert_eq!(circuit.last_error(), None);
         assert_eq!(circuit.counters.records.load(Relaxed), 9);
+    }
+
+    #[test]
+    fn the_delivery_time_follows_what_batches_take() {
+        let circuit = Circuit::new("main", Retry::default());
+        assert_eq!(circuit.delivery_time(), Duration::ZERO);
+        let (far, near) = (Duration::from_millis(300), Duration::from_millis(1));
+        circuit.delivered_within(far);
+        assert_eq!(circuit.delivery_time(), far);
+        circuit.delivered_within(near);
+        assert!((near * 200..far).contains(&circuit.delivery_time()));
+        for _ in 0..100 {
+            circuit.delivered_within(near);
+        }
+        assert!((near..near * 2).contains(&circuit.delivery_time()));
     }
 
     #[test]

@@ -29,10 +29,12 @@ use crate::{
 
 pub mod circuit;
 pub mod enrich;
+mod patience;
 mod pool;
 pub mod tickets;
 
 use circuit::Circuit;
+use patience::patience;
 use pool::{Buffer, Pool};
 pub use tickets::Settled;
 use tickets::Tickets;
@@ -206,6 +208,13 @@ impl<H: Copy> Pipeline<H> {
     #[must_use]
     pub fn any_allowed(&self) -> bool {
         self.0.members.iter().any(|member| member.circuit.allows())
+    }
+
+    /// How long to wait for the destinations' answers, `limit` at most; by what batches took of late.
+    #[must_use]
+    pub fn patience(&self, limit: Duration) -> Duration {
+        let members = self.0.members.iter();
+        patience(members.map(|member| member.circuit.delivery_time()), limit)
     }
 
     /// Bytes of batch buffers in use, and of all.
@@ -422,13 +431,14 @@ async fn attempt(member: &Member, batch: Batch) -> Settled {
     if !member.circuit.allows() {
         return failed;
     }
-    let records = batch.records;
+    let (records, handed_over) = (batch.records, Instant::now());
     let outcome = {
         let _on_its_way = InFlight::of(member);
         member.destination.deliver(batch).await
     };
     match outcome {
         Outcome::Accepted { rejected_records } => {
+            member.circuit.delivered_within(handed_over.elapsed());
             member.circuit.accepted(records, rejected_records);
             Settled {
                 accepted: member.bit,

@@ -195,21 +195,26 @@ impl Reflex {
     }
 
     /// Waits for the destinations, but not longer than `ack_within`: then the vault acknowledges
-    /// while the export goes on.
+    /// while the export goes on. A client that sends one request at a time would pay for all of a wait that is in vain, so
+    /// there is none for a destination that is known to take longer.
     async fn hedge<P: AsRef<[u8]>>(
         &self,
         mut ticket: Ticket<Held>,
         request: Request,
         stored: &[P],
     ) -> Answer {
-        let answered = tokio::select! {
-            biased;
-            settled = ticket.settled() => Some(settled),
-            () = tokio::time::sleep(self.ack_within) => None,
-            () = self.hurry.called() => None,
-        };
-        if let Some(settled) = answered {
-            return self.settled(settled, request, stored).await;
+        let patience = self.pipeline.patience(self.ack_within);
+        // The shortest sleep is a millisecond.
+        if !patience.is_zero() {
+            let answered = tokio::select! {
+                biased;
+                settled = ticket.settled() => Some(settled),
+                () = tokio::time::sleep(patience) => None,
+                () = self.hurry.called() => None,
+            };
+            if let Some(settled) = answered {
+                return self.settled(settled, request, stored).await;
+            }
         }
         self.race(ticket, request, stored).await
     }

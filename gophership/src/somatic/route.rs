@@ -17,7 +17,7 @@ pub enum Pivot {
     DestinationDown,
     /// A destination that must have it did not take it.
     DestinationFailed,
-    /// The destinations did not answer within `export.ack_within`.
+    /// The destinations did not answer within `export.ack_within`, or weren't expected to.
     AckTimeout,
 }
 

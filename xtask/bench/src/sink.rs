@@ -27,6 +27,11 @@ pub(crate) struct Sink {
 
 impl Sink {
     pub(crate) fn start() -> Result<Self> {
+        Self::start_away(Duration::ZERO)
+    }
+
+    /// One that answers so much later.
+    pub(crate) fn start_away(away: Duration) -> Result<Self> {
         let (bound, address) = mpsc::channel();
         let (stop, stopped) = oneshot::channel::<()>();
         thread::Builder::new()
@@ -41,7 +46,7 @@ impl Sink {
                     // Without anybody to tell there is nobody to serve either.
                     let _ = listener.local_addr().map(|address| bound.send(address));
                     tokio::select! {
-                        () = serve(listener) => {}
+                        () = serve(listener, away) => {}
                         _ = stopped => {}
                     }
                 });
@@ -60,7 +65,7 @@ impl Sink {
     }
 }
 
-async fn serve(listener: TcpListener) {
+async fn serve(listener: TcpListener, away: Duration) {
     while let Ok((tcp, _)) = listener.accept().await {
         // Only costs time where it fails.
         let _ = tcp.set_nodelay(true);
@@ -69,7 +74,10 @@ async fn serve(listener: TcpListener) {
                 .initial_connection_window_size(WINDOW_BYTES)
                 .initial_stream_window_size(WINDOW_BYTES)
                 .max_frame_size(FRAME_BYTES_MAX)
-                .serve_connection(TokioIo::new(tcp), service_fn(accept));
+                .serve_connection(
+                    TokioIo::new(tcp),
+                    service_fn(move |request| accept(request, away)),
+                );
             // The daemon has gone; the next one connects anew.
             let _ = connection.await;
         });
@@ -78,10 +86,16 @@ async fn serve(listener: TcpListener) {
 
 type Frames = tokio_stream::Iter<std::array::IntoIter<Result<Frame<Bytes>, Infallible>, 2>>;
 
-async fn accept(request: Request<Incoming>) -> Result<Response<StreamBody<Frames>>, hyper::Error> {
+async fn accept(
+    request: Request<Incoming>,
+    away: Duration,
+) -> Result<Response<StreamBody<Frames>>, hyper::Error> {
     let mut body = request.into_body();
     while let Some(frame) = body.frame().await {
         drop(frame?);
+    }
+    if !away.is_zero() {
+        tokio::time::sleep(away).await;
     }
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", 0.into());

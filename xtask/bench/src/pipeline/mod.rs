@@ -1,7 +1,8 @@
-//! `pipeline`: what happens behind the front door: a destination that is dead at full load, and the replay, by itself and
-//! beside live traffic.
+//! `pipeline`: what happens behind the front door: a destination that is dead at full load or far away, and the
+//! replay, by itself and beside live traffic.
 
 mod dead;
+mod hedge;
 mod replay;
 
 use std::time::Duration;
@@ -16,6 +17,8 @@ use crate::{daemon::Site, report::Report};
 pub(crate) enum Part {
     /// Memory at full load while the destination refuses connections, and while it never answers
     Dead,
+    /// Acknowledgement times, and what a client gets done that sends one request at a time, while the destination is near and far
+    Hedge,
     /// The replay's records a second on an idle daemon, over those of live traffic
     Replay,
     /// The replay's CPU time in Yellow
@@ -45,6 +48,7 @@ pub(crate) fn run(bench: &mut Bench<'_>, parts: &[Part]) -> Result<()> {
         }
         let result = match part {
             Part::Dead => dead::run(bench),
+            Part::Hedge => hedge::run(bench),
             Part::Replay => replay::alone(bench),
             Part::Yellow => replay::in_yellow(bench),
             Part::Beside => replay::beside_live(bench),
