@@ -368,6 +368,28 @@ fn held_entries_are_skipped_until_released_and_settled_ones_for_good() {
 }
 
 #[test]
+fn an_entry_stays_held_while_some_have_it_and_others_are_still_at_it() {
+    let dir = real_disk();
+    let destinations = ["near", "far"].map(str::to_owned);
+    let vault = Vault::open(&small(dir.path()), &destinations).unwrap();
+    let id = on_worker(async {
+        let held = EntryMeta {
+            held: true,
+            ..meta(0b11, 0)
+        };
+        let lane = vault.lane(0).unwrap();
+        lane.append(held, &[b"abc"]).await.unwrap()
+    });
+    vault.settle(id, 0b01);
+    assert!(read_all(&vault, usize::MAX).is_empty());
+    vault.release(id);
+    assert_eq!(read_all(&vault, usize::MAX)[0].owed, 0b10);
+    vault.settle(id, 0b10);
+    assert!(read_all(&vault, usize::MAX).is_empty());
+    vault.close().unwrap();
+}
+
+#[test]
 fn cursors_survive_and_spent_segments_are_deleted() {
     let dir = real_disk();
     let config = Config {

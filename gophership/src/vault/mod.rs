@@ -292,8 +292,8 @@ impl Vault {
         Lane::start(Arc::clone(&self.inner.shared), number)
     }
 
-    /// Notes that the destinations of `accepted` have the entry, and drops its hold: an export of it
-    /// is over. Bits it isn't owed to change nothing.
+    /// Notes that the destinations of `accepted` have the entry. Bits it isn't owed to change nothing. Its hold stays as
+    /// long as it is owed to others, whose exports may go on: see [`Vault::release`].
     pub fn settle(&self, id: EntryId, accepted: DestMask) {
         self.settle_as(id, accepted, Settlement::Delivered);
     }
@@ -314,7 +314,7 @@ impl Vault {
         }
     }
 
-    /// Drops the hold on an entry whose export failed: replay may take it.
+    /// Drops the hold on an entry whose export is over: replay may take it for those that it is owed to.
     pub fn release(&self, id: EntryId) {
         self.inner.shared.release(id);
     }

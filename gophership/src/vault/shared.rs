@@ -138,7 +138,8 @@ impl Shared {
         &self.config.dir
     }
 
-    /// Notes that the entry is settled for `mask`, and drops its hold.
+    /// Notes that the entry is settled for `mask`; drops its hold once it is owed to nobody. Before, others may still be
+    /// at it.
     pub(super) fn settle(&self, id: EntryId, mask: DestMask, how: Settlement) {
         let Some(segment) = self.catalog.get(id.segment) else {
             return;
@@ -146,7 +147,9 @@ impl Shared {
         let (changed, spent) = {
             let mut ledger = segment.ledger();
             let changed = ledger.settle(id.index, mask, how);
-            ledger.release(id.index);
+            if ledger.owed(id.index as usize) == 0 {
+                ledger.release(id.index);
+            }
             (changed, ledger.pending().entries == 0)
         };
         if changed {

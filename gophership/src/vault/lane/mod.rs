@@ -381,7 +381,8 @@ impl Drop for Stored<'_> {
             self.inner
                 .shared
                 .settle(id, accepted, Settlement::Delivered);
-        } else if self.held {
+        }
+        if self.held {
             // Stored, but nobody knows: replay must take it.
             self.inner.shared.release(id);
         }
