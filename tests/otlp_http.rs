@@ -21,6 +21,7 @@ use common::{
     producer::{self, Call, Producer},
     settings::Settings,
     sink::Sink,
+    wire::Wire,
 };
 use flate2::{Compression, write::GzEncoder};
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
@@ -393,6 +394,34 @@ fn empty_requests_and_parameters_of_the_type_are_fine() {
             assert_acknowledged(&client.send(post.clone()), &post);
         }
     });
+}
+
+#[test]
+fn a_body_that_is_not_in_chunks_as_it_says_is_a_bad_request() {
+    let (home, sink) = (Home::new(), Sink::up());
+    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    let tls = home.certs().client(ClientIdentity::Shown, &[&TLS13]);
+    for body in ["zz\r\n", "1\r\naXX0\r\n\r\n", "1\r\na\r\n-1\r\n"] {
+        let mut wire = Wire::connect(daemon.http(), &tls);
+        let request = format!(
+            "POST /v1/logs HTTP/1.1\r\nhost: a\r\ncontent-type: {PROTOBUF}\r\n\
+             transfer-encoding: chunked\r\n\r\n{body}"
+        );
+        wire.write(request.as_bytes()).expect("it is taken");
+        let (mut answer, mut buffer) = (Vec::new(), [0; 4096]);
+        // To the end: there is no next request behind it.
+        while let read @ 1.. = wire.read(&mut buffer) {
+            answer.extend_from_slice(&buffer[..read]);
+        }
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{body:?}: {answer}");
+        assert!(answer.contains("chunk"), "{body:?}: {answer}");
+    }
+    let invalid = daemon.metric(
+        "gophership_ingester_requests_total",
+        &[("outcome", "invalid")],
+    );
+    assert_eq!(invalid, 3.0);
 }
 
 #[test]

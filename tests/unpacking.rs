@@ -2,7 +2,11 @@
 
 mod common;
 
-use std::{io::Write, ops::RangeInclusive};
+use std::{
+    io::Write,
+    ops::RangeInclusive,
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+};
 
 use bytes::Bytes;
 use common::{
@@ -25,7 +29,7 @@ use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, any_value::Value},
     logs::v1::{LogRecord, ResourceLogs, ScopeLogs},
 };
-use prost::Message;
+use prost::{Message, encoding::encode_varint};
 use rustls::version::TLS13;
 use tonic::Code;
 
@@ -383,4 +387,145 @@ fn many_that_send_bombs_and_large_json_at_once_stay_within_the_memory() {
             .status,
         200
     );
+}
+
+/// JSON of so many bytes that is dear to unpack and refused in the end: records with nothing in them, and cut off.
+fn dear_json(bytes: usize) -> Vec<u8> {
+    let mut json = br#"{"resourceLogs":[{"scopeLogs":[{"logRecords":[{}"#.to_vec();
+    json.extend_from_slice(&b",{}".repeat(bytes / 3));
+    json
+}
+
+/// As [`dear_json`], in protobuf, which ends in a field that is none.
+fn dear_protobuf(bytes: usize) -> Vec<u8> {
+    let records = [&[0x12, 0].repeat(bytes / 2)[..], &[0]].concat();
+    [0x12, 0x0a].into_iter().fold(records, |body, key| {
+        let mut field = vec![key];
+        encode_varint(body.len() as u64, &mut field);
+        field.extend_from_slice(&body);
+        field
+    })
+}
+
+/// A daemon with one worker: all are neighbours there.
+fn one_worker(sink: &Sink) -> Settings {
+    Settings {
+        workers: 1,
+        memory_total: "128MiB",
+        ..settings(sink)
+    }
+}
+
+fn requests_hold(daemon: &Daemon<'_>) -> f64 {
+    daemon.metric("gophership_ingester_reserved_bytes", &[("for", "requests")])
+}
+
+#[test]
+fn while_large_messages_are_unpacked_their_neighbours_are_answered() {
+    const ROUNDS: usize = 3;
+    /// Far more than who has to wait for each of them is answered, far less than who doesn't.
+    const MEANWHILE: usize = 20;
+    let (home, sink) = (Home::new(), Sink::up());
+    let daemon = Daemon::start(&home, &one_worker(&sink));
+    let json = dear_json(2 * MIB);
+    let posts = [
+        Post::logs(JSON, json.clone()),
+        gzipped(JSON, &json),
+        zstded(JSON, &json),
+        gzipped(PROTOBUF, &dear_protobuf(4 * MIB)),
+    ];
+    let all = posts.len() * ROUNDS;
+    let refused = AtomicUsize::new(0);
+    let tls = home.certs().client(ClientIdentity::Shown, &[&TLS13]);
+    let mut neighbour = Wire::connect(daemon.http(), &tls);
+    // With nothing in it: no destination is waited for.
+    let small = format!(
+        "POST /v1/logs HTTP/1.1\r\nhost: a\r\ncontent-type: {PROTOBUF}\r\ncontent-length: 0\r\n\r\n"
+    );
+    let (mut answered, mut answer) = (0, [0; 1024]);
+    std::thread::scope(|scope| {
+        for post in posts {
+            let mut hostile = client(&daemon, Version::Http1);
+            let refused = &refused;
+            scope.spawn(move || {
+                for _ in 0..ROUNDS {
+                    let answer = hostile.send(post.clone());
+                    // Who waits for too long may come again.
+                    assert!([400, 503].contains(&answer.status), "{answer:?}");
+                    refused.fetch_add(1, SeqCst);
+                }
+            });
+        }
+        eventually("they are there", PATIENCE, || {
+            refused.load(SeqCst) > 0 || requests_hold(&daemon) > 0.0
+        });
+        while refused.load(SeqCst) < all {
+            neighbour.write(small.as_bytes()).expect("it is taken");
+            let read = neighbour.read(&mut answer);
+            assert!(answer[..read].starts_with(b"HTTP/1.1 200 OK"));
+            answered += 1;
+        }
+    });
+    eprintln!("{answered} answered while {all} were unpacked");
+    assert!(answered >= all * MEANWHILE, "{answered} of {all}");
+    let outcome = [("outcome", "delivered")];
+    let delivered = daemon.metric("gophership_ingester_requests_total", &outcome);
+    assert_eq!(delivered, answered as f64);
+}
+
+#[test]
+fn who_sends_many_large_messages_at_once_has_one_unpacked_by_turns_with_others() {
+    const MANY: usize = 12;
+    let (home, sink) = (Home::new(), Sink::up());
+    let daemon = Daemon::start(&home, &one_worker(&sink));
+    let many = daemon.producer();
+    let mut other = client(&daemon, Version::Http1);
+    assert_eq!(other.send(Post::logs(JSON, json(0, 1))).status, 200);
+    let large = gzipped(JSON, &dear_json(100 * KIB));
+    let dear = Bytes::from(gzip(&dear_protobuf(LIMIT - KIB)));
+    let mut pending: Vec<_> = (0..MANY)
+        .map(|_| many.start(Call::logs(dear.clone()).compressed("gzip")))
+        .collect();
+    eventually("one is unpacked", PATIENCE, || {
+        requests_hold(&daemon) >= LIMIT as f64
+    });
+    assert_eq!(other.send(large).status, 400);
+    pending.retain(|one| one.poll().is_none());
+    let answered = MANY - pending.len();
+    eprintln!("{answered} of {MANY} came first");
+    assert!(answered <= MANY / 2, "{answered} came first");
+    for one in &pending {
+        let code = one.wait().expect_err("it is refused").status().code();
+        // Who waits for too long may come again.
+        let codes = [Code::InvalidArgument, Code::Unavailable];
+        assert!(codes.contains(&code), "{code:?}");
+    }
+}
+
+#[test]
+fn who_leaves_while_his_message_is_unpacked_leaves_nothing_behind() {
+    let (home, sink) = (Home::new(), Sink::up());
+    let daemon = Daemon::start(&home, &one_worker(&sink));
+    let base = used(&daemon);
+    let tls = home.certs().client(ClientIdentity::Shown, &[&TLS13]);
+    let packed = gzip(&dear_json(2 * MIB));
+    let head = format!(
+        "POST /v1/logs HTTP/1.1\r\nhost: a\r\ncontent-type: {JSON}\r\ncontent-encoding: gzip\r\n\
+         content-length: {}\r\n\r\n",
+        packed.len()
+    );
+    for _ in 0..3 {
+        let mut leaves = Wire::connect(daemon.http(), &tls);
+        leaves
+            .write(&[head.as_bytes(), &packed].concat())
+            .expect("it is taken");
+        eventually("it has all that it needs", PATIENCE, || {
+            requests_hold(&daemon) > 2.0 * 2.0 * MIB as f64
+        });
+        drop(leaves);
+        eventually("it is given back", PATIENCE, || used(&daemon) == base);
+    }
+    let stays = gzipped(JSON, &json(1, 2 * MIB));
+    assert_eq!(client(&daemon, Version::Http1).send(stays).status, 200);
+    eventually("the base", PATIENCE, || used(&daemon) == base);
 }

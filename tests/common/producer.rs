@@ -228,7 +228,11 @@ pub(crate) async fn open(address: SocketAddr, tls: Arc<ClientConfig>) -> Opened 
 }
 
 async fn handshake(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Opened {
-    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+    // Until the server has said how many streams it takes, which isn't done with the handshake, one must do: it resets
+    // what is too many.
+    let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .initial_max_send_streams(1)
+        .handshake(TokioIo::new(stream))
         .await
         .map_err(|e| e.to_string())?;
     // Its error reaches the requests.

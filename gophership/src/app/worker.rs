@@ -108,6 +108,10 @@ pub(super) fn spawn(
         .spawn(move || {
             let runtime = match tokio::runtime::Builder::new_current_thread()
                 .enable_all()
+                // Of the threads that take what would keep this one from its connections. They stay: one that can't be
+                // started when it is needed would end the program.
+                .thread_name(format!("aside-{}", own.index))
+                .thread_keep_alive(Duration::MAX)
                 .build()
             {
                 Ok(runtime) => runtime,
@@ -178,7 +182,7 @@ impl Worker {
             budget: Arc::clone(&shared.budget),
             connections: Connections::default(),
             needs: shared.needs,
-            unpacker: Unpacker::new(shared.needs.buffer_bytes()),
+            unpacker: Unpacker::new(shared.needs.small(), shared.needs.buffer_bytes()),
             refusals_told: RefCell::new(Throttle::new(Instant::now())),
         });
         Ok(Self {
@@ -193,6 +197,8 @@ impl Worker {
     }
 
     async fn run(mut self) {
+        // Starts the thread that there has to be.
+        tokio::task::spawn_blocking(|| ());
         tokio::task::spawn_local(self.pipeline.clone().run());
         let beat = self.heartbeat();
         tokio::task::spawn_local(beat);

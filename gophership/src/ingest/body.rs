@@ -1,6 +1,11 @@
 //! Reading a request's body frame by frame.
 
-use std::{pin::pin, time::Duration};
+use std::{
+    error::Error as _,
+    io::{self, ErrorKind},
+    pin::pin,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -140,12 +145,29 @@ pub(super) async fn next_frame(
         let Some(frame) = pace.keep(body.frame()).await? else {
             return Ok(None);
         };
-        let frame =
-            frame.map_err(|error| Refusal::Gone(format!("the stream broke off: {error}")))?;
+        let frame = frame.map_err(|error| broken(&error))?;
         // Anything but DATA (trailers of the request) says nothing here.
         if let Ok(data) = frame.into_data() {
             pace.receives(data.len());
             return Ok(Some(data));
         }
+    }
+}
+
+/// Why a body doesn't come to its end. That HTTP/1.1's chunks aren't any, hyper tells by errors of input; so does TLS of a
+/// connection that nothing can be answered on.
+fn broken(error: &hyper::Error) -> Refusal {
+    let cause = error.source().and_then(|cause| cause.downcast_ref());
+    let is_of_tls = |cause: &io::Error| cause.get_ref().is_some_and(|by| by.is::<rustls::Error>());
+    match cause.filter(|&cause| !is_of_tls(cause)) {
+        Some(cause)
+            if matches!(
+                cause.kind(),
+                ErrorKind::InvalidInput | ErrorKind::InvalidData
+            ) =>
+        {
+            Refusal::Malformed(format!("the body isn't in valid chunks: {cause}"))
+        }
+        _ => Refusal::Gone(format!("the stream broke off: {error}")),
     }
 }

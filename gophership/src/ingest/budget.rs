@@ -7,6 +7,7 @@
 
 use std::{
     collections::VecDeque,
+    ops::Deref,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{
@@ -88,12 +89,15 @@ struct Place<'a> {
     is_taken: bool,
 }
 
-/// A request's part; given back when dropped.
+/// A request's part, given back when dropped; it may share the budget with threads that outlive the request.
 #[derive(Debug)]
-pub struct Taken<'a> {
-    budget: &'a Budget,
+pub struct Part<B: Deref<Target = Budget>> {
+    budget: B,
     bytes: usize,
 }
+
+/// A part that the request has itself.
+pub type Taken<'a> = Part<&'a Budget>;
 
 impl Budget {
     /// With `limit` bytes.
@@ -169,11 +173,13 @@ impl Budget {
 
     /// Takes `bytes` more for a request that has some: it must not wait, so it has them now or not at all.
     pub fn take_now(&self, bytes: usize) -> Option<Taken<'_>> {
-        self.count_in(bytes, self.waits.connection.load(Relaxed))
-            .then(|| Taken {
-                budget: self,
-                bytes,
-            })
+        if !self.count_in(bytes, self.waits.connection.load(Relaxed)) {
+            return None;
+        }
+        Some(Taken {
+            budget: self,
+            bytes,
+        })
     }
 
     /// Takes `bytes` for a connection or for good, whoever waits, if there are as many; they are given back by
@@ -334,7 +340,18 @@ impl Budget {
     }
 }
 
-impl Taken<'_> {
+impl<B: Deref<Target = Budget>> Part<B> {
+    /// Nothing yet.
+    #[must_use]
+    pub const fn none(budget: B) -> Self {
+        Self { budget, bytes: 0 }
+    }
+
+    /// The budget that it is of.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
     /// So many.
     #[must_use]
     pub const fn bytes(&self) -> usize {
@@ -354,14 +371,19 @@ impl Taken<'_> {
     pub fn shrink_to(&mut self, bytes: usize) {
         let beyond = self.bytes.saturating_sub(bytes);
         self.bytes -= beyond;
-        drop(Taken {
-            budget: self.budget,
+        drop(Part {
+            budget: self.budget(),
             bytes: beyond,
         });
     }
+
+    /// All of it becomes `other`'s, which is of the same budget.
+    pub fn hand_over<C: Deref<Target = Budget>>(&mut self, other: &mut Part<C>) {
+        other.bytes += std::mem::take(&mut self.bytes);
+    }
 }
 
-impl Drop for Taken<'_> {
+impl<B: Deref<Target = Budget>> Drop for Part<B> {
     fn drop(&mut self) {
         if self.bytes > 0 {
             self.budget.count_out(self.bytes);

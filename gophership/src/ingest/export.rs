@@ -6,12 +6,12 @@ use super::{
     budget::{Budget, Taken},
     connection::Context,
     message::Parts,
+    packed,
     refusal::Refusal,
     state::State,
-    unpack::{self, Unpacked},
+    unpack,
 };
 use crate::{
-    decompress,
     otel::{Skim, skim},
     somatic::{Answer, Placed, Request as Placeable},
     telemetry::counters::{Fate, Protocol},
@@ -27,13 +27,6 @@ pub(super) struct Received<'a> {
     /// What was learnt of plain protobuf while it came in.
     pub(super) skimmed: Option<Skim>,
     pub(super) admitted: Taken<'a>,
-}
-
-impl Received<'_> {
-    /// What is reserved beside its length.
-    fn extra(&self) -> usize {
-        self.admitted.bytes().saturating_sub(self.len)
-    }
 }
 
 /// A request waits this long for its bytes of the budget. Bounded, because what it has sent already fills its
@@ -85,11 +78,12 @@ pub(super) fn busy(budget: &Budget, reason: &str) -> Refusal {
 
 /// Brings what was received to its answer, and counts it; its first byte was read at `read_since`.
 pub(super) async fn export(
-    context: &Context,
+    state: &State,
     protocol: Protocol,
     read_since: Instant,
     received: Result<Received<'_>, Refusal>,
 ) -> Result<(), Refusal> {
+    let context = &*state.context;
     let finished = |fate, records, bytes, ack_us| {
         context
             .counters
@@ -103,7 +97,14 @@ pub(super) async fn export(
     let mut received = received;
     let arrived = Instant::now();
     let bytes = received.len as u64;
-    let placed = place(context, &received).inspect_err(|refusal| {
+    let is_plain =
+        (received.kind, received.encoding) == (Kind::OtlpLogs, ContentEncoding::Identity);
+    let placed = if is_plain {
+        place(context, &received)
+    } else {
+        unpack_and_place(state, &mut received).await
+    };
+    let placed = placed.inspect_err(|refusal| {
         if let Some(fate) = refusal.fate() {
             finished(fate, 0, bytes, 0);
         }
@@ -146,81 +147,45 @@ fn place(
     context: &Context,
     received: &Received<'_>,
 ) -> Result<Option<(Placed, Placeable)>, Refusal> {
-    let placeable = |records| Placeable {
-        kind: received.kind,
-        encoding: received.encoding,
-        arrival_unix_ns: unix_ns(),
-        records,
-    };
+    if received.len == 0 {
+        return Ok(None);
+    }
+    let parts = received.parts.as_slice();
+    let skimmed = received.skimmed.map_or_else(|| skim(parts), Ok);
+    let records = skimmed
+        .map_err(|error| Refusal::Malformed(unpack::Error::Protobuf(error).to_string()))?
+        .records;
+    let placeable = placeable(received, unix_ns(), records);
+    let placed = context.reflex.place(parts, &placeable);
+    Ok(Some((placed, placeable)))
+}
+
+/// As [`place`], of what isn't plain protobuf.
+async fn unpack_and_place<'a>(
+    state: &'a State,
+    received: &mut Received<'a>,
+) -> Result<Option<(Placed, Placeable)>, Refusal> {
     if (received.kind, received.len) == (Kind::OtlpLogs, 0) {
         return Ok(None);
     }
-    if (received.kind, received.encoding) == (Kind::OtlpLogs, ContentEncoding::Identity) {
-        let parts = received.parts.as_slice();
-        let skimmed = received.skimmed.map_or_else(|| skim(parts), Ok);
-        let records = skimmed
-            .map_err(|error| malformed(&unpack::Error::Protobuf(error)))?
-            .records;
-        let placeable = placeable(records);
-        let placed = context.reflex.place(parts, &placeable);
-        return Ok(Some((placed, placeable)));
-    }
-    // Lives longer than what it covers.
-    let mut more = None;
-    let unpacked = unpack(context, received, &mut more)?;
+    let arrival_unix_ns = unix_ns();
+    let unpacked = packed::unpack(state, received).await?;
     let (bytes, records) = (unpacked.bytes(), unpacked.records);
     if bytes.is_empty() {
         return Ok(None);
     }
-    let placeable = placeable(records);
-    let placed = context.reflex.place(&[bytes], &placeable);
+    let placeable = placeable(received, arrival_unix_ns, records);
+    let placed = state.context.reflex.place(&[bytes], &placeable);
     Ok(Some((placed, placeable)))
 }
 
-/// Unpacks within what is reserved; if that isn't enough, within what there is, which `more` then has the rest of.
-fn unpack<'c>(
-    context: &'c Context,
-    received: &Received<'_>,
-    more: &mut Option<Taken<'c>>,
-) -> Result<Unpacked<'c>, Refusal> {
-    let (needs, kind, len) = (&context.needs, received.kind, received.len);
-    let within = |extra| {
-        let covered = needs.covered(kind, extra);
-        let (encoding, parts) = (received.encoding, &received.parts);
-        context.unpacker.unpack(kind, encoding, parts, covered)
-    };
-    // It has a part of the budget, so it must not wait for more.
-    let take_now = |bytes| {
-        let taken = context.budget.take_now(bytes);
-        let unpacks = "the ingest budget has no room for what the message unpacks to";
-        taken.ok_or_else(|| busy(&context.budget, unpacks))
-    };
-    let reserved = received.extra();
-    let surely = needs.surely(kind, received.encoding, len);
-    if let Some(missing @ 1..) = surely.checked_sub(reserved) {
-        *more = Some(take_now(missing)?);
+fn placeable(received: &Received<'_>, arrival_unix_ns: u64, records: u32) -> Placeable {
+    Placeable {
+        kind: received.kind,
+        encoding: received.encoding,
+        arrival_unix_ns,
+        records,
     }
-    let extra = reserved.max(surely);
-    let unpacked = match within(extra) {
-        Err(unpack::Error::Compressed(decompress::Error::TooLarge { limit })) => {
-            let Some(missing) = needs.missing(kind, len, extra) else {
-                return Err(Refusal::unpacks_to_more(limit, needs.max_request_bytes()));
-            };
-            *more = Some(take_now(missing)?);
-            within(extra + missing)
-        }
-        unpacked => unpacked,
-    };
-    unpacked.map_err(|error| match error {
-        unpack::Error::Compressed(decompress::Error::TooLarge { limit }) => {
-            Refusal::unpacks_to_more(limit, needs.max_request_bytes())
-        }
-        error => malformed(&error),
-    })
-}
-
-fn malformed(error: &unpack::Error) -> Refusal {
-    Refusal::Malformed(error.to_string())
 }
 
 fn micros(time: Duration) -> u64 {

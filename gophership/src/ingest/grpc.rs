@@ -49,7 +49,7 @@ pub(super) async fn respond(begun: &Begun, request: Request<Incoming>) -> Respon
             // The head ends here: headers aren't held while the body comes.
             let (codec, body) = (codec(request.headers()), request.into_body());
             let received = receive(state, codec, body).await;
-            match export(&state.context, Protocol::Grpc, begun.read_since(), received).await {
+            match export(state, Protocol::Grpc, begun.read_since(), received).await {
                 Ok(()) => return success(),
                 Err(refusal) => status(refusal),
             }

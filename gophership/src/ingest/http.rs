@@ -69,7 +69,7 @@ pub(super) async fn respond(begun: &Begun, request: Request<Incoming>) -> Respon
         // The head ends here: headers aren't held while the body comes.
         drop(head);
         let received = receive(state, what, &mut body).await;
-        match export(&state.context, Protocol::Http, begun.read_since(), received).await {
+        match export(state, Protocol::Http, begun.read_since(), received).await {
             Ok(()) => format.success(),
             Err(refusal) => format.refused(&refusal),
         }

@@ -22,10 +22,11 @@
 //! - An admitted request ends: its body has to come at a least rate, and makes way while others wait if it is the slowest
 //!   (`slow`); its answer needs no budget. What unpacks to more than it has reserved takes the rest without waiting, or is
 //!   refused with a retryable status.
+//! - Messages that are unpacked on another thread ([`packed`]) wait for each other there, and for nothing else.
 //!
-//! Beyond the budget are, for the one request that a worker unpacks, what the decompressor and the JSON parser remember
-//! (zstd's window, 8 MiB at most; the longest string with escapes, or a byte for each level of a nested unknown field, in
-//! a buffer that doubles), and what is decoded of headers until their handlers run.
+//! Beyond the budget are, for the requests that are unpacked, one by each worker and one beside it, what the decompressor and
+//! the JSON parser remember (zstd's window, 8 MiB at most; the longest string with escapes, or a byte for each level of a
+//! nested unknown field, in a buffer that doubles), and what is decoded of headers until their handlers run.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -41,6 +42,7 @@ mod http;
 pub mod load;
 pub mod message;
 pub mod needs;
+mod packed;
 mod refusal;
 mod return_time;
 pub mod room;

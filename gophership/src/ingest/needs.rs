@@ -1,7 +1,8 @@
 //! What a request needs of the ingest budget: its length, and what it may unpack to.
 //!
-//! Each worker has two buffers, which are taken from the budget at the start. A request that surely or probably needs
-//! larger ones reserves that with its length, in one take:
+//! Each worker has two buffers for what it unpacks itself, and two, at least as large, for what is unpacked aside; they are
+//! taken from the budget at the start. A request that surely or probably needs larger ones reserves that with its length, in
+//! one take:
 //!
 //! | request | beside its length |
 //! |---|---|
@@ -18,19 +19,24 @@ use crate::vault::{ContentEncoding, Kind};
 const KIB: usize = 1024;
 const BUFFER_BYTES_MIN: usize = 64 * KIB;
 const BUFFER_BYTES_MAX: usize = 1024 * KIB;
-/// What is decompressed, and what was JSON.
+/// Of each pair: for what is decompressed, and for what was JSON.
 const BUFFERS: usize = 2;
 /// What is reserved of a request whose length nobody says, at first: little beside what a connection is charged with.
 const FIRST_STEP_BYTES: usize = 64 * KIB;
-/// All buffers together are this part of the budget, unless that makes them too large or too small.
+/// All buffers for what is unpacked aside are together this part of the budget, unless that makes them too large or too small.
 const BUDGET_TO_BUFFERS: usize = 32;
+/// What is unpacked on the worker's own thread: little enough for about a millisecond, and too little for handing it over.
+const INLINE_BYTES: usize = BUFFER_BYTES_MIN;
+/// What is compressed may be that little if it is this part of it. Also that has to be little: tables with nothing behind
+/// them are read, too.
+const INLINE_TO_COMPRESSED: usize = 8;
 /// How much is expected of compression: more than logs mostly have.
 const RATIO: usize = 16;
 
 /// How the ingest budget is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needs {
-    /// Of each buffer.
+    /// Of each buffer for what is unpacked aside.
     buffer_bytes: usize,
     /// Of the largest message, compressed and decompressed.
     max_request_bytes: usize,
@@ -55,10 +61,27 @@ impl Needs {
         }
     }
 
-    /// Size of each buffer.
+    /// Size of each buffer for what is unpacked aside.
     #[must_use]
     pub const fn buffer_bytes(&self) -> usize {
         self.buffer_bytes
+    }
+
+    /// What may be unpacked on the worker's own thread.
+    #[must_use]
+    pub fn small(&self) -> usize {
+        INLINE_BYTES.min(self.max_request_bytes)
+    }
+
+    /// Whether a message of `len` bytes may be unpacked to as little.
+    #[must_use]
+    pub const fn may_be_small(&self, encoding: ContentEncoding, len: usize) -> bool {
+        match encoding {
+            ContentEncoding::Identity => len <= INLINE_BYTES,
+            ContentEncoding::Gzip | ContentEncoding::Zstd => {
+                len <= INLINE_BYTES / INLINE_TO_COMPRESSED
+            }
+        }
     }
 
     /// Length of the largest message, compressed and decompressed.
@@ -149,7 +172,7 @@ const fn buffers(kind: Kind) -> usize {
     }
 }
 
-/// Size of each worker's buffers.
+/// Size of each worker's buffers for what is unpacked aside.
 fn buffer_bytes(budget_bytes: usize, workers: usize) -> usize {
     let share = budget_bytes / BUDGET_TO_BUFFERS / BUFFERS / workers.max(1);
     share.clamp(BUFFER_BYTES_MIN, BUFFER_BYTES_MAX)
@@ -158,13 +181,13 @@ fn buffer_bytes(budget_bytes: usize, workers: usize) -> usize {
 /// What the buffers of all workers take of the budget.
 #[must_use]
 pub fn buffers_bytes(budget_bytes: usize, workers: usize) -> usize {
-    workers * BUFFERS * buffer_bytes(budget_bytes, workers)
+    workers * BUFFERS * (INLINE_BYTES + buffer_bytes(budget_bytes, workers))
 }
 
 /// The least of that.
 #[must_use]
 pub const fn buffers_bytes_min(workers: usize) -> usize {
-    workers * BUFFERS * BUFFER_BYTES_MIN
+    workers * BUFFERS * (INLINE_BYTES + BUFFER_BYTES_MIN)
 }
 
 /// The largest request, of what the buffers leave of the budget: the rest must do for connections.
@@ -191,8 +214,25 @@ mod tests {
             (16 * MIB, 100, MIB / 16),
         ] {
             assert_eq!(buffer_bytes(budget, workers), each);
-            assert_eq!(buffers_bytes(budget, workers), 2 * workers * each);
+            assert_eq!(
+                buffers_bytes(budget, workers),
+                2 * workers * (each + MIB / 16)
+            );
             assert!(buffers_bytes(budget, workers) >= buffers_bytes_min(workers));
+        }
+    }
+
+    #[test]
+    fn what_is_unpacked_on_the_worker_fits_its_buffers() {
+        for (max, small) in [(16 * MIB, MIB / 16), (1000, 1000)] {
+            let needs = Needs::of(16 * MIB, 2, max);
+            assert_eq!(needs.small(), small);
+            assert!(needs.small() <= needs.covered(OtlpLogsJson, 0));
+        }
+        let needs = Needs::of(16 * MIB, 2, 16 * MIB);
+        for (encoding, most) in [(Identity, MIB / 16), (Gzip, MIB / 128), (Zstd, MIB / 128)] {
+            assert!(needs.may_be_small(encoding, most));
+            assert!(!needs.may_be_small(encoding, most + 1));
         }
     }
 
@@ -216,9 +256,9 @@ mod tests {
 
     #[test]
     fn nothing_is_reserved_beyond_what_a_request_may_have() {
-        // 15.5 MiB are left by the buffers.
+        // 15.25 MiB are left by the buffers.
         let needs = Needs::of(16 * MIB, 2, 8 * MIB);
-        let most = 31 * MIB / 8 * 3;
+        let most = 61 * MIB / 16 * 3;
         assert_eq!(needs.most_bytes(), most);
         // What connections leave.
         assert_eq!(needs.kept_bytes(), 8 * MIB);

@@ -59,6 +59,8 @@ pub(super) struct State {
     is_cut_off: Cell<bool>,
     /// One request at a time waits for its bytes of the budget: who has many must not come before everybody else.
     pub(super) waits: tokio::sync::Mutex<()>,
+    /// And one to be unpacked aside, for the same reason.
+    pub(super) unpacks: tokio::sync::Mutex<()>,
 }
 
 impl Connections {
@@ -113,6 +115,7 @@ impl State {
             is_stopped: Cell::new(false),
             is_cut_off: Cell::new(false),
             waits: tokio::sync::Mutex::default(),
+            unpacks: tokio::sync::Mutex::default(),
         });
         let connections = &state.context.connections;
         connections.all.borrow_mut().push(Rc::downgrade(&state));

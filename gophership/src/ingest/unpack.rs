@@ -1,6 +1,8 @@
 //! Decompression, and JSON made protobuf, into buffers of the worker that never grow beyond what the budget covers.
 
-use std::cell::{RefCell, RefMut};
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::message::Parts;
 use crate::{
@@ -23,10 +25,13 @@ pub enum Error {
     Json(#[from] json::Malformed),
 }
 
-/// The buffers of one worker, used by one request at a time and never across an `await`.
+/// The buffers of one worker: two pairs, each lent to one request at a time.
 #[derive(Debug)]
 pub struct Unpacker {
-    buffers: RefCell<Buffers>,
+    /// Never lent across an `await`, so nobody waits for it.
+    inline: Arc<Mutex<Buffers>>,
+    /// For what is unpacked on another thread.
+    aside: Arc<Mutex<Buffers>>,
 }
 
 #[derive(Debug)]
@@ -39,34 +44,26 @@ struct Buffers {
     keep_bytes: usize,
 }
 
-/// The buffers, lent to a request: what they have grown by is given back at once.
+/// A pair of buffers, lent to a request: what they have grown by is given back at once.
 #[derive(Debug)]
-struct Lent<'a>(RefMut<'a, Buffers>);
+pub struct Lent(OwnedMutexGuard<Buffers>);
 
-impl Drop for Lent<'_> {
+impl Drop for Lent {
     fn drop(&mut self) {
-        let Buffers {
-            plain,
-            protobuf,
-            keep_bytes,
-        } = &mut *self.0;
-        for buffer in [plain, protobuf] {
-            buffer.clear();
-            buffer.shrink_to(*keep_bytes);
-        }
+        self.0.reset();
     }
 }
 
 /// A request in plain protobuf.
 #[derive(Debug)]
-pub struct Unpacked<'a> {
-    lent: Lent<'a>,
+pub struct Unpacked {
+    lent: Lent,
     kind: Kind,
     /// Its log records.
     pub records: u32,
 }
 
-impl Unpacked<'_> {
+impl Unpacked {
     /// Its bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
@@ -78,34 +75,62 @@ impl Unpacked<'_> {
 }
 
 impl Unpacker {
-    /// With two buffers of `buffer_bytes`.
+    /// With two buffers of `inline_bytes`, and two of `aside_bytes`.
     #[must_use]
-    pub fn new(buffer_bytes: usize) -> Self {
+    pub fn new(inline_bytes: usize, aside_bytes: usize) -> Self {
         Self {
-            buffers: RefCell::new(Buffers {
-                plain: Vec::with_capacity(buffer_bytes),
-                protobuf: Vec::with_capacity(buffer_bytes),
-                keep_bytes: buffer_bytes,
-            }),
+            inline: Buffers::of(inline_bytes),
+            aside: Buffers::of(aside_bytes),
         }
     }
 
-    /// Makes plain protobuf of a message that has at most `limit` bytes when it is decompressed. Each buffer grows to
-    /// that at most.
+    /// The buffers for what is unpacked on the worker's thread.
+    pub async fn inline(&self) -> Lent {
+        Lent(Arc::clone(&self.inline).lock_owned().await)
+    }
+
+    /// The buffers for what is unpacked on another thread, when those who asked before have given them back.
+    pub async fn aside(&self) -> Lent {
+        Lent(Arc::clone(&self.aside).lock_owned().await)
+    }
+}
+
+impl Buffers {
+    fn of(keep_bytes: usize) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self {
+            plain: Vec::with_capacity(keep_bytes),
+            protobuf: Vec::with_capacity(keep_bytes),
+            keep_bytes,
+        }))
+    }
+
+    fn reset(&mut self) {
+        for buffer in [&mut self.plain, &mut self.protobuf] {
+            buffer.clear();
+            buffer.shrink_to(self.keep_bytes);
+        }
+    }
+}
+
+impl Lent {
+    /// Makes plain protobuf of a message that has at most `limit` bytes when it is decompressed, and gives the number of
+    /// its log records. Each buffer grows to the limit at most.
     ///
     /// # Errors
     /// If it isn't what it is said to be, or larger than the limit.
     pub fn unpack(
-        &self,
+        &mut self,
         kind: Kind,
         encoding: ContentEncoding,
         parts: &Parts,
         limit: usize,
-    ) -> Result<Unpacked<'_>, Error> {
-        let mut lent = Lent(self.buffers.borrow_mut());
+    ) -> Result<u32, Error> {
+        self.0.reset();
         let Buffers {
-            plain, protobuf, ..
-        } = &mut *lent.0;
+            plain,
+            protobuf,
+            keep_bytes,
+        } = &mut *self.0;
         let text = match (kind, encoding, parts.as_slice()) {
             (Kind::OtlpLogsJson, ContentEncoding::Identity, [whole]) => whole,
             _ => {
@@ -115,18 +140,27 @@ impl Unpacker {
                 plain.as_slice()
             }
         };
-        let records = match kind {
-            Kind::OtlpLogs => skim(&[text])?.records,
+        match kind {
+            Kind::OtlpLogs => Ok(skim(&[text])?.records),
             Kind::OtlpLogsJson => {
                 protobuf.reserve_exact(text.len());
-                json::to_protobuf(text, protobuf)?
+                let records = json::to_protobuf(text, protobuf)?;
+                // Here and not when it is dropped, which is on the worker's thread.
+                plain.clear();
+                plain.shrink_to(*keep_bytes);
+                Ok(records)
             }
-        };
-        Ok(Unpacked {
-            lent,
+        }
+    }
+
+    /// What was unpacked last.
+    #[must_use]
+    pub const fn unpacked(self, kind: Kind, records: u32) -> Unpacked {
+        Unpacked {
+            lent: self,
             kind,
             records,
-        })
+        }
     }
 }
 
@@ -147,9 +181,17 @@ mod tests {
         joined.finish()
     }
 
-    fn capacities(unpacker: &Unpacker) -> [usize; 2] {
-        let buffers = unpacker.buffers.borrow();
+    fn capacities(buffers: &Buffers) -> [usize; 2] {
         [buffers.plain.capacity(), buffers.protobuf.capacity()]
+    }
+
+    fn kept(unpacker: &Unpacker) -> [usize; 2] {
+        capacities(&unpacker.aside.try_lock().expect("nobody has them"))
+    }
+
+    fn lent(unpacker: &Unpacker) -> Lent {
+        let aside = Arc::clone(&unpacker.aside).try_lock_owned();
+        Lent(aside.expect("nobody has them"))
     }
 
     /// JSON of `len` bytes whose protobuf is nearly as long.
@@ -162,35 +204,42 @@ mod tests {
 
     #[test]
     fn buffers_grow_to_the_limit_at_most_and_are_given_back_with_the_request() {
-        let unpacker = Unpacker::new(KEPT);
-        assert_eq!(capacities(&unpacker), [KEPT; 2]);
+        let unpacker = Unpacker::new(0, KEPT);
+        assert_eq!(kept(&unpacker), [KEPT; 2]);
         let json = json_of(50_000);
-        let compressed = parts(&[&zstd::encode_all(&*json, 1).expect("it compresses")]);
+        let mut protobuf = Vec::new();
+        json::to_protobuf(&json, &mut protobuf).expect("it is valid");
+        let zstd = |bytes: &[u8]| parts(&[&zstd::encode_all(bytes, 1).expect("it compresses")]);
         let halves = json.split_at(20_000);
-        let identity = parts(&[halves.0, halves.1]);
-        for (encoding, parts) in [
-            (ContentEncoding::Zstd, &compressed),
-            (ContentEncoding::Identity, &identity),
+        let (len, zipped) = (json.len(), ContentEncoding::Zstd);
+        for (kind, encoding, parts, expected) in [
+            (Kind::OtlpLogs, zipped, zstd(&protobuf), [len, KEPT]),
+            (Kind::OtlpLogsJson, zipped, zstd(&json), [KEPT, len]),
+            (
+                Kind::OtlpLogsJson,
+                ContentEncoding::Identity,
+                parts(&[halves.0, halves.1]),
+                [KEPT, len],
+            ),
         ] {
-            let unpacked = unpacker
-                .unpack(Kind::OtlpLogsJson, encoding, parts, json.len())
-                .expect("it is as large as it may be");
-            assert!(unpacked.bytes().len() > 49_000);
-            let buffers = &unpacked.lent.0;
-            assert_eq!(buffers.plain.capacity(), json.len());
-            assert_eq!(buffers.protobuf.capacity(), json.len());
+            let mut lent = lent(&unpacker);
+            let records = lent.unpack(kind, encoding, &parts, len);
+            let unpacked = lent.unpacked(kind, records.expect("it is as large as it may be"));
+            assert_eq!(unpacked.bytes(), protobuf);
+            assert_eq!(capacities(&unpacked.lent.0), expected);
             drop(unpacked);
-            assert_eq!(capacities(&unpacker), [KEPT; 2]);
+            assert_eq!(kept(&unpacker), [KEPT; 2]);
         }
     }
 
     #[test]
     fn what_is_refused_leaves_nothing_behind() {
-        let unpacker = Unpacker::new(KEPT);
+        let unpacker = Unpacker::new(0, KEPT);
         let zeros = zstd::encode_all(&[0; 100_000][..], 1).expect("it compresses");
         let zeros = parts(&[&zeros]);
         for limit in [10, KEPT, 60_000, 100_000] {
-            let refused = unpacker.unpack(Kind::OtlpLogs, ContentEncoding::Zstd, &zeros, limit);
+            let refused =
+                lent(&unpacker).unpack(Kind::OtlpLogs, ContentEncoding::Zstd, &zeros, limit);
             match refused {
                 Err(Error::Compressed(decompress::Error::TooLarge { limit: named })) => {
                     assert_eq!(named, limit);
@@ -199,7 +248,7 @@ mod tests {
                 Err(Error::Protobuf(_)) => assert_eq!(limit, 100_000),
                 other => panic!("{other:?}"),
             }
-            assert_eq!(capacities(&unpacker), [KEPT; 2]);
+            assert_eq!(kept(&unpacker), [KEPT; 2]);
         }
     }
 }

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use super::*;
 
 const SOON: Duration = Duration::from_millis(10);
@@ -119,6 +121,21 @@ fn a_part_grows_and_shrinks() {
     part.shrink_to(20);
     assert_eq!((part.bytes(), budget.used()), (20, 20));
     drop(part);
+    assert_eq!(budget.used(), 0);
+}
+
+#[test]
+fn a_part_that_another_has_taken_over_is_given_back_by_him() {
+    let budget = Arc::new(Budget::new(100));
+    let mut part = budget.take_at_once(60).expect("there is room");
+    let mut taken_over = Part::none(Arc::clone(&budget));
+    part.hand_over(&mut taken_over);
+    drop(part);
+    assert_eq!((taken_over.bytes(), budget.used()), (60, 60));
+    assert!(taken_over.grow(10) && !taken_over.grow(31));
+    std::thread::spawn(move || drop(taken_over))
+        .join()
+        .expect("it is given back");
     assert_eq!(budget.used(), 0);
 }
 
