@@ -10,6 +10,7 @@ use std::{
 };
 
 use gophership_common::{Word, Zone};
+use tokio::task::{JoinError, JoinSet};
 
 use super::{
     Config, Handle,
@@ -20,15 +21,18 @@ use super::{
     identity::Identity,
     pace::{Pace, pace},
     pacer,
+    source::Source,
 };
 use crate::{
     export::Outcome,
     otel::Enrichment,
     pipeline::Member,
     pressure::Verdict,
-    vault::{Entry, Limiter, Reader, Selection, Settlement, Vault},
+    vault::{Entry, Limiter, Selection, Settlement, Vault},
 };
 
+/// Batches on their way to one destination: the next is there when it has worked one off, however far away it is.
+pub(super) const ON_THE_WAY_MAX: usize = 4;
 /// How often the zone and the vault are looked at while nothing is sent.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -60,15 +64,21 @@ pub(super) struct Course {
     /// Its place among the destinations.
     index: usize,
     member: Member,
-    reader: Reader,
+    source: Source,
     selection: Selection,
     /// How often parked entries had been taken back when the reader last started anew.
     unparked: u64,
+    on_the_way: JoinSet<Answered>,
+    /// Something that was on its way wasn't taken.
+    has_failed: bool,
     limiter: Limiter,
     aimd: Aimd,
     green: Option<(Word, Instant)>,
     running: bool,
 }
+
+/// A group, and what its destination says of it.
+type Answered = (Group, Outcome);
 
 impl Course {
     pub(super) fn new(common: Rc<Common>, index: usize, member: Member) -> Self {
@@ -76,8 +86,10 @@ impl Course {
         let failures = member.circuit.counters.failures.load(Relaxed);
         Self {
             index,
+            source: Source::new(common.vault.reader(), common.batch_max_bytes, member.bit),
             member,
-            reader: common.vault.reader(),
+            on_the_way: JoinSet::new(),
+            has_failed: false,
             selection: Selection::default(),
             unparked: 0,
             limiter: Limiter::new(now),
@@ -94,6 +106,7 @@ impl Course {
         loop {
             let orders = self.orders();
             if orders.stop {
+                self.start_over().await;
                 return;
             }
             let pace = self.pace(orders);
@@ -101,15 +114,13 @@ impl Course {
             let progressed = match pace {
                 Pace::Paused => {
                     self.set_state(State::Paused);
-                    false
+                    self.start_over().await
                 }
                 Pace::Wait | Pace::Send(0) => {
-                    if common.vault.owes(self.member.bit) {
+                    if self.is_owed_anything(orders) {
                         self.set_state(State::Waiting);
-                    } else {
-                        self.nothing_is_owed(orders);
                     }
-                    false
+                    self.start_over().await
                 }
                 Pace::Send(_) => self.pass(orders).await,
             };
@@ -117,6 +128,21 @@ impl Course {
                 let _ = tokio::time::timeout(LOOK, common.control.changed()).await;
             }
         }
+    }
+
+    /// Waits for the answers that are still to come, and lets the next reading begin at the first entry that is owed, which
+    /// what is on its way is until then. Gives whether anything was settled.
+    async fn start_over(&mut self) -> bool {
+        let mut settled = false;
+        let has_begun = self.source.is_ahead() || !self.on_the_way.is_empty();
+        while let Some(answered) = self.on_the_way.join_next().await {
+            settled |= self.answered(answered).await;
+        }
+        if has_begun {
+            self.source.rewind().await;
+        }
+        self.has_failed = false;
+        settled
     }
 
     fn orders(&self) -> Orders {
@@ -127,9 +153,18 @@ impl Course {
         self.common.control.set_state(self.index, state);
     }
 
-    fn nothing_is_owed(&self, seen: Orders) {
+    /// If not, what was ordered is done, unless the recovery may still find some of it.
+    fn is_owed_anything(&self, seen: Orders) -> bool {
+        // Before the other: what it finds is there first.
+        let is_recovered = self.common.vault.is_recovered();
+        if self.common.vault.owes(self.member.bit) {
+            return true;
+        }
         self.set_state(State::Idle);
-        self.common.control.is_over(self.index, seen);
+        if is_recovered {
+            self.common.control.is_over(self.index, seen);
+        }
+        false
     }
 
     fn pace(&mut self, orders: Orders) -> Pace {
@@ -168,77 +203,98 @@ impl Course {
         let unparked = common.aside.borrow_mut().unparked(Instant::now());
         if unparked != self.unparked {
             self.unparked = unparked;
-            self.reader.rewind();
+            self.start_over().await;
+            self.source.rewind().await;
         }
         if orders.selection != self.selection {
+            self.start_over().await;
             self.selection = orders.selection;
-            self.reader.select(self.selection);
+            self.source.select(self.selection).await;
         }
-        if !common.vault.owes(self.member.bit) {
-            self.nothing_is_owed(orders);
+        if !self.is_owed_anything(orders) {
             return false;
         }
         // What can't be sent now isn't even read.
         if !self.member.circuit.allows() {
             self.set_state(State::Waiting);
-            self.reader.rewind();
-            return false;
+            return self.start_over().await;
         }
         // Before it is read: what is recovered later may be selected, too.
         let is_recovered = common.vault.is_recovered();
-        let entries = match self.reader.next(common.batch_max_bytes, self.member.bit) {
+        let entries = match self.source.next().await {
             Ok(entries) => entries,
             Err(error) => {
                 tracing::error!(%error, "replay: the vault can't be read");
-                self.reader.rewind();
+                self.start_over().await;
+                self.source.rewind().await;
                 return false;
             }
         };
         if entries.is_empty() {
-            // Held, parked, or not selected.
-            self.set_state(State::Waiting);
-            self.reader.rewind();
-            if is_recovered && self.selection != Selection::default() {
-                common.control.is_over(self.index, orders);
+            let settled = self.start_over().await;
+            self.source.rewind().await;
+            // Else held, parked, or not selected.
+            if !settled {
+                self.set_state(State::Waiting);
+                if is_recovered && self.selection != Selection::default() {
+                    common.control.is_over(self.index, orders);
+                }
             }
-            return false;
+            return settled;
         }
         self.set_state(State::Running);
         self.send(entries).await
     }
 
+    /// Sends a portion on its way. Gives whether to go on at once.
     async fn send(&mut self, entries: Vec<Entry>) -> bool {
-        let mut settled = false;
         let mut entries = entries.into_iter();
         let mut next = None;
         while let Some(group) = self.next_group(&mut entries, &mut next) {
-            let bytes = group.stored_bytes();
-            let delivered = self.deliver(group).await;
-            settled |= delivered;
-            self.limiter.spent(bytes as u64);
-            if !delivered || self.keep_the_rate().await.is_break() {
+            self.limiter.spent(group.stored_bytes() as u64);
+            self.start(group);
+            if self.keep_the_rate().await.is_break() {
                 // It fails, or the zone or the orders have changed: what is left is read again.
-                self.reader.rewind();
-                return settled;
+                return self.start_over().await;
             }
         }
-        settled
+        true
     }
 
-    /// Sleeps to keep the rate, which may change meanwhile; breaks off when nothing, or something else, is
-    /// to be sent.
+    fn start(&mut self, mut group: Group) {
+        let destination = Rc::clone(&self.member.destination);
+        self.on_the_way.spawn_local(async move {
+            let outcome = destination.deliver(group.take_batch()).await;
+            (group, outcome)
+        });
+    }
+
+    /// Waits until the rate and what is on its way allow for more; the rate may change meanwhile. Breaks off when nothing,
+    /// or something else, is to be sent, and when something wasn't taken.
     async fn keep_the_rate(&mut self) -> ControlFlow<()> {
         loop {
+            while let Some(answered) = self.on_the_way.try_join_next() {
+                self.answered(answered).await;
+            }
             let orders = self.orders();
             let Pace::Send(rate) = self.pace(orders) else {
                 return ControlFlow::Break(());
             };
-            if orders.stop || orders.selection != self.selection {
+            if self.has_failed || orders.stop || orders.selection != self.selection {
                 return ControlFlow::Break(());
             }
-            match self.limiter.wait(rate, Instant::now()) {
-                Some(Duration::ZERO) => return ControlFlow::Continue(()),
-                wait => tokio::time::sleep(wait.unwrap_or(LOOK).min(LOOK)).await,
+            let wait = match self.limiter.wait(rate, Instant::now()) {
+                Some(Duration::ZERO) if self.on_the_way.len() < ON_THE_WAY_MAX => {
+                    return ControlFlow::Continue(());
+                }
+                Some(Duration::ZERO) | None => LOOK,
+                Some(wait) => wait.min(LOOK),
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                Some(answered) = self.on_the_way.join_next() => {
+                    self.answered(answered).await;
+                }
             }
         }
     }
@@ -273,23 +329,25 @@ impl Course {
         group
     }
 
-    /// One attempt of one group; gives whether anything of it was settled.
-    async fn deliver(&mut self, mut group: Group) -> bool {
-        let batch = group.take_batch();
-        match self.member.destination.deliver(batch).await {
-            Outcome::Accepted { rejected_records } => {
+    /// Takes note of an answer; gives whether anything was settled.
+    async fn answered(&mut self, answered: Result<Answered, JoinError>) -> bool {
+        let settled = match answered {
+            Ok((group, Outcome::Accepted { rejected_records })) => {
                 self.accepted(&group, rejected_records);
                 true
             }
-            Outcome::Retry { after, reason } => {
+            Ok((_, Outcome::Retry { after, reason })) => {
                 self.member.circuit.failed(after, &reason);
                 false
             }
-            Outcome::Rejected { reason } => {
+            Ok((group, Outcome::Rejected { reason })) => {
                 self.member.circuit.close();
                 self.rejected(group, &reason).await
             }
-        }
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        };
+        self.has_failed |= !settled;
+        settled
     }
 
     fn accepted(&mut self, group: &Group, rejected: u64) {

@@ -18,6 +18,7 @@ mod meter;
 mod pace;
 pub mod pacer;
 mod run;
+mod source;
 
 pub use run::{Parts, spawn};
 

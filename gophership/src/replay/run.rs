@@ -8,7 +8,7 @@ use super::{
     Config, Error, Handle,
     aside::Aside,
     control::Control,
-    course::{Common, Course},
+    course::{Common, Course, ON_THE_WAY_MAX},
     dead_letter::DeadLetters,
     identity::Identity,
 };
@@ -66,6 +66,7 @@ pub fn spawn(parts: Parts) -> Result<(Handle, JoinHandle<()>), Error> {
         .spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
+                .thread_name("replay-read")
                 .build();
             match runtime {
                 Ok(runtime) => {
@@ -88,8 +89,8 @@ async fn run(parts: Parts, control: Handle) {
         parts.vault.clone(),
         Arc::clone(&control),
     );
-    // Together they hold as much as one would.
-    let share = parts.batch_max_bytes / members.len().max(1);
+    // What is on its way to all of them is as much as one batch of the live way.
+    let share = parts.batch_max_bytes / members.len().max(1) / ON_THE_WAY_MAX;
     let identity = parts.config.identity;
     let common = Rc::new(Common {
         config: parts.config,
