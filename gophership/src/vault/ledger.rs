@@ -1,9 +1,14 @@
 //! What a segment still owes, entry by entry.
 //!
-//! Kept in memory as one bit for each entry and destination plus four bytes for each entry's record
-//! count, so at most ENTRIES_MAX × (4 + destinations / 8) bytes a segment.
+//! Kept in memory as one bit for each entry and destination plus each entry's record count: four bytes while entries are
+//! added, so at most ENTRIES_MAX × (4 + destinations / 8) bytes a segment, and as many as the largest count needs, one as a
+//! rule, when the segment is closed. A vault that fills for hours has many closed ones.
+
+mod counts;
 
 use std::ops::Range;
+
+use counts::Counts;
 
 use super::{
     books::{Books, Settlement},
@@ -15,7 +20,7 @@ use super::{
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     /// Records by entry.
-    records: Vec<u32>,
+    records: Counts,
     /// By destination: bit set where the entry is still owed to it.
     owed: Vec<Bits>,
     held: Bits,
@@ -63,7 +68,7 @@ impl Ledger {
     #[must_use]
     pub(super) fn preallocated(destinations: usize) -> Self {
         let mut ledger = Self::new(destinations);
-        ledger.records.reserve_exact(ENTRIES_MAX as usize);
+        ledger.records.reserve(ENTRIES_MAX as usize);
         ledger.held.reserve();
         ledger.owed.iter_mut().for_each(Bits::reserve);
         ledger
@@ -71,7 +76,7 @@ impl Ledger {
 
     /// Gives back what [`Ledger::preallocated`] reserved and a closed segment won't use.
     pub(super) fn shrink(&mut self) {
-        self.records.shrink_to_fit();
+        self.records.shrink();
         self.held.shrink();
         self.owed.iter_mut().for_each(Bits::shrink);
     }
@@ -141,7 +146,7 @@ impl Ledger {
     /// Takes `mask` out of what is owed of an entry; gives for whom that changed anything, and its records.
     fn clear(&mut self, index: u32, mask: DestMask) -> (DestMask, u32) {
         let index = index as usize;
-        let Some(&records) = self.records.get(index) else {
+        let Some(records) = self.records.get(index) else {
             return (0, 0);
         };
         let before = self.unsettled(index);
@@ -213,7 +218,7 @@ impl Ledger {
             if owed == 0 {
                 continue;
             }
-            let records = u64::from(self.records[index]);
+            let records = u64::from(self.records.get(index).unwrap_or(0));
             for bit in 0..self.owed.len() {
                 if owed & (1 << bit) != 0 {
                     self.owed_records[bit] -= records;

@@ -16,10 +16,10 @@ use crate::{
 const ACK_WITHIN: &str = "20ms";
 const ACK_P99_MAX: Duration = Duration::from_millis(30);
 const FAR: Duration = Duration::from_millis(300);
-/// Just beyond `ack_within`, and no way at all.
+/// No way at all, just beyond `ack_within`, and far.
 const AWAY: [Duration; 3] = [Duration::ZERO, Duration::from_millis(25), FAR];
-/// Least of what a client gets done with the nearest.
-const OF_NEAR_MIN: f64 = 0.9;
+/// Least of what a client gets done whose destination is just beyond `ack_within`.
+const OF_NEARER_MIN: f64 = 0.9;
 /// As the schedule has it, 50,000 records a second.
 const REQUESTS_PER_SECOND: u64 = 500;
 
@@ -85,10 +85,11 @@ fn one_at_a_time(bench: &mut Bench<'_>) -> Result<()> {
         );
         windows.push(window);
     }
-    let ratio = rate(&windows[2]) / rate(&windows[0]);
+    let [near, beyond, far] = [0, 1, 2].map(|at| rate(&windows[at]));
+    let ratio = far / beyond;
     let bar = bench.report.bar(
-        "one request at a time: as many with a destination 300 ms away as with one that is near",
-        ratio >= OF_NEAR_MIN,
+        "one request at a time: as many with a destination 300 ms away as with one 25 ms away",
+        ratio >= OF_NEARER_MIN,
     );
     let by_distance = AWAY.iter().zip(&windows).map(|(away, window)| {
         let mut figures = window.json();
@@ -96,7 +97,8 @@ fn one_at_a_time(bench: &mut Bench<'_>) -> Result<()> {
         figures
     });
     let figures = json!({
-        "far_over_near": ratio,
+        "far_over_just_beyond": ratio,
+        "far_over_near": far / near,
         "windows": by_distance.collect::<Vec<_>>(),
         "bars": [bar],
     });
