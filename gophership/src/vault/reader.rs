@@ -167,10 +167,19 @@ impl Reader {
                 continue;
             }
             // Nothing here, or all of it in flight or for others.
-            if !segment.ledger().is_any_wanted(wanted) {
-                continue;
-            }
-            let source = match BlockSource::open(self.shared.platform.as_ref(), &segment.path) {
+            let is_mostly_owed = {
+                let ledger = segment.ledger();
+                if !ledger.is_any_wanted(wanted) {
+                    continue;
+                }
+                ledger.pending().entries * 2 >= ledger.len() as u64
+            };
+            let platform = self.shared.platform.as_ref();
+            let opened = match segment.is_closed() && is_mostly_owed {
+                true => BlockSource::open_through(platform, &segment.path),
+                false => BlockSource::open(platform, &segment.path),
+            };
+            let source = match opened {
                 Ok(source) => source,
                 // Settled and removed meanwhile.
                 Err(gone) if gone.kind() == std::io::ErrorKind::NotFound => continue,

@@ -115,7 +115,7 @@ impl BlockSource {
         ))
     }
 
-    /// Opens a segment to read all of it.
+    /// Opens a segment that nobody writes any more, to read all of it.
     ///
     /// # Errors
     /// The file can't be opened.

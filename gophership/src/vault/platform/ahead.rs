@@ -1,13 +1,16 @@
 //! Reading a file from its start to its end with the disk and the reader at work at the same time.
 //!
-//! A thread reads what follows the last read while that is worked on; past the page cache, nobody else would.
-//! What it couldn't read, and what is elsewhere, is read as if there were no thread, so that an error is told
-//! for the very place. Memory: three chunks. The thread ends with the file.
+//! Threads read what follows the last read while that is worked on; past the page cache, nobody else would. Several, for
+//! a disk is faster with more than one read at a time. What they couldn't read, and what is elsewhere, is read as if there
+//! were none, so that an error is told for the very place. Memory: four chunks. The threads end with the file.
+//!
+//! For files that nobody writes any more: what was read ahead is not read again.
 
 #[cfg(test)]
 mod tests;
 
 use std::{
+    collections::VecDeque,
     io,
     os::fd::RawFd,
     sync::{
@@ -22,8 +25,8 @@ use crate::uring::{AlignedBytes, Target};
 
 /// Bytes that are read ahead at once.
 const CHUNK: usize = 1 << 20;
-/// Chunks that are read ahead: with one alone the disk would wait each time for the reader to wake up.
-const AHEAD: u64 = 2;
+/// Chunks that are read ahead, each by a thread.
+const AHEAD: u64 = 3;
 
 /// A file that is read ahead.
 #[derive(Debug)]
@@ -42,12 +45,18 @@ struct State {
 /// Chunks, one behind the other.
 #[derive(Debug)]
 struct Stream {
-    wanted: Sender<(u64, AlignedBytes)>,
-    read: Receiver<Chunk>,
+    /// Take the chunks in turn; the first has the next one.
+    threads: VecDeque<Thread>,
     /// The chunk that is used up, as far as it is.
     current: Chunk,
     /// Where the chunk begins that comes next.
     next: u64,
+}
+
+#[derive(Debug)]
+struct Thread {
+    wanted: Sender<(u64, AlignedBytes)>,
+    read: Receiver<Chunk>,
 }
 
 #[derive(Debug)]
@@ -69,9 +78,9 @@ impl ReadAhead {
     }
 }
 
-impl Stream {
-    /// Begins to read at `offset`; `None` if there can't be a thread for it.
-    fn start(file: &Arc<dyn DiskFile>, offset: u64) -> Option<Self> {
+impl Thread {
+    /// Begins with the chunk at `start`; `None` if there can't be a thread for it.
+    fn start(file: &Arc<dyn DiskFile>, start: u64) -> Option<Self> {
         let (wanted, wishes) = channel::<(u64, AlignedBytes)>();
         let (done, read) = channel();
         let file = Arc::clone(file);
@@ -92,19 +101,24 @@ impl Stream {
                 }
             })
             .ok()?;
-        let current = Chunk {
-            start: offset,
-            bytes: AlignedBytes::zeroed(CHUNK),
-            filled: 0,
-        };
-        for ahead in 0..AHEAD {
-            let start = offset + ahead * CHUNK as u64;
-            wanted.send((start, AlignedBytes::zeroed(CHUNK))).ok()?;
-        }
+        wanted.send((start, AlignedBytes::zeroed(CHUNK))).ok()?;
+        Some(Self { wanted, read })
+    }
+}
+
+impl Stream {
+    /// Begins to read at `offset`; `None` if there can't be the threads for it.
+    fn start(file: &Arc<dyn DiskFile>, offset: u64) -> Option<Self> {
+        let starts = (0..AHEAD).map(|ahead| offset + ahead * CHUNK as u64);
         Some(Self {
-            wanted,
-            read,
-            current,
+            threads: starts
+                .map(|start| Thread::start(file, start))
+                .collect::<Option<_>>()?,
+            current: Chunk {
+                start: offset,
+                bytes: AlignedBytes::zeroed(CHUNK),
+                filled: 0,
+            },
             next: offset,
         })
     }
@@ -130,13 +144,18 @@ impl Stream {
 
     /// Waits for the next chunk, and lets one more be read; false if there is none.
     fn advance(&mut self) -> bool {
-        let Ok(chunk) = self.read.recv() else {
+        let Some(thread) = self.threads.pop_front() else {
+            return false;
+        };
+        let Ok(chunk) = thread.read.recv() else {
             return false;
         };
         let spare = std::mem::replace(&mut self.current, chunk);
         self.next = self.current.start + CHUNK as u64;
         let last = self.current.start + AHEAD * CHUNK as u64;
-        self.wanted.send((last, spare.bytes)).is_ok()
+        let is_sent = thread.wanted.send((last, spare.bytes)).is_ok();
+        self.threads.push_back(thread);
+        is_sent
     }
 }
 

@@ -15,13 +15,12 @@ use crate::{
     daemon::Daemon,
     ingest::case::{Case, LARGE_FRAMES, MEMORY, Route, Running},
     load::Protocol,
-    report::Spread,
 };
 
 /// What comes to the budgets: code, stacks, what the allocator keeps.
 const PEAK_RSS_BYTES_MAX: u64 = 96 << 20;
-/// From a third of the time, when the first batches that nobody answered have been given up, to its end; medians of a tenth
-/// of the time each.
+/// From the second third of the time, when the first batches that nobody answered have been given up, to the last: of the least
+/// in each, for a batch that is put together comes and goes.
 const GROWTH_BYTES_MAX: u64 = 4 << 20;
 const BUDGETS_BYTES: f64 = 64.0 * 1024.0 * 1024.0;
 
@@ -73,16 +72,15 @@ fn report(
     (resident, budgets): (&[u64], &[f64]),
     mut figures: serde_json::Value,
 ) -> Result<()> {
-    let tenth = (resident.len() / 10).max(1);
-    let median = |values: &[u64]| Spread::of(values.to_vec()).context("no samples");
-    let third = resident.len() / 3;
-    let first = median(&resident[third..third + tenth])?.p50;
-    let last = median(&resident[resident.len() - tenth..])?.p50;
+    let third = (resident.len() / 3).max(1);
+    let least = |values: &[u64]| values.iter().copied().min().context("no samples");
+    let first = least(&resident[third..2 * third])?;
+    let last = least(&resident[resident.len() - third..])?;
     let peak = daemon.memory("VmHWM")?;
     let used = budgets.iter().copied().fold(0.0, f64::max);
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     eprintln!(
-        "    resident {:.1} MiB at first, {:.1} at last, {:.1} at most; budgets {:.1} MiB at most",
+        "    resident {:.1} MiB at least in the second third, {:.1} in the last, {:.1} at most; budgets {:.1} MiB at most",
         mib(first),
         mib(last),
         mib(peak),
