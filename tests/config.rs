@@ -1011,3 +1011,137 @@ fn header_values_and_passwords_are_never_shown() {
         assert!(!message.contains("hunter2"), "{message}");
     }
 }
+
+/// What is wrong with a file, as keys.
+fn problems_of(text: &str) -> Vec<(String, Kind)> {
+    let errors =
+        config::parse(text, "test.yaml", std::iter::empty()).expect_err("nothing goes anywhere");
+    let problems = errors.problems().iter();
+    problems
+        .map(|problem| (problem.key.clone(), problem.kind.clone()))
+        .collect()
+}
+
+#[test]
+fn the_printed_default_means_what_an_empty_file_means() {
+    let printed = config::describe::default_yaml();
+    assert_eq!(problems_of(&printed), problems_of(""));
+    // And so does each key that is worth something.
+    let set = printed
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'));
+    let keys = schema::KEYS.iter().filter(|entry| {
+        matches!(entry.fallback, schema::Fallback::Default(_)) && !entry.path.contains("[]")
+    });
+    assert_eq!(set.filter(|line| line.contains(": ")).count(), keys.count());
+}
+
+#[test]
+fn what_the_printed_default_has_in_comments_is_known() {
+    let printed = config::describe::default_yaml();
+    let mut destinations = false;
+    let uncommented = printed.lines().map(|line| {
+        let (indent, text) = line.split_at(line.len() - line.trim_start().len());
+        destinations |= text == "# destinations:";
+        destinations &= !text.is_empty();
+        let text = match destinations {
+            true => text.strip_prefix("# ").unwrap_or(text),
+            false => text,
+        };
+        format!("{indent}{text}\n")
+    });
+    let problems = problems_of(&uncommented.collect::<String>());
+    for (key, kind) in &problems {
+        assert!(
+            !matches!(kind, Kind::UnknownKey { .. } | Kind::Syntax(_)),
+            "{key}: {kind}"
+        );
+    }
+    // It was read: it is a server and a file at once.
+    assert!(
+        problems
+            .iter()
+            .any(|(key, _)| key.starts_with("export.destinations[0]"))
+    );
+}
+
+#[test]
+fn the_reference_in_docs_is_that_of_the_keys() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
+    let reference = config::describe::reference();
+    if std::env::var_os("GOPHERSHIP_BLESS").is_some() {
+        std::fs::write(&path, &reference).unwrap();
+    }
+    let found = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        found == reference,
+        "docs/configuration.md is not up to date: it says how to make it anew"
+    );
+}
+
+#[test]
+fn the_schema_has_every_key_in_its_place_and_takes_no_other() {
+    let schema = config::describe::json_schema();
+    for entry in schema::KEYS {
+        let mut at = &schema;
+        for name in entry.path.split('.') {
+            assert_eq!(at["additionalProperties"], false, "{}", entry.path);
+            let (name, is_list) = match name.strip_suffix("[]") {
+                Some(name) => (name, true),
+                None => (name, false),
+            };
+            at = &at["properties"][name];
+            if is_list {
+                assert_eq!(at["type"], "array");
+                at = &at["items"];
+            }
+        }
+        let description = at["description"].as_str().expect(entry.path);
+        assert!(description.contains(entry.expects), "{}", entry.path);
+    }
+}
+
+#[test]
+fn what_holds_is_shown_with_where_it_was_written_and_without_secrets() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(
+        file.path(),
+        "\
+ingest: { plaintext: true, grpc: { listen: \"127.0.0.1:0\" }, http: { listen: \"127.0.0.1:0\" } }
+export:
+  destinations:
+    - name: a
+      otlp:
+        endpoint: \"https://a:4317\"
+        proxy: \"http://user:hidden-password@proxy:3128\"
+        headers: { authorization: hidden-token, x-team: { env: TEAM } }
+    - name: b
+      file: { path: /tmp/b }
+",
+    )
+    .unwrap();
+    let env = [
+        ("GOPHERSHIP_VAULT__DIR".to_owned(), "/v".to_owned()),
+        ("TEAM".to_owned(), "t".to_owned()),
+    ];
+    let keys = config::effective(Some(file.path()), env.into_iter()).unwrap();
+    let of = |path: &str| keys.iter().find(|key| key.path == path);
+    let value = |path: &str| of(path).and_then(|key| key.value.clone());
+    let listen = of("ingest.grpc.listen").unwrap();
+    assert!(listen.origin.to_string().ends_with(":1"), "{listen:?}");
+    assert_eq!(value("vault.dir").as_deref(), Some("/v"));
+    assert_eq!(
+        of("vault.dir").unwrap().origin.to_string(),
+        "environment variable GOPHERSHIP_VAULT__DIR"
+    );
+    assert_eq!(value("vault.linger").as_deref(), Some("500us"));
+    assert_eq!(
+        value("export.destinations[1].file.path").as_deref(),
+        Some("/tmp/b")
+    );
+    assert!(of("export.destinations[1].otlp.timeout").is_none());
+    let headers = value("export.destinations[0].otlp.headers").unwrap();
+    assert!(headers.contains("authorization: (hidden)") && headers.contains("env: TEAM"));
+    let all = format!("{keys:?}");
+    assert!(!all.contains("hidden-"), "{all}");
+}

@@ -68,6 +68,17 @@ enum ConfigCommand {
         #[command(flatten)]
         config: ConfigFile,
     },
+    /// Print every key at its default, with what it means.
+    Default,
+    /// Print what every key is worth, and where that was written; secrets are hidden.
+    Show {
+        /// The file; the default is /etc/gophership/gophership.yaml, else built-in defaults.
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Print the JSON schema of configuration files, for editors.
+    Schema,
 }
 
 #[derive(Args)]
@@ -105,6 +116,17 @@ fn main() -> ExitCode {
         Command::Run(file) => run(&file),
         Command::Config(ConfigCommand::Check { file, config }) => {
             check(file.or(config.config).as_deref())
+        }
+        Command::Config(ConfigCommand::Show { file, config }) => {
+            show(file.or(config.config).as_deref())
+        }
+        Command::Config(ConfigCommand::Default) => {
+            say(config::describe::default_yaml().trim_end());
+            ExitCode::SUCCESS
+        }
+        Command::Config(ConfigCommand::Schema) => {
+            say(&format!("{:#}", config::describe::json_schema()));
+            ExitCode::SUCCESS
         }
         Command::Doctor { output, config } => examine(output, &config),
         Command::Health { config, ready } => health(&config, ready),
@@ -149,6 +171,26 @@ fn check(file: Option<&Path>) -> ExitCode {
         }
         Err(exit) => exit.into(),
     }
+}
+
+fn show(file: Option<&Path>) -> ExitCode {
+    let keys = match config::effective(file, variables()) {
+        Ok(keys) => keys,
+        Err(errors) => {
+            complain(&errors.to_string());
+            return Exit::Usage.into();
+        }
+    };
+    let unset = |value: Option<String>| value.unwrap_or_else(|| "(unset)".to_owned());
+    let rows: Vec<_> = keys
+        .into_iter()
+        .map(|key| (key.path, unset(key.value), key.origin.to_string()))
+        .collect();
+    let path_width = rows.iter().map(|row| row.0.len()).max().unwrap_or(0);
+    for (path, value, origin) in rows {
+        say(&format!("{path:path_width$}  {value:32}  {origin}"));
+    }
+    ExitCode::SUCCESS
 }
 
 fn examine(output: Output, file: &ConfigFile) -> ExitCode {

@@ -132,7 +132,8 @@ fn file(s: &mut Settings, index: usize) -> Option<FileConfig> {
     let path = required(s, &schema::FILE_PATH, index);
     let bytes = s.get_at(&schema::FILE_ROTATE_BYTES, index);
     let keep = s.get_at(&schema::FILE_KEEP, index);
-    let (path, bytes, keep) = (path?, bytes?, keep?);
+    let format = s.get_at(&schema::FILE_FORMAT, index);
+    let (path, bytes, keep, ()) = (path?, bytes?, keep?, format?);
     Some(FileConfig {
         path,
         rotation: bytes.map(|bytes| Rotation { bytes, keep }),

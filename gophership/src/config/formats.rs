@@ -64,6 +64,21 @@ impl Raw {
         })
     }
 
+    /// For people: without what could be a secret, but with its name.
+    pub fn redacted(&self) -> String {
+        const HIDDEN: &str = "(hidden)";
+        match self {
+            Self::Map(pairs) => {
+                let pairs = pairs.iter().map(|(name, given)| match given {
+                    Given::Text(_) => format!("{name}: {HIDDEN}"),
+                    Given::From(kind, place) => format!("{name}: {{ {kind}: {place} }}"),
+                });
+                format!("{{ {} }}", pairs.collect::<Vec<_>>().join(", "))
+            }
+            Self::Text(_) | Self::List(_) => self.shown().unwrap_or_else(|| HIDDEN.to_owned()),
+        }
+    }
+
     /// For messages; None where it could hold secrets.
     pub fn shown(&self) -> Option<String> {
         match self {
@@ -127,6 +142,8 @@ macro_rules! text_formats {
 }
 
 text_formats! {
+    /// The only format of files.
+    FileFormat: (), "otlp_json", |text| (text == "otlp_json").then_some(());
     /// An IP address and a port.
     Address: SocketAddr, "an IP address and a port, such as 127.0.0.1:4317 or [::1]:4317",
         |text| text.parse().ok();

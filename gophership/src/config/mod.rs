@@ -4,6 +4,7 @@
 //! [`schema`], and nothing else is accepted.
 
 mod build;
+pub mod describe;
 mod destinations;
 mod enrich;
 pub mod formats;
@@ -15,9 +16,10 @@ mod tree;
 pub mod units;
 mod xdp;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use problems::{Errors, Kind, Origin, Problem};
+pub use settings::Effective;
 use settings::Settings;
 
 /// Read when no file is named, if it is there.
@@ -51,6 +53,26 @@ pub fn load(
     path: Option<&Path>,
     env: impl Iterator<Item = (String, String)>,
 ) -> Result<crate::app::Config, Errors> {
+    let (text, path, file) = read(path)?;
+    let config = parse(&text, &path, env)?;
+    Ok(crate::app::Config { file, ..config })
+}
+
+/// The value of every key, as [`load`] takes it.
+///
+/// # Errors
+/// Everything that is wrong.
+pub fn effective(
+    path: Option<&Path>,
+    env: impl Iterator<Item = (String, String)>,
+) -> Result<Vec<Effective>, Errors> {
+    let (text, path, _) = read(path)?;
+    let (_, settings) = settled(&text, &path, env, Host::this())?;
+    Ok(settings.effective())
+}
+
+/// Text, what problems call the file, and where it is, unless there is none.
+fn read(path: Option<&Path>) -> Result<(String, String, Option<PathBuf>), Errors> {
     let (path, optional) = match path {
         Some(path) => (path, false),
         None => (Path::new(DEFAULT_PATH), true),
@@ -72,8 +94,7 @@ pub fn load(
             }]));
         }
     };
-    let config = parse(&text, &path.display().to_string(), env)?;
-    Ok(crate::app::Config { file, ..config })
+    Ok((text, path.display().to_string(), file))
 }
 
 /// Reads `text`, which problems call `file_name`, and the environment over it.
@@ -98,6 +119,15 @@ pub fn parse_for(
     env: impl Iterator<Item = (String, String)>,
     host: Host,
 ) -> Result<crate::app::Config, Errors> {
+    settled(text, file_name, env, host).map(|(config, _)| config)
+}
+
+fn settled(
+    text: &str,
+    file_name: &str,
+    env: impl Iterator<Item = (String, String)>,
+    host: Host,
+) -> Result<(crate::app::Config, Settings), Errors> {
     let mut settings = Settings::new(file_name);
     match tree::read(text) {
         Ok(root) => settings.read_file(root),
@@ -108,8 +138,8 @@ pub fn parse_for(
     }
     settings.read_environment(env);
     let config = build::app(&mut settings, host);
-    match (config, settings.into_problems()) {
-        (Some(config), problems) if problems.is_empty() => Ok(config),
-        (_, problems) => Err(Errors::new(problems)),
+    match config {
+        Some(config) if settings.is_sound() => Ok((config, settings)),
+        _ => Err(Errors::new(settings.into_problems())),
     }
 }

@@ -7,10 +7,10 @@ use std::marker::PhantomData;
 
 use super::formats::{
     Address, Attributes, Auto, Balance, Bool, ClientAuth, Compression, Count, Detectors, Endpoint,
-    Endpoints, ExportCompression, Format, Headers, Ids, Interfaces, Keep, KernelMode, LandlockMode,
-    Level, Limit, LogFormat, LogLevel, Mode, Multiplier, Name, OnFull, Path, Period, Protocol,
-    ProxyUrl, Rung, ServiceUser, Shape, Share, Size, SizeLimit, Span, SynRate, Sync, Texts,
-    XdpMode,
+    Endpoints, ExportCompression, FileFormat, Format, Headers, Ids, Interfaces, Keep, KernelMode,
+    LandlockMode, Level, Limit, LogFormat, LogLevel, Mode, Multiplier, Name, OnFull, Path, Period,
+    Protocol, ProxyUrl, Rung, ServiceUser, Shape, Share, Size, SizeLimit, Span, SynRate, Sync,
+    Texts, XdpMode,
 };
 
 /// What a key is worth where nobody sets it.
@@ -248,6 +248,8 @@ keys! {
     OTLP_TLS_INSECURE: Bool = "export.destinations[].otlp.tls.insecure", Default("false");
     /// File that OTLP JSON lines are appended to.
     FILE_PATH: Path = "export.destinations[].file.path", Unset;
+    /// What is appended: otlp_json, a request a line.
+    FILE_FORMAT: FileFormat = "export.destinations[].file.format", Default("otlp_json");
     /// It is rotated from this size, or never (off).
     FILE_ROTATE_BYTES: SizeLimit = "export.destinations[].file.rotate_bytes", Default("100MiB");
     /// Rotated files that stay: path.1, the newest, to path.KEEP.

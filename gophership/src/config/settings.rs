@@ -19,6 +19,17 @@ struct Setting {
     origin: Origin,
 }
 
+/// What a key is worth.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Effective {
+    /// Full path.
+    pub path: String,
+    /// As it may be shown; `None`: it is unset.
+    pub value: Option<String>,
+    /// Where it was written.
+    pub origin: Origin,
+}
+
 /// What was set, and what is wrong so far.
 #[derive(Debug)]
 pub(super) struct Settings {
@@ -253,6 +264,44 @@ impl Settings {
         (0..)
             .take_while(|index| self.sections.contains_key(&format!("{path}[{index}]")))
             .count()
+    }
+
+    /// All keys, those in lists once for each item.
+    pub(super) fn effective(&self) -> Vec<Effective> {
+        let mut all = Vec::new();
+        for entry in schema::KEYS {
+            let Some((list, _)) = entry.path.split_once("[]") else {
+                all.push(self.worth(entry, entry.path.to_owned()));
+                continue;
+            };
+            for index in 0..self.items(list) {
+                let path = at_index(entry.path, index);
+                // Of a destination that is a file, what makes it a server says nothing.
+                let section = path.split('.').take(3).collect::<Vec<_>>().join(".");
+                if self.has(&section) {
+                    all.push(self.worth(entry, path));
+                }
+            }
+        }
+        all
+    }
+
+    fn worth(&self, entry: &Entry, path: String) -> Effective {
+        let (value, origin) = match (self.set.get(&path), entry.fallback) {
+            (Some(setting), _) => (Some(setting.raw.redacted()), setting.origin.clone()),
+            (None, Fallback::Default(text)) => (Some(text.to_owned()), Origin::Default),
+            (None, Fallback::Unset | Fallback::Required) => (None, Origin::Default),
+        };
+        Effective {
+            path,
+            value,
+            origin,
+        }
+    }
+
+    /// Whether nothing is wrong so far.
+    pub(super) fn is_sound(&self) -> bool {
+        self.problems.is_empty()
     }
 
     /// What is wrong, if anything is.
