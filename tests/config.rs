@@ -465,6 +465,7 @@ fn nothing_at_all_says_what_is_needed() {
             line.starts_with(&format!("default: {key}: must be set: ")),
             "{line}"
         );
+        assert!(!line.contains("  "), "{line}");
     }
 }
 
