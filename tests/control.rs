@@ -534,6 +534,7 @@ fn status_as_yaml_and_as_table_say_the_same() {
     for part in [
         "RED for ",
         "cause: receive_queue; the vault's disk is slow",
+        "64.0 MiB of 10.0 GiB in 2 segments, 1 of them unused; 50 records pending (1 entry)",
         "sync is never",
         "dropped 2 segments with 33 records still owed",
         "14.0 MiB of 17.0 MiB in 7 of 9 segments of earlier runs read",
