@@ -173,6 +173,13 @@ fn sighup_reads_the_certificates_again_and_ends_nothing() {
         said.iter().any(|line| line.contains("configuration isn't")),
         "{said:?}"
     );
+    eventually("the log has until when, legibly", PATIENCE, || {
+        let lines = daemon.log_lines("certificates reloaded");
+        let ends = ["cert until 20", "client_ca until "];
+        lines
+            .iter()
+            .any(|line| ends.iter().all(|end| line.contains(end)))
+    });
     producer.export_all(&Messages::new(71, SHAPE).take(3));
     assert!(site.is_served(&daemon, &site.server));
 }

@@ -465,7 +465,32 @@ fn nothing_at_all_says_what_is_needed() {
             line.starts_with(&format!("default: {key}: must be set: ")),
             "{line}"
         );
+        assert!(!line.contains("  "), "{line}");
     }
+}
+
+#[test]
+fn the_address_of_the_health_page_is_found_without_all_else() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("gophership.yaml");
+    let listen = |text: &str, env: &[(&str, &str)]| {
+        std::fs::write(&path, text).expect("a file");
+        let env = env.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned()));
+        config::load_telemetry_listen(Some(&path), env).map(|address| address.to_string())
+    };
+    let variable = "GOPHERSHIP_TELEMETRY__LISTEN";
+    // No certificates, no destinations, and a key that isn't one.
+    let text = "vautl: 1\ntelemetry: { listen: \"127.0.0.1:1\" }\n";
+    assert_eq!(listen("", &[]).unwrap(), "127.0.0.1:9091");
+    assert_eq!(listen(text, &[]).unwrap(), "127.0.0.1:1");
+    let overridden = listen(text, &[(variable, "[::1]:2")]);
+    assert_eq!(overridden.unwrap(), "[::1]:2");
+    let wrong = listen(text, &[(variable, "nowhere")]).unwrap_err();
+    assert_eq!(wrong.problems().len(), 1, "{wrong}");
+    assert!(wrong.to_string().contains(variable), "{wrong}");
+    std::fs::remove_file(&path).expect("the file");
+    let gone = config::load_telemetry_listen(Some(&path), std::iter::empty()).unwrap_err();
+    assert!(matches!(gone.problems()[0].kind, Kind::Unreadable(_)));
 }
 
 #[test]

@@ -248,8 +248,9 @@ fn status(held: Option<pb::Override>) -> pb::StatusReply {
         vault: Some(pb::Vault {
             bytes: 64 << 20,
             max_bytes: 10 << 30,
-            segments: 1,
-            entries_pending: 5,
+            segments: 2,
+            unused_segments: 1,
+            entries_pending: 1,
             records_pending: 50,
             rung: "io_uring".to_owned(),
             sync: "never".to_owned(),
@@ -492,6 +493,8 @@ fn status_as_json_has_the_keys_of_the_contract() {
     assert_eq!(status["export"][0]["state"], "down");
     assert_eq!(status["export"][0]["failed"], 4);
     assert_eq!(status["vault"]["records_pending"], 50);
+    assert_eq!(status["vault"]["segments"], 2);
+    assert_eq!(status["vault"]["unused_segments"], 1);
     assert_eq!(status["vault"]["rung"], "io_uring");
     assert_eq!(status["vault"]["sync"], "never");
     assert_eq!(status["vault"]["compression"], "lz4");
@@ -531,6 +534,7 @@ fn status_as_yaml_and_as_table_say_the_same() {
     for part in [
         "RED for ",
         "cause: receive_queue; the vault's disk is slow",
+        "64.0 MiB of 10.0 GiB in 2 segments, 1 of them unused; 50 records pending (1 entry)",
         "sync is never",
         "dropped 2 segments with 33 records still owed",
         "14.0 MiB of 17.0 MiB in 7 of 9 segments of earlier runs read",

@@ -6,6 +6,7 @@ use std::{
     fs,
     net::{SocketAddr, TcpListener},
     os::unix::fs::PermissionsExt,
+    process::Command,
     time::Duration,
 };
 
@@ -13,11 +14,11 @@ use bytes::Bytes;
 use common::{
     PATIENCE,
     certs::ClientIdentity,
-    daemon::{Daemon, Home},
+    daemon::{Daemon, GOPHERSHIP, Home},
     eventually,
     load::{Intensity, Load},
     messages::{Messages, Shape},
-    oracle,
+    oracle, process,
     producer::{Call, Failure, Pending},
     settings::Settings,
     sink::{Answer, Sink},
@@ -357,6 +358,11 @@ fn the_health_command_tells_a_running_daemon_from_none() {
     let daemon = Daemon::start_with_env(&home, &settings, &[(listen.0, &listen.1)]);
     let running = home.gophership(&arguments);
     assert_eq!(running.code, Some(0), "a running daemon: {running}");
+    // A probe that has nothing but the variable, which is all it needs.
+    let mut probe = Command::new(GOPHERSHIP);
+    probe.arg("health").env(listen.0, &listen.1);
+    let probed = process::run(&mut probe, PATIENCE);
+    assert_eq!(probed.code, Some(0), "by the environment: {probed}");
     assert_eq!(daemon.terminate(DRAIN_WITHIN).code(), Some(0));
     let after = home.gophership(&arguments);
     assert_eq!(after.code, Some(1), "a daemon that ended: {after}");

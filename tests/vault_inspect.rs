@@ -941,6 +941,14 @@ fn the_daemon_shows_its_vault_and_quarantines_on_demand() {
     let writing = list();
     assert_eq!(writing["totals"]["owed_entries"], 20, "{writing:#}");
     assert_eq!(writing["totals"]["owed"]["main"]["records"], 60);
+    // One is made ahead for each lane, at its own time.
+    eventually("as many segments in the status", PATIENCE, || {
+        let segments = list()["segments"].as_array().unwrap().clone();
+        let unused = segments.iter().filter(|one| one["state"] == "unused");
+        let listed = (segments.len() as u64, unused.count() as u64);
+        let counted = |name: &str| daemon.figure(&format!("/vault/{name}"));
+        listed.1 > 0 && listed == (counted("segments"), counted("unused_segments"))
+    });
     let states = writing["segments"].as_array().unwrap().iter();
     let owing = states.filter(|segment| segment["owed_entries"] != 0);
     let owing: Vec<_> = owing

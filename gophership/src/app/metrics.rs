@@ -269,8 +269,8 @@ fn vault(daemon: &Daemon, families: &mut Families) {
         ),
         (
             "gophership_vault_segments",
-            "Segment files.",
-            stats.segments,
+            "Segment files, those made ahead included.",
+            stats.segments + stats.unused_segments,
         ),
         (
             "gophership_vault_entries_pending",

@@ -116,7 +116,8 @@ impl Daemon {
         pb::Vault {
             bytes: stats.bytes,
             max_bytes: stats.max_bytes,
-            segments: stats.segments,
+            segments: stats.segments + stats.unused_segments,
+            unused_segments: stats.unused_segments,
             entries_pending: stats.entries_pending,
             records_pending: stats.records_pending,
             quarantined_segments: stats.quarantined_segments,

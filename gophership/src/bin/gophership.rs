@@ -42,6 +42,9 @@ enum Command {
         config: ConfigFile,
     },
     /// Ask a running daemon how it is; exit code 0 healthy, 1 not. For container probes.
+    ///
+    /// Of the configuration it needs telemetry.listen alone, which it finds as the daemon does: in the file, in
+    /// GOPHERSHIP_TELEMETRY__LISTEN, or else by default.
     Health {
         #[command(flatten)]
         config: ConfigFile,
@@ -210,12 +213,15 @@ fn examine(output: Output, file: &ConfigFile) -> ExitCode {
 
 /// Asks `/healthz` or `/readyz` of the daemon that the configuration describes.
 fn health(file: &ConfigFile, ready: bool) -> ExitCode {
-    let config = match load(file.config.as_deref()) {
-        Ok(config) => config,
-        Err(exit) => return exit.into(),
+    let address = match config::load_telemetry_listen(file.config.as_deref(), variables()) {
+        Ok(address) => address,
+        Err(errors) => {
+            complain(&errors.to_string());
+            return Exit::Usage.into();
+        }
     };
     let page = if ready { "/readyz" } else { "/healthz" };
-    match ask(config.telemetry.listen, page) {
+    match ask(address, page) {
         Ok(answer) if answer.starts_with("HTTP/1.1 200") => {
             say(answer.lines().last().unwrap_or_default());
             ExitCode::SUCCESS
@@ -225,7 +231,7 @@ fn health(file: &ConfigFile, ready: bool) -> ExitCode {
             Exit::Failure.into()
         }
         Err(error) => {
-            complain(&format!("{page} at {}: {error}", config.telemetry.listen));
+            complain(&format!("{page} at {address} (telemetry.listen): {error}"));
             Exit::Failure.into()
         }
     }

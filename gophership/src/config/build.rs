@@ -188,13 +188,13 @@ fn ingest_tls(s: &mut Settings, is_needed: bool) -> Option<ingest::TlsConfig> {
             (&schema::INGEST_TLS_KEY, &key),
         ] {
             if value.is_none() {
-                s.missing(key.entry.path.to_owned(), key.entry.doc.to_owned());
+                s.missing(key.entry.path.to_owned(), key.entry.doc);
             }
         }
         if client_auth == Some(ingest::ClientAuth::Required) && client_ca.is_none() {
             let why = "producers' certificates are checked against it, as \
                        ingest.tls.client_auth = required demands (`gs-ctl certs init` makes one)";
-            s.missing("ingest.tls.client_ca".to_owned(), why.to_owned());
+            s.missing("ingest.tls.client_ca".to_owned(), why);
         }
     }
     Some(ingest::TlsConfig {

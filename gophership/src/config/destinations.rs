@@ -19,7 +19,7 @@ pub(super) fn all(s: &mut Settings) -> Option<Vec<DestinationConfig>> {
     let count = s.items(LIST);
     if count == 0 {
         let why = "logs must go to at least one destination: an otlp server or a file";
-        s.missing(LIST.to_owned(), why.to_owned());
+        s.missing(LIST.to_owned(), why);
     }
     if count > DESTINATIONS_MAX {
         let message =
@@ -45,7 +45,7 @@ fn one(s: &mut Settings, index: usize) -> Option<DestinationConfig> {
             None
         }
         (false, false) => {
-            s.missing(here, "what it is: either otlp or file".to_owned());
+            s.missing(here, "what it is: either otlp or file");
             None
         }
     };
@@ -149,7 +149,7 @@ fn required<F: super::formats::Format>(
     let value = s.get_at(key, index);
     if value.is_none() {
         let path = at_index(key.entry.path, index);
-        s.missing(path, key.entry.doc.trim().to_owned());
+        s.missing(path, key.entry.doc);
     }
     value
 }

@@ -16,7 +16,7 @@ mod tree;
 pub mod units;
 mod xdp;
 
-use std::path::{Path, PathBuf};
+use std::{net::SocketAddr, path::Path};
 
 pub use problems::{Errors, Kind, Origin, Problem};
 pub use settings::Effective;
@@ -53,8 +53,10 @@ pub fn load(
     path: Option<&Path>,
     env: impl Iterator<Item = (String, String)>,
 ) -> Result<crate::app::Config, Errors> {
-    let (text, path, file) = read(path)?;
-    let config = parse(&text, &path, env)?;
+    let (path, text) = read(path)?;
+    let file = text.is_some().then(|| path.to_owned());
+    let text = text.unwrap_or_default();
+    let config = parse(&text, &path.display().to_string(), env)?;
     Ok(crate::app::Config { file, ..config })
 }
 
@@ -66,35 +68,54 @@ pub fn effective(
     path: Option<&Path>,
     env: impl Iterator<Item = (String, String)>,
 ) -> Result<Vec<Effective>, Errors> {
-    let (text, path, _) = read(path)?;
-    let (_, settings) = settled(&text, &path, env, Host::this())?;
-    Ok(settings.effective())
+    let (path, text) = read(path)?;
+    let text = text.unwrap_or_default();
+    let mut settings = settings(&text, &path.display().to_string(), env)?;
+    match build::app(&mut settings, Host::this()) {
+        Some(_) if settings.is_sound() => Ok(settings.effective()),
+        _ => Err(Errors::new(settings.into_problems())),
+    }
 }
 
-/// Text, what problems call the file, and where it is, unless there is none.
-fn read(path: Option<&Path>) -> Result<(String, String, Option<PathBuf>), Errors> {
+/// Where the daemon that [`load`] configures tells of its health. Whoever asks that needs no more of the
+/// configuration to be right, or readable: certificates, secrets, the environment's variables.
+///
+/// # Errors
+/// The file can't be read, or the address.
+pub fn load_telemetry_listen(
+    path: Option<&Path>,
+    env: impl Iterator<Item = (String, String)>,
+) -> Result<SocketAddr, Errors> {
+    let (path, text) = read(path)?;
+    let text = text.unwrap_or_default();
+    let mut settings = settings(&text, &path.display().to_string(), env)?;
+    let key = &schema::TELEMETRY_LISTEN;
+    settings.get(key).ok_or_else(|| {
+        let mut problems = settings.into_problems();
+        problems.retain(|problem| problem.key == key.entry.path);
+        Errors::new(problems)
+    })
+}
+
+/// The file to read, and its text; none if nobody named it and it isn't there.
+fn read(path: Option<&Path>) -> Result<(&Path, Option<String>), Errors> {
     let (path, optional) = match path {
         Some(path) => (path, false),
         None => (Path::new(DEFAULT_PATH), true),
     };
-    let (text, file) = match std::fs::read_to_string(path) {
-        Ok(text) => (text, Some(path.to_owned())),
-        Err(error) if optional && error.kind() == std::io::ErrorKind::NotFound => {
-            (String::new(), None)
-        }
-        Err(error) => {
-            return Err(Errors::new(vec![Problem {
-                origin: Origin::File {
-                    file: path.display().to_string(),
-                    line: 1,
-                },
-                key: String::new(),
-                value: None,
-                kind: Kind::Unreadable(error.to_string()),
-            }]));
-        }
-    };
-    Ok((text, path.display().to_string(), file))
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok((path, Some(text))),
+        Err(error) if optional && error.kind() == std::io::ErrorKind::NotFound => Ok((path, None)),
+        Err(error) => Err(Errors::new(vec![Problem {
+            origin: Origin::File {
+                file: path.display().to_string(),
+                line: 1,
+            },
+            key: String::new(),
+            value: None,
+            kind: Kind::Unreadable(error.to_string()),
+        }])),
+    }
 }
 
 /// Reads `text`, which problems call `file_name`, and the environment over it.
@@ -119,15 +140,20 @@ pub fn parse_for(
     env: impl Iterator<Item = (String, String)>,
     host: Host,
 ) -> Result<crate::app::Config, Errors> {
-    settled(text, file_name, env, host).map(|(config, _)| config)
+    let mut settings = settings(text, file_name, env)?;
+    let config = build::app(&mut settings, host);
+    match (config, settings.into_problems()) {
+        (Some(config), problems) if problems.is_empty() => Ok(config),
+        (_, problems) => Err(Errors::new(problems)),
+    }
 }
 
-fn settled(
+/// What is written in `text` and in the environment.
+fn settings(
     text: &str,
     file_name: &str,
     env: impl Iterator<Item = (String, String)>,
-    host: Host,
-) -> Result<(crate::app::Config, Settings), Errors> {
+) -> Result<Settings, Errors> {
     let mut settings = Settings::new(file_name);
     match tree::read(text) {
         Ok(root) => settings.read_file(root),
@@ -137,9 +163,5 @@ fn settled(
         }
     }
     settings.read_environment(env);
-    let config = build::app(&mut settings, host);
-    match config {
-        Some(config) if settings.is_sound() => Ok((config, settings)),
-        _ => Err(Errors::new(settings.into_problems())),
-    }
+    Ok(settings)
 }

@@ -207,8 +207,7 @@ impl Settings {
             },
             (None, Fallback::Unset) => return None,
             (None, Fallback::Required) => {
-                let doc = entry.doc.trim().to_owned();
-                self.missing(path, doc);
+                self.missing(path, entry.doc);
                 return None;
             }
         };
@@ -219,8 +218,8 @@ impl Settings {
         value
     }
 
-    /// Notes that `path` must be set, unless it is and was found wrong.
-    pub(super) fn missing(&mut self, path: String, doc: String) {
+    /// Notes that `path`, which means `doc`, must be set, unless it is and was found wrong.
+    pub(super) fn missing(&mut self, path: String, doc: &str) {
         if self.broken.contains(&path) {
             return;
         }
@@ -229,7 +228,9 @@ impl Settings {
             origin,
             key: path,
             value: None,
-            kind: Kind::Missing { doc },
+            kind: Kind::Missing {
+                doc: doc.trim().to_owned(),
+            },
         });
     }
 

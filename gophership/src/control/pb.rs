@@ -264,7 +264,7 @@ pub struct Vault {
     /// Most bytes of all segment files.
     #[prost(uint64, tag = "2")]
     pub max_bytes: u64,
-    /// Segment files.
+    /// Segment files, those made ahead included.
     #[prost(uint64, tag = "3")]
     pub segments: u64,
     /// Entries still owed to a destination.
@@ -322,6 +322,9 @@ pub struct Vault {
     /// Why dead letters can't be written now, so that their entries stay owed; empty if they can.
     #[prost(string, tag = "21")]
     pub dead_letters_refused: ::prost::alloc::string::String,
+    /// Of the segments, those made ahead: nothing was written to them yet.
+    #[prost(uint64, tag = "22")]
+    pub unused_segments: u64,
 }
 /// Reading the segments of earlier runs, after the start. What they hold isn't counted before it is read.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

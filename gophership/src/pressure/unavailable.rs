@@ -86,7 +86,9 @@ impl Unavailable {
                 | Signal::BudgetIngest
                 | Signal::BudgetExport
                 | Signal::BudgetVault => "no worker has reported yet",
-                Signal::VaultWrite => "nothing was written to the vault within the last second",
+                Signal::VaultWrite => {
+                    "as of the workers' last heartbeats, nothing was written to the vault for a second"
+                }
                 Signal::TimeToFull => "no worker has reported the ingest budget yet",
                 Signal::CpuWait => "no worker is enlisted yet",
                 Signal::ListenBacklog => "no listener is known",

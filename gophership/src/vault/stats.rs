@@ -137,6 +137,8 @@ pub struct Stats {
     pub max_bytes: u64,
     /// Segments that were begun.
     pub segments: u64,
+    /// Segments made ahead of need.
+    pub unused_segments: u64,
     /// Entries some destination hasn't accepted.
     pub entries_pending: u64,
     /// Records of those.

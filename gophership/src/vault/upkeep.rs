@@ -135,6 +135,7 @@ pub(super) fn stats(shared: &Shared) -> Stats {
         .collect();
     shared.catalog.for_each(|segment| {
         if !segment.is_begun() {
+            stats.unused_segments += 1;
             return;
         }
         stats.retained_segments += u64::from(segment.is_spent());

@@ -49,30 +49,44 @@ enum Kind {
     /// What the front door does in a second of its CPU time, how fast it answers, and what memory it takes
     Ingest(IngestArguments),
     /// How fast requests are enriched, beside the way through `prost`
-    Splice(SpliceArguments),
+    Splice(Manner),
     /// What a dead destination and the replay cost live traffic, and how fast the replay is
     Pipeline(PipelineArguments),
     /// Send a load to a daemon that runs
     Load(LoadArguments),
 }
 
+/// How to measure.
 #[derive(Args)]
-struct KernelArguments {
-    /// Directory of the programs to measure
-    #[arg(long)]
-    programs: PathBuf,
-    /// The kernel half's object
-    #[arg(long)]
-    object: PathBuf,
-    /// Directory for the daemons' state, on a real disk
-    #[arg(long)]
-    scratch: PathBuf,
-    /// Take less than a minute instead of five; the figures are rough
+struct Manner {
+    /// Take less time; the figures are rough
     #[arg(long)]
     quick: bool,
     /// Fail if a promise isn't kept
     #[arg(long)]
     check: bool,
+}
+
+/// What to measure, and where.
+#[derive(Args)]
+struct Place {
+    /// Directory of the programs to measure
+    #[arg(long)]
+    programs: PathBuf,
+    /// Directory for the daemons' state, on a real disk
+    #[arg(long)]
+    scratch: PathBuf,
+}
+
+#[derive(Args)]
+struct KernelArguments {
+    #[command(flatten)]
+    place: Place,
+    /// The kernel half's object
+    #[arg(long)]
+    object: PathBuf,
+    #[command(flatten)]
+    manner: Manner,
     /// Measure only this; may be given more than once
     #[arg(long, value_enum)]
     only: Vec<Part>,
@@ -83,12 +97,8 @@ struct VaultArguments {
     /// Directory on the disk to measure
     #[arg(long)]
     scratch: PathBuf,
-    /// Take less than a minute; the figures are rough
-    #[arg(long)]
-    quick: bool,
-    /// Fail if a promise isn't kept
-    #[arg(long)]
-    check: bool,
+    #[command(flatten)]
+    manner: Manner,
     /// Measure only this; may be given more than once
     #[arg(long, value_enum)]
     only: Vec<vault::Part>,
@@ -96,18 +106,10 @@ struct VaultArguments {
 
 #[derive(Args)]
 struct IngestArguments {
-    /// Directory of the programs to measure
-    #[arg(long)]
-    programs: PathBuf,
-    /// Directory for the daemons' state, on a real disk
-    #[arg(long)]
-    scratch: PathBuf,
-    /// Take two minutes; the figures are rough
-    #[arg(long)]
-    quick: bool,
-    /// Fail if a promise isn't kept
-    #[arg(long)]
-    check: bool,
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    manner: Manner,
     /// Measure only this; may be given more than once
     #[arg(long, value_enum)]
     only: Vec<ingest::Part>,
@@ -117,29 +119,11 @@ struct IngestArguments {
 }
 
 #[derive(Args)]
-struct SpliceArguments {
-    /// Take five seconds; the figures are rough
-    #[arg(long)]
-    quick: bool,
-    /// Fail if a promise isn't kept
-    #[arg(long)]
-    check: bool,
-}
-
-#[derive(Args)]
 struct PipelineArguments {
-    /// Directory of the programs to measure
-    #[arg(long)]
-    programs: PathBuf,
-    /// Directory for the daemons' state, on a real disk
-    #[arg(long)]
-    scratch: PathBuf,
-    /// Take a minute; the figures are rough
-    #[arg(long)]
-    quick: bool,
-    /// Fail if a promise isn't kept
-    #[arg(long)]
-    check: bool,
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    manner: Manner,
     /// Measure only this; may be given more than once
     #[arg(long, value_enum)]
     only: Vec<pipeline::Part>,
@@ -184,7 +168,7 @@ fn main() -> ExitCode {
         Kind::Kernel(arguments) => kernel(arguments),
         Kind::Vault(arguments) => vault(&arguments),
         Kind::Ingest(arguments) => ingest(arguments),
-        Kind::Splice(arguments) => splice(&arguments),
+        Kind::Splice(manner) => splice(&manner),
         Kind::Pipeline(arguments) => pipeline(arguments),
         Kind::Load(arguments) => load(&arguments),
     };
@@ -198,19 +182,19 @@ fn main() -> ExitCode {
 }
 
 fn kernel(arguments: KernelArguments) -> Result<ExitCode> {
-    let site = Site::new(arguments.programs, arguments.scratch)?;
+    let site = Site::new(arguments.place.programs, arguments.place.scratch)?;
     let sink = Sink::start()?;
     let mut report = Report::new();
     let mut bench = Bench {
         site: &site,
         sink: &sink,
         object: &arguments.object,
-        quick: arguments.quick,
+        quick: arguments.manner.quick,
         report: &mut report,
         empty_ns: None,
     };
     kernel::run(&mut bench, &arguments.only)?;
-    Ok(verdict(&report, arguments.check))
+    Ok(verdict(&report, arguments.manner.check))
 }
 
 fn vault(arguments: &VaultArguments) -> Result<ExitCode> {
@@ -218,42 +202,42 @@ fn vault(arguments: &VaultArguments) -> Result<ExitCode> {
     let mut report = Report::new();
     let mut bench = vault::Bench {
         scratch: &arguments.scratch,
-        quick: arguments.quick,
+        quick: arguments.manner.quick,
         report: &mut report,
     };
     vault::run(&mut bench, &arguments.only)?;
-    Ok(verdict(&report, arguments.check))
+    Ok(verdict(&report, arguments.manner.check))
 }
 
 fn ingest(arguments: IngestArguments) -> Result<ExitCode> {
-    let site = Site::new(arguments.programs, arguments.scratch)?;
+    let site = Site::new(arguments.place.programs, arguments.place.scratch)?;
     let mut report = Report::new();
     let mut bench = ingest::Bench {
         site: &site,
-        quick: arguments.quick,
+        quick: arguments.manner.quick,
         report: &mut report,
         case: arguments.case.as_deref().unwrap_or_default(),
     };
     ingest::run(&mut bench, &arguments.only)?;
-    Ok(verdict(&report, arguments.check))
+    Ok(verdict(&report, arguments.manner.check))
 }
 
-fn splice(arguments: &SpliceArguments) -> Result<ExitCode> {
+fn splice(manner: &Manner) -> Result<ExitCode> {
     let mut report = Report::new();
-    splice::run(&mut report, arguments.quick)?;
-    Ok(verdict(&report, arguments.check))
+    splice::run(&mut report, manner.quick)?;
+    Ok(verdict(&report, manner.check))
 }
 
 fn pipeline(arguments: PipelineArguments) -> Result<ExitCode> {
-    let site = Site::new(arguments.programs, arguments.scratch)?;
+    let site = Site::new(arguments.place.programs, arguments.place.scratch)?;
     let mut report = Report::new();
     let mut bench = pipeline::Bench {
         site: &site,
-        quick: arguments.quick,
+        quick: arguments.manner.quick,
         report: &mut report,
     };
     pipeline::run(&mut bench, &arguments.only)?;
-    Ok(verdict(&report, arguments.check))
+    Ok(verdict(&report, arguments.manner.check))
 }
 
 /// Whether a missed promise counts.

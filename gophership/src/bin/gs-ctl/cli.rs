@@ -405,6 +405,21 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// Terminals are narrower or wider than our lines: clap breaks them where it must.
+    #[test]
+    fn no_help_breaks_a_line_within_a_sentence() {
+        fn check(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string);
+            let help = help.unwrap_or_default();
+            let prose = help.lines().take_while(|line| *line != "Examples:");
+            for line in prose.filter(|line| !line.is_empty()) {
+                assert!(line.ends_with('.'), "{}: {line}", command.get_name());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+
     #[test]
     fn an_override_holds_for_an_hour_unless_told_otherwise() {
         let hour = Cli::try_parse_from(["gs-ctl", "override", "--zone", "red"]).unwrap();

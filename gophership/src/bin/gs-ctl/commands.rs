@@ -121,7 +121,7 @@ async fn clear_override(mut daemon: Daemon, sink: &mut Sink) -> Result<(), Failu
     let cleared = reply.into_inner().cleared;
     let value = json!({ "override": null, "cleared": cleared.as_ref().map(shown::held) });
     sink.result(&value, || match &cleared {
-        Some(cleared) => format!("override ended: {}\n", view::held(cleared)),
+        Some(cleared) => format!("override ended: {}\n", view::held_until(cleared)),
         None => "there was no override\n".to_owned(),
     })
 }

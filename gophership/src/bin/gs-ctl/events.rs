@@ -6,7 +6,7 @@ use gophership::control::pb;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    human::{bytes, count, duration, plain, rfc3339, seconds},
+    human::{bytes, counted, duration, plain, rfc3339, seconds, to_ms},
     json::{held, source, zone},
     table::paint,
     view::{self, quantity},
@@ -104,7 +104,7 @@ fn amount(amount: &pb::Amount) -> Value {
 
 /// One event in one line: when, what, and why.
 pub(crate) fn line(event: &pb::Event, colour: bool) -> String {
-    let at = event.time.as_ref().and_then(moment).unwrap_or_default();
+    let at = event.time.as_ref().and_then(to_ms).unwrap_or_default();
     let (change, wide) = change(event, colour);
     let gap = " ".repeat(CHANGE_WIDTH.saturating_sub(wide));
     let line = format!("{at}  {change}{gap}  {}", about(event));
@@ -135,7 +135,10 @@ fn change(event: &pb::Event, colour: bool) -> (String, usize) {
 }
 
 fn about(event: &pb::Event) -> String {
-    let held = || event.r#override.as_ref().map_or(String::new(), view::held);
+    let held = || {
+        let held = event.r#override.as_ref();
+        held.map_or(String::new(), view::held_until)
+    };
     let judges = || match event.source_reason.as_str() {
         "" => format!("the {} judges", source(event.source())),
         reason => format!("{} judges: {}", source(event.source()), plain(reason)),
@@ -161,8 +164,8 @@ fn about(event: &pb::Event) -> String {
         | pb::EventKind::OverrideExpired => held(),
         pb::EventKind::OverrideCleared => format!("by {}; it was {}", plain(&event.by), held()),
         pb::EventKind::Lost => {
-            let events = count(event.lost);
-            format!("{events} events, in the {}", plain(&event.lost_in))
+            let events = counted(event.lost, "event");
+            format!("{events}, in the {}", plain(&event.lost_in))
         }
     };
     let after = event.previous.as_ref().map(|previous| {
@@ -185,7 +188,7 @@ fn why(event: &pb::Event) -> String {
     let mut parts = match (event.cause.as_str(), event.from_cause.as_str()) {
         ("override", _) => vec![event.r#override.as_ref().map_or_else(
             || "override".to_owned(),
-            |held| format!("override: {}", view::held(held)),
+            |held| format!("override: {}", view::held_until(held)),
         )],
         (_, "override") => {
             let mut parts = vec!["the override has ended".to_owned()];
@@ -266,9 +269,9 @@ fn lasted(stay: &pb::Stay) -> String {
 fn diverted(stay: &pb::Stay) -> String {
     match &stay.diverted {
         Some(diverted) if diverted.requests > 0 => format!(
-            ", {} in {} requests to the vault",
+            ", {} in {} to the vault",
             bytes(diverted.bytes),
-            count(diverted.requests)
+            counted(diverted.requests, "request")
         ),
         Some(_) | None => ", nothing to the vault".to_owned(),
     }
@@ -276,15 +279,6 @@ fn diverted(stay: &pb::Stay) -> String {
 
 fn time(duration: &prost_types::Duration) -> Option<Duration> {
     (*duration).try_into().ok()
-}
-
-/// To the millisecond, in UTC.
-fn moment(stamp: &prost_types::Timestamp) -> Option<String> {
-    let moment = crate::human::moment(stamp)?;
-    let (date, time) = (moment.date(), moment.time());
-    let (hour, minute, second) = time.as_hms();
-    let ms = time.millisecond();
-    Some(format!("{date}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z"))
 }
 
 /// As shown.
@@ -389,6 +383,45 @@ mod tests {
             "2026-01-02T02:50:45.678Z  RED → GREEN        calm for 2.0 s; after 3 min 5 s of red, 3.0 KiB \
              in 2 requests to the vault"
         );
+    }
+
+    #[test]
+    fn an_override_reads_the_same_whenever_its_events_are_shown() {
+        // Far ahead and long over: what is left of it mustn't show.
+        for (until, shown) in [
+            (32_503_680_000, "3000-01-01T00:00:00.000Z"),
+            (1_767_322_245, "2026-01-02T02:50:45.000Z"),
+        ] {
+            let held = pb::Override {
+                zone: pb::Zone::Red.into(),
+                until: Some(prost_types::Timestamp {
+                    seconds: until,
+                    nanos: 0,
+                }),
+                by: "uid 0".to_owned(),
+                reason: "test".to_owned(),
+            };
+            let of_kind = |kind: pb::EventKind| pb::Event {
+                kind: kind.into(),
+                r#override: Some(held.clone()),
+                by: "uid 1".to_owned(),
+                ..transition(pb::Zone::Green, pb::Zone::Red, "override")
+            };
+            let expected = format!("red until {shown}, by uid 0: test");
+            for (kind, line_ends) in [
+                (pb::EventKind::OverrideSet, format!("  {expected}")),
+                (pb::EventKind::OverrideRestored, format!("  {expected}")),
+                (pb::EventKind::OverrideExpired, format!("  {expected}")),
+                (
+                    pb::EventKind::OverrideCleared,
+                    format!("by uid 1; it was {expected}"),
+                ),
+                (pb::EventKind::Verdict, format!("override: {expected}")),
+            ] {
+                let line = line(&of_kind(kind), false);
+                assert!(line.ends_with(&line_ends), "{line}");
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
+const TENTH_OF_MS: Duration = Duration::from_micros(100);
+
 /// `0 B`, `1023 B`, `1.5 MiB`.
 pub(crate) fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -33,6 +35,16 @@ pub(crate) fn count(count: u64) -> String {
     out
 }
 
+/// `1 entry`, `2 entries`, `1 234 segments`.
+pub(crate) fn counted(number: u64, thing: &str) -> String {
+    let shown = count(number);
+    match (number, thing.strip_suffix('y')) {
+        (1, _) => format!("{shown} {thing}"),
+        (_, Some(stem)) => format!("{shown} {stem}ies"),
+        (_, None) => format!("{shown} {thing}s"),
+    }
+}
+
 /// The two largest units: `5 s`, `2 min 5 s`, `3 h 0 min`, `2 d 4 h`.
 pub(crate) fn duration(duration: Duration) -> String {
     let s = duration.as_secs();
@@ -44,11 +56,15 @@ pub(crate) fn duration(duration: Duration) -> String {
     }
 }
 
-/// `6.2 ms`, `1.5 s`; from 10 s on as [`duration`].
+/// `1 µs`, `6.2 ms`, `1.5 s`; from 10 s on as [`duration`].
 pub(crate) fn seconds(seconds: f64) -> String {
     match Duration::try_from_secs_f64(seconds) {
         Ok(long) if long.as_secs() >= 10 => duration(long),
         Ok(_) if seconds >= 1.0 => format!("{seconds:.1} s"),
+        // What isn't nothing mustn't read as nothing.
+        Ok(short) if !short.is_zero() && short < TENTH_OF_MS => {
+            format!("{:.0} µs", seconds * 1e6)
+        }
         Ok(_) | Err(_) => format!("{:.1} ms", seconds * 1000.0),
     }
 }
@@ -80,6 +96,15 @@ pub(crate) fn moment(stamp: &prost_types::Timestamp) -> Option<OffsetDateTime> {
     whole
         .replace_nanosecond(u32::try_from(stamp.nanos).ok()?)
         .ok()
+}
+
+/// To the millisecond, in UTC: `2026-01-02T03:04:05.678Z`.
+pub(crate) fn to_ms(stamp: &prost_types::Timestamp) -> Option<String> {
+    let moment = moment(stamp)?;
+    let (date, time) = (moment.date(), moment.time());
+    let (hour, minute, second) = time.as_hms();
+    let ms = time.millisecond();
+    Some(format!("{date}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z"))
 }
 
 /// RFC 3339, for machines.
@@ -118,6 +143,23 @@ mod tests {
         assert_eq!(count(0), "0");
         assert_eq!(count(999), "999");
         assert_eq!(count(1_234_567), "1 234 567");
+    }
+
+    #[test]
+    fn one_thing_is_no_plural() {
+        assert_eq!(counted(0, "segment"), "0 segments");
+        assert_eq!(counted(1, "segment"), "1 segment");
+        assert_eq!(counted(1_234, "segment"), "1 234 segments");
+        assert_eq!(counted(1, "entry"), "1 entry");
+        assert_eq!(counted(2, "entry"), "2 entries");
+    }
+
+    #[test]
+    fn a_short_time_is_not_none() {
+        assert_eq!(seconds(0.0), "0.0 ms");
+        assert_eq!(seconds(0.000_001), "1 µs");
+        assert_eq!(seconds(0.000_099), "99 µs");
+        assert_eq!(seconds(0.000_1), "0.1 ms");
     }
 
     #[test]

@@ -160,6 +160,7 @@ fn vault(vault: &pb::Vault) -> Value {
         "bytes": vault.bytes,
         "max_bytes": vault.max_bytes,
         "segments": vault.segments,
+        "unused_segments": vault.unused_segments,
         "entries_pending": vault.entries_pending,
         "records_pending": vault.records_pending,
         "quarantined_segments": vault.quarantined_segments,

@@ -8,7 +8,7 @@ use crate::{
     cli::ReplayArgs,
     commands::{Daemon, follow},
     failure::Failure,
-    human::{bytes, count},
+    human::{bytes, counted},
     json as shown,
     output::Sink,
     view,
@@ -84,10 +84,10 @@ async fn plan(mut daemon: Daemon, sink: &mut Sink, args: &ReplayArgs) -> Result<
     sink.result(&json!({ "plan": { "destinations": destinations } }), || {
         let line = |to: &pb::DestinationPlan| {
             format!(
-                "to {}: {} entries, {} records, {}\n",
+                "to {}: {}, {}, {}\n",
                 to.destination,
-                count(to.entries),
-                count(to.records),
+                counted(to.entries, "entry"),
+                counted(to.records, "record"),
                 bytes(to.bytes)
             )
         };

@@ -5,7 +5,7 @@ use std::{iter, time::Duration};
 use gophership::control::{certs, pb};
 
 use crate::{
-    human::{bytes, count, distance, duration, plain, rfc3339, seconds, whole},
+    human::{bytes, count, counted, distance, duration, plain, seconds, to_ms, whole},
     json,
     table::{paint, table, titled},
 };
@@ -107,22 +107,32 @@ fn source_line(status: &pb::StatusReply) -> String {
     }
 }
 
-/// An override in words.
+/// An override in words, with what is left of it.
 pub(crate) fn held(held: &pb::Override) -> String {
-    let zone = json::zone(held.zone());
-    let until = match &held.until {
+    let left = held.until.as_ref().and_then(|until| distance(until, true));
+    match left {
+        Some(left) => held_for(held, &format!("for another {left}")),
+        None => held_until(held),
+    }
+}
+
+/// An override in words that stay true.
+pub(crate) fn held_until(held: &pb::Override) -> String {
+    let until = match held.until.as_ref().map(to_ms) {
         None => "until cleared".to_owned(),
-        Some(until) => match (rfc3339(until), distance(until, true)) {
-            (_, Some(left)) => format!("for another {left}"),
-            (Some(until), None) => format!("until {until}"),
-            (None, None) => "until an unknown time".to_owned(),
-        },
+        Some(Some(until)) => format!("until {until}"),
+        Some(None) => "until an unknown time".to_owned(),
     };
+    held_for(held, &until)
+}
+
+fn held_for(held: &pb::Override, time: &str) -> String {
+    let zone = json::zone(held.zone());
     let reason = match held.reason.as_str() {
         "" => String::new(),
         reason => format!(": {}", plain(reason)),
     };
-    format!("{zone} {until}, by {}{reason}", held.by)
+    format!("{zone} {time}, by {}{reason}", held.by)
 }
 
 fn memory_line(memory: &pb::Memory) -> String {
@@ -143,12 +153,12 @@ fn memory_line(memory: &pb::Memory) -> String {
 
 fn ingest_line(ingest: &pb::Ingest) -> String {
     format!(
-        "{} requests, {} records, {}; {} refused; {} connections, {} of them remote (at most {}), {} waiting",
-        count(ingest.requests),
-        count(ingest.records),
+        "{}, {}, {}; {} refused; {}, {} of them remote (at most {}), {} waiting",
+        counted(ingest.requests, "request"),
+        counted(ingest.records, "record"),
         bytes(ingest.bytes),
         count(ingest.refused),
-        count(ingest.connections),
+        counted(ingest.connections, "connection"),
         count(ingest.remote_connections),
         count(ingest.max_connections),
         count(ingest.connections_waiting)
@@ -163,7 +173,7 @@ fn certificates_line(tls: &pb::Tls) -> String {
             None => format!("{} HAS EXPIRED", plain(&expiry.file)),
         }
     });
-    let reloads = iter::once(format!("{} reloads", count(tls.reloads)));
+    let reloads = iter::once(counted(tls.reloads, "reload"));
     ends.chain(reloads).collect::<Vec<_>>().join("; ")
 }
 
@@ -172,8 +182,8 @@ fn ingest_warnings(ingest: &pb::Ingest) -> Vec<String> {
     let stuck = ingest.workers.iter().enumerate();
     let stuck = stuck.filter(|(_, worker)| worker.stuck);
     let stuck = stuck.map(|(number, worker)| {
-        let connections = count(worker.connections);
-        format!("worker {number} is stuck, with {connections} connections")
+        let connections = counted(worker.connections, "connection");
+        format!("worker {number} is stuck, with {connections}")
     });
     let failure = ingest.tls.iter().filter(|tls| !tls.failure.is_empty());
     let failure = failure.map(|tls| format!("certificates not reloaded: {}", plain(&tls.failure)));
@@ -182,12 +192,13 @@ fn ingest_warnings(ingest: &pb::Ingest) -> Vec<String> {
 
 fn vault_line(vault: &pb::Vault) -> String {
     format!(
-        "{} of {} in {} segments; {} records pending ({} entries); {} scrubbed; {}{}",
+        "{} of {} in {}, {} of them unused; {} pending ({}); {} scrubbed; {}{}",
         bytes(vault.bytes),
         bytes(vault.max_bytes),
-        count(vault.segments),
-        count(vault.records_pending),
-        count(vault.entries_pending),
+        counted(vault.segments, "segment"),
+        count(vault.unused_segments),
+        counted(vault.records_pending, "record"),
+        counted(vault.entries_pending, "entry"),
         bytes(vault.scrubbed_bytes),
         vault.rung,
         match vault.compression.as_str() {
@@ -199,11 +210,11 @@ fn vault_line(vault: &pb::Vault) -> String {
 
 fn recovery_line(recovery: &pb::Recovery) -> String {
     format!(
-        "{} of {} in {} of {} segments of earlier runs read; their records aren't all counted yet",
+        "{} of {} in {} of {} of earlier runs read; their records aren't all counted yet",
         bytes(recovery.bytes),
         bytes(recovery.bytes_total),
         count(recovery.segments),
-        count(recovery.segments_total)
+        counted(recovery.segments_total, "segment")
     )
 }
 
@@ -215,9 +226,9 @@ fn vault_warnings(vault: &pb::Vault) -> Vec<String> {
     }
     if vault.dropped_segments > 0 {
         warnings.push(format!(
-            "full: dropped {} segments with {} records still owed",
-            count(vault.dropped_segments),
-            count(vault.dropped_records)
+            "full: dropped {} with {} still owed",
+            counted(vault.dropped_segments, "segment"),
+            counted(vault.dropped_records, "record")
         ));
     }
     if !vault.dead_letters_refused.is_empty() {
@@ -239,10 +250,10 @@ fn vault_warnings(vault: &pb::Vault) -> Vec<String> {
 
 fn damage_line(vault: &pb::Vault, colour: bool) -> String {
     let line = format!(
-        "{} segments with {} records in quarantine, {} dead letters",
-        count(vault.quarantined_segments),
-        count(vault.quarantined_records),
-        count(vault.dead_letters)
+        "{} with {} in quarantine, {}",
+        counted(vault.quarantined_segments, "segment"),
+        counted(vault.quarantined_records, "record"),
+        counted(vault.dead_letters, "dead letter")
     );
     paint(&line, "31", colour)
 }
@@ -282,11 +293,11 @@ fn replay_line(replay: &pb::DestinationReplay) -> String {
             format!("; about {} left", duration(remaining))
         });
     format!(
-        "{}; {} records, {} replayed; {} records pending; {}/s of {}/s{why}{remaining}",
+        "{}; {}, {} replayed; {} pending; {}/s of {}/s{why}{remaining}",
         json::replay_state(replay.state()),
-        count(replay.records),
+        counted(replay.records, "record"),
         bytes(replay.bytes),
-        count(replay.records_pending),
+        counted(replay.records_pending, "record"),
         bytes(replay.rate_bytes_per_second),
         bytes(replay.max_bytes_per_second)
     )
@@ -295,12 +306,12 @@ fn replay_line(replay: &pb::DestinationReplay) -> String {
 /// A drain in one line.
 pub(crate) fn drain(drain: &pb::DrainProgress) -> String {
     format!(
-        "{}; {} connections, {} requests, {} in the pipeline; {} records stay in the vault",
+        "{}; {}, {}, {} in the pipeline; {} in the vault",
         json::drain_phase(drain.phase()).replace('_', " "),
-        count(drain.connections),
-        count(drain.requests),
+        counted(drain.connections, "connection"),
+        counted(drain.requests, "request"),
         bytes(drain.pipeline_bytes),
-        count(drain.records_pending)
+        counted(drain.records_pending, "record")
     )
 }
 

@@ -5,6 +5,7 @@
 //! resumes one that was begun under an authority that is gone.
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
@@ -12,6 +13,7 @@ use std::{
 
 use rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier, version::TLS13};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio_rustls::TlsAcceptor;
 
 use super::{ClientAuth, TlsConfig};
@@ -65,6 +67,18 @@ impl Expiry {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |now| i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
         self.not_after_unix_s < now
+    }
+}
+
+impl fmt::Display for Expiry {
+    /// `cert until 2026-01-02T03:04:05Z`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = OffsetDateTime::from_unix_timestamp(self.not_after_unix_s).ok();
+        match end.and_then(|end| end.format(&Rfc3339).ok()) {
+            Some(end) => write!(f, "{} until {end}", self.file),
+            // No certificate can say a later year than 9999.
+            None => write!(f, "{} until Unix time {}", self.file, self.not_after_unix_s),
+        }
     }
 }
 

@@ -150,7 +150,9 @@ impl Keeper {
                 status.failure = None;
                 status.expiries = tls.expiries().to_vec();
                 self.set.send_replace(tls);
-                tracing::info!(expiries = ?status.expiries, "ingest.tls: certificates reloaded");
+                let expiries = status.expiries.iter().map(Expiry::to_string);
+                let valid = expiries.collect::<Vec<_>>().join(", ");
+                tracing::info!(valid, "ingest.tls: certificates reloaded");
                 true
             }
             Err(error) => {

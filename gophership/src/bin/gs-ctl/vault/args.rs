@@ -20,7 +20,7 @@ pub(crate) enum VaultCommand {
     #[command(after_help = "\
 Reads headers and cursors, and payloads only where those don't tell what is owed: see verify for a full check.
 
-States: unused (made ahead), writing, open (no seal yet), torn (ends in a block that nobody was promised),
+States: unused (made ahead), writing, open (no seal yet), torn (ends in a block that nobody was promised), \
 sealed, damaged (kept; what is intact is delivered), quarantined (by an operator).
 
 Examples:
@@ -32,9 +32,9 @@ Examples:
         place: Place,
     },
 
-    /// Read everything and check every checksum and hash; exits with 1 if something is damaged or was changed.
+    /// Check every checksum and hash; exit code 1 if something is damaged or changed.
     #[command(after_help = "\
-Reads at the speed of the disk. A torn end isn't damage: nobody was promised what it held. The chain's head stands for
+Reads everything, at the speed of the disk. A torn end isn't damage: nobody was promised what it held. The chain's head stands for \
 all sealed segments of a lane up to then: noted elsewhere, it shows whether all of it was rewritten later.
 
 Examples:
@@ -69,7 +69,7 @@ Examples:
 
     /// Write out what is stored: OTLP JSON lines, the bytes as received, or a hex dump.
     #[command(after_help = "\
-json: one request a line, {\"resourceLogs\":…}, decompressed. raw: the bytes as the producer sent them, which may be
+json: one request a line, {\"resourceLogs\":…}, decompressed. raw: the bytes as the producer sent them, which may be \
 gzip, one entry after the other. What can't be shown is named on standard error, and the exit code is then 1.
 
 Examples:
@@ -95,7 +95,7 @@ Examples:
 
     /// Take a segment out of replay, or put it back.
     #[command(after_help = "\
-A quarantined segment is neither replayed nor removed, over restarts too; its records count as quarantined.
+A quarantined segment is neither replayed nor removed, over restarts too; its records count as quarantined. \
 What is under way to a destination still arrives. With --dir, no daemon may run on the directory.
 
 Examples:

@@ -23,7 +23,7 @@ use super::{
     list::place,
     number, short_time, tell,
 };
-use crate::failure::Failure;
+use crate::{failure::Failure, human::counted};
 
 /// `vault cat`.
 pub(super) fn run(
@@ -133,8 +133,8 @@ impl Writer<'_> {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
             Err(error) => Err(Failure::Failed(format!("cannot write: {error}"))),
             Ok(()) if self.problems > 0 => Err(Failure::Failed(format!(
-                "{} places or entries could not be shown",
-                self.problems
+                "{} could not be shown",
+                counted(self.problems, "part")
             ))),
             Ok(()) => Ok(()),
         }
@@ -186,12 +186,12 @@ fn line(kind: Kind, encoding: ContentEncoding, bytes: &[u8]) -> Result<Vec<u8>, 
 
 fn title(segment: u64, entry: &EntrySeen<'_>) -> String {
     format!(
-        "# {segment:x}:{}, {} bytes, {}, {}, {} records, arrived {} UTC\n",
+        "# {segment:x}:{}, {} bytes, {}, {}, {}, arrived {} UTC\n",
         entry.index,
         entry.len,
         kind(entry.kind),
         encoding(entry.encoding),
-        entry.records,
+        counted(entry.records.into(), "record"),
         short_time(entry.arrival_unix_ns)
     )
 }

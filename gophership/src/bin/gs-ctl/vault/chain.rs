@@ -9,7 +9,7 @@ use gophership::vault::chain::{ChainReport, Hash, Known, SegmentReport, State, v
 use serde_json::{Value, json};
 
 use super::{Opened, args::SegmentNumber, full_number, list::Row, number};
-use crate::human::{count, plain};
+use crate::human::{count, counted, plain};
 
 /// One lane's chain.
 pub(super) struct Chain {
@@ -74,7 +74,7 @@ impl Chain {
             .collect();
         let records = report.missing_places + report.damaged_records;
         if records > 0 {
-            faults.push(format!("{} records of {}", count(records), self.lane));
+            faults.push(format!("{} of {}", counted(records, "record"), self.lane));
         }
         faults
     }
@@ -138,11 +138,17 @@ impl Chain {
             ("missing", of("missing")),
             ("removed by the vault", of("removed")),
             ("not chained yet", of("unchained")),
-            ("records missing", report.missing_places),
-            ("records damaged", report.damaged_records),
         ] {
             if how_many > 0 {
                 text.push_str(&format!("; {} {what}", count(how_many)));
+            }
+        }
+        for (what, records) in [
+            ("missing", report.missing_places),
+            ("damaged", report.damaged_records),
+        ] {
+            if records > 0 {
+                text.push_str(&format!("; {} {what}", counted(records, "record")));
             }
         }
         text.push('\n');

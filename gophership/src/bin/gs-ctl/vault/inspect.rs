@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     failure::Failure,
-    human::{bytes, count, plain},
+    human::{bytes, count, counted, plain},
     output::Sink,
     table::{table, titled},
 };
@@ -226,7 +226,8 @@ fn facts(opened: &Opened, row: &Row<'_>) -> Vec<Vec<String>> {
             bytes(codecs.stored_bytes),
         ),
     );
-    let amount = |entries, records| format!("{} with {} records", count(entries), count(records));
+    let amount =
+        |entries, records| format!("{} with {}", count(entries), counted(records, "record"));
     fact("entries", amount(walked.entries, walked.records));
     for (name, owed) in &row.owed {
         fact(

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::{Opened, age_seconds, failed, full_number, number, range, rfc3339, short_time};
 use crate::{
     failure::Failure,
-    human::{bytes, count, duration, plain},
+    human::{bytes, count, counted, duration, plain},
     output::Sink,
     table::{paint, titled},
 };
@@ -316,20 +316,20 @@ fn ansi(state: &str) -> &'static str {
 
 fn sums(totals: &Totals) -> String {
     let mut text = format!(
-        "{} segments, {}; {} entries with {} records, of which {} with {} are owed",
-        count(totals.segments),
+        "{}, {}; {} with {}; owed: {} with {}",
+        counted(totals.segments, "segment"),
         bytes(totals.bytes),
-        count(totals.entries),
-        count(totals.records),
+        counted(totals.entries, "entry"),
+        counted(totals.records, "record"),
         count(totals.owed_any.entries),
         count(totals.owed_any.records),
     );
     if totals.damaged + totals.quarantined > 0 {
         text.push_str(&format!(
-            "; {} damaged ({} entries with {} records lost), {} quarantined by operators",
+            "; {} damaged ({} with {} lost), {} quarantined by operators",
             count(totals.damaged),
-            count(totals.lost.0),
-            count(totals.lost.1),
+            counted(totals.lost.0, "entry"),
+            counted(totals.lost.1, "record"),
             count(totals.quarantined),
         ));
     }
@@ -357,8 +357,8 @@ fn remarks(rows: &[Row<'_>]) -> String {
         }
         if row.state == "damaged" && row.summary.damage.is_empty() {
             out.push_str(&format!(
-                "{segment}: the daemon found damage ({} entries lost); see `gs-ctl vault verify {segment}`\n",
-                count(row.lost.0)
+                "{segment}: the daemon found damage ({} lost); see `gs-ctl vault verify {segment}`\n",
+                counted(row.lost.0, "entry")
             ));
         }
     }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     failure::Failure,
-    human::{bytes, count, plain},
+    human::{bytes, count, counted, plain},
     output::Sink,
     table::titled,
 };
@@ -65,7 +65,8 @@ pub(super) fn run(
     let mut wrong = Vec::new();
     if places > 0 {
         wrong.push(format!(
-            "{places} damaged places, in {}",
+            "{}, in {}",
+            counted(places, "damaged place"),
             damaged.join(", ")
         ));
     }
@@ -134,15 +135,15 @@ fn page(opened: &Opened, rows: &[Row<'_>], chains: &[Chain], read: u64) -> Strin
             ));
         }
     }
-    let sum = |of: fn(&Row<'_>) -> u64| count(rows.iter().map(of).sum());
+    let sum = |of: fn(&Row<'_>) -> u64| -> u64 { rows.iter().map(of).sum() };
     out.push_str(&format!(
-        "{} segments, {} in {} blocks read: {} entries with {} records; {} damaged\n",
-        count(rows.len() as u64),
+        "{}, {} in {} read: {} with {}; {} damaged\n",
+        counted(rows.len() as u64, "segment"),
         bytes(read),
-        sum(|row| row.summary.walked.blocks.into()),
-        sum(|row| row.summary.walked.entries),
-        sum(|row| row.summary.walked.records),
-        sum(|row| u64::from(row.summary.damaged_places > 0)),
+        counted(sum(|row| row.summary.walked.blocks.into()), "block"),
+        counted(sum(|row| row.summary.walked.entries), "entry"),
+        counted(sum(|row| row.summary.walked.records), "record"),
+        count(sum(|row| u64::from(row.summary.damaged_places > 0))),
     ));
     out.extend(chains.iter().map(Chain::sums));
     out
