@@ -149,6 +149,39 @@ Examples:
     /// Make and show certificates.
     #[command(subcommand)]
     Certs(CertsCommand),
+
+    /// Print what makes a shell complete this command.
+    #[command(after_help = "\
+Examples:
+  gs-ctl completions bash > /usr/share/bash-completion/completions/gs-ctl
+  gs-ctl completions zsh > /usr/share/zsh/site-functions/_gs-ctl
+  gs-ctl completions fish > ~/.config/fish/completions/gs-ctl.fish")]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+
+    /// Print the manual page, or write all of them to a directory.
+    #[command(after_help = "\
+Examples:
+  gs-ctl man | man -l -
+  gs-ctl man --dir /usr/local/share/man/man1")]
+    Man {
+        /// A page for each command, too, as files in this directory.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
+}
+
+/// Shells that completions are made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shell {
+    /// GNU Bash.
+    Bash,
+    /// Z shell.
+    Zsh,
+    /// Fish.
+    Fish,
 }
 
 /// `top`.

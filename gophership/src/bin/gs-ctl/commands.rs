@@ -11,7 +11,7 @@ use crate::{
     cli::{CertsCommand, Cli, Command, DrainArgs, EventsArgs, OverrideArgs, SocketsArgs},
     client, events,
     failure::Failure,
-    json as shown,
+    generate, json as shown,
     output::Sink,
     replay, sockets, top, vault, view,
 };
@@ -22,6 +22,8 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Certs(CertsCommand::Init { dir, hosts }) => certs::init(sink, dir, hosts),
         Command::Certs(CertsCommand::Show { file }) => certs::show(sink, file),
+        Command::Completions { shell } => generate::completions(*shell),
+        Command::Man { dir } => generate::man(dir.as_deref()),
         Command::Top(args) => top::run(cli, args, sink).await,
         Command::Vault(command) => vault::run(cli, command, sink).await,
         command => {
@@ -33,9 +35,12 @@ pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
                 Command::Drain(args) => drain(daemon, sink, args).await,
                 Command::Events(args) => events(daemon, sink, args).await,
                 Command::Sockets(args) => sockets(daemon, sink, args).await,
-                Command::Status | Command::Certs(_) | Command::Top(_) | Command::Vault(_) => {
-                    status(daemon, sink).await
-                }
+                Command::Status
+                | Command::Certs(_)
+                | Command::Completions { .. }
+                | Command::Man { .. }
+                | Command::Top(_)
+                | Command::Vault(_) => status(daemon, sink).await,
             }
         }
     }

@@ -6,6 +6,7 @@ mod client;
 mod commands;
 mod events;
 mod failure;
+mod generate;
 mod human;
 mod json;
 mod output;
