@@ -8,7 +8,10 @@
 
 mod common;
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use common::{
@@ -35,6 +38,10 @@ const KILLS: u64 = 5;
 const ACKS_A_STEP: u64 = 60;
 const DESTINATIONS: [&str; 2] = ["steady", "flaky"];
 
+/// What every resource gets.
+const ENRICH: &str = "{ detect: [], resource: { deployment.environment.name: chaos } }";
+const ADDED: &str = "deployment.environment.name";
+
 #[test]
 fn whatever_happens_each_destination_gets_what_was_acknowledged() {
     let number = |name: &str, usual| {
@@ -50,11 +57,12 @@ fn whatever_happens_each_destination_gets_what_was_acknowledged() {
     settings
         .destinations
         .push(sinks[1].destination("flaky", "2s"));
+    settings.enrich = ENRICH;
     let mut oracle = Oracle::default();
     for round in 0..KILLS {
         let daemon = Daemon::start(&home, &settings);
         await_recovery(&daemon);
-        let mut window = Window::open(&daemon, &sinks);
+        let mut window = Window::open(&daemon, &sinks, oracle.ends());
         let load = start_load(&home, &daemon, seed * 100 + round);
         for step in 0..steps {
             let weather = Weather::draw(&mut random);
@@ -189,7 +197,6 @@ fn generation(home: &Home) -> u64 {
 #[derive(Debug)]
 struct Window {
     taken: [Taken; 2],
-    took_before: [u64; 2],
     had_before: [u64; 2],
     looks: Vec<Look>,
 }
@@ -219,12 +226,14 @@ struct Allowed {
 }
 
 impl Window {
-    fn open(daemon: &Daemon<'_>, sinks: &[Sink; 2]) -> Self {
-        let mut taken = [Taken::default(); 2];
-        let took_before = Taken::by(&mut taken, sinks);
+    /// Of a run before which they had taken `requests`.
+    fn open(daemon: &Daemon<'_>, sinks: &[Sink; 2], requests: [usize; 2]) -> Self {
+        let taken = requests.map(|requests| Taken {
+            requests,
+            ..Taken::default()
+        });
         let mut window = Self {
             taken,
-            took_before,
             had_before: assert_explained(daemon),
             looks: Vec::new(),
         };
@@ -237,9 +246,7 @@ impl Window {
         let has = assert_explained(daemon);
         let generation = generation(daemon.home());
         let took = Taken::by(&mut self.taken, sinks);
-        let in_flight = [0, 1].map(|to| {
-            (took[to] - self.took_before[to]).saturating_sub(has[to] - self.had_before[to])
-        });
+        let in_flight = [0, 1].map(|to| took[to].saturating_sub(has[to] - self.had_before[to]));
         self.looks.push(Look {
             generation,
             requests,
@@ -263,21 +270,19 @@ impl Window {
         let look = self.looks.iter().rev().find(known);
         let look = look.unwrap_or(&self.looks[0]).clone();
         let took = Taken::by(&mut self.taken, sinks);
-        [0, 1].map(|to| {
-            let taken = took[to] - self.took_before[to];
-            Allowed {
-                at_most: taken.saturating_sub(look.has[to] - self.had_before[to]),
-                requests: look.requests[to],
-                in_flight: look.in_flight[to],
-            }
+        [0, 1].map(|to| Allowed {
+            at_most: took[to].saturating_sub(look.has[to] - self.had_before[to]),
+            requests: look.requests[to],
+            in_flight: look.in_flight[to],
         })
     }
 }
 
-/// Records that a destination has taken, as far as they are counted.
-#[derive(Debug, Default, Clone, Copy)]
+/// Records that a destination has taken in a run, each once, as far as they are counted.
+#[derive(Debug, Default)]
 struct Taken {
     requests: usize,
+    ids: HashSet<String>,
     records: u64,
 }
 
@@ -285,8 +290,11 @@ impl Taken {
     fn by(taken: &mut [Self; 2], sinks: &[Sink; 2]) -> [u64; 2] {
         for (taken, sink) in taken.iter_mut().zip(sinks) {
             let stored = sink.stored();
-            let more: u64 = stored[taken.requests..].iter().map(records).sum();
-            taken.records += more;
+            for logs in stored[taken.requests..].iter().flat_map(decoded) {
+                if taken.ids.insert(number_of(&logs)) {
+                    taken.records += log_records(&logs);
+                }
+            }
             taken.requests = stored.len();
         }
         [taken[0].records, taken[1].records]
@@ -319,6 +327,15 @@ fn number_of(logs: &ResourceLogs) -> String {
         Some(Any::StringValue(id)) => id.clone(),
         _ => panic!("no number: {logs:?}"),
     }
+}
+
+/// Whether the daemon has added what it was configured to.
+fn has_added(logs: &ResourceLogs) -> bool {
+    let mut attributes = logs
+        .resource
+        .iter()
+        .flat_map(|resource| &resource.attributes);
+    attributes.any(|attribute| attribute.key == ADDED)
 }
 
 /// Without the resource attributes that the daemon may have added to those that were `sent`.
@@ -369,6 +386,11 @@ impl Oracle {
         }
     }
 
+    /// Requests that had been taken when the last run ended.
+    fn ends(&self) -> [usize; 2] {
+        [0, 1].map(|to| self.runs[to].last().map_or(0, |(end, _)| *end))
+    }
+
     fn judge(&self, sinks: &[Sink; 2]) {
         let acked = self.sent.values().filter(|(_, is_acked)| *is_acked).count();
         assert!(acked > 1000, "only {acked} were acknowledged");
@@ -377,18 +399,23 @@ impl Oracle {
             let runs = &self.runs[to];
             // When it last arrived; how much has come again, and of that what may have been noted durably.
             let mut arrived: HashMap<String, usize> = HashMap::new();
-            let (mut again, mut noted) = (0, 0);
+            let (mut again, mut noted, mut in_one_run) = (0, 0, 0);
+            let run_of = |index| runs.iter().take_while(|(end, _)| *end <= index).count();
             for (index, message) in sink.stored().iter().enumerate() {
                 for logs in decoded(message) {
                     let id = number_of(&logs);
                     let Some((sent, _)) = self.sent.get(&id) else {
                         panic!("{name} got {id}, which nobody sent");
                     };
+                    assert!(has_added(&logs), "{name} got {id} as it was sent");
                     assert_eq!(&without_added(logs, sent), sent, "{name} got {id} altered");
                     let Some(before) = arrived.insert(id, index) else {
                         continue;
                     };
                     again += log_records(sent);
+                    if run_of(before) == run_of(index) {
+                        in_one_run += log_records(sent);
+                    }
                     let run = runs.iter().find(|(end, _)| before < *end);
                     if run.is_none_or(|(_, allowed)| before < allowed.requests) {
                         noted += log_records(sent);
@@ -414,6 +441,11 @@ impl Oracle {
             eprintln!(
                 "{name}: {again} records twice of {at_most} that may be, {noted} of {in_flight} from before the \
                  cursors were last written; {doubtful} were its own fault"
+            );
+            // Without a crash in between, nobody else is to blame.
+            assert!(
+                in_one_run <= doubtful,
+                "{name}: {in_one_run} twice in one run, {doubtful} of them by its own fault"
             );
             assert!(again <= at_most, "{name}: {again} twice, of {at_most}");
             assert!(noted <= in_flight, "{name}: {noted} of {in_flight} twice");

@@ -328,3 +328,83 @@ fn newest_segments_come_first_on_request() {
     assert_eq!(oracle::arrivals(&messages, &stored), vec![1; 40]);
     daemon.await_empty_vault();
 }
+
+#[test]
+fn an_order_with_a_range_outlives_refusals() {
+    let home = Home::new();
+    let sink = Sink::up();
+    let daemon = Daemon::start(&home, &manual(&sink));
+    let messages = Messages::new(77, SHAPE).take(20);
+    store(&daemon, &messages);
+    sink.answer(Answer::RefuseFor(
+        Code::Unavailable,
+        Duration::from_millis(10),
+    ));
+    daemon.ctl(&["replay", "--from", "1h"]);
+    // All that was on its way has been refused, more than once.
+    eventually("it is refused", PATIENCE, || sink.seen() >= 6);
+    sink.answer(Answer::Accept);
+    eventually("nothing is owed", PATIENCE, || owed(&daemon, "main") == 0);
+    oracle::await_arrival(&messages, &sink, PATIENCE);
+}
+
+#[test]
+fn what_was_refused_is_not_paid_for_when_it_is_taken() {
+    let home = Home::new();
+    let sink = Sink::up();
+    let daemon = Daemon::start(&home, &manual(&sink));
+    let large = Shape {
+        records: 10,
+        body_bytes: 10_000,
+    };
+    let messages = Messages::new(78, large).take(10);
+    store(&daemon, &messages);
+    sink.answer(Answer::RefuseFor(
+        Code::ResourceExhausted,
+        Duration::from_millis(1),
+    ));
+    // Paid for, what is refused here would take ten minutes, at the least rate of a destination that throttles.
+    daemon.ctl(&["replay", "--rate", "1MiB"]);
+    eventually("it is refused", PATIENCE, || sink.seen() >= 20);
+    sink.answer(Answer::Accept);
+    eventually("nothing is owed", PATIENCE, || owed(&daemon, "main") == 0);
+}
+
+#[test]
+fn a_segment_that_cannot_be_opened_does_not_hold_up_the_others() {
+    let home = Home::new();
+    let sink = Sink::up();
+    let settings = Settings {
+        workers: 1,
+        max_request_bytes: "512KiB",
+        segment_bytes: "1MiB",
+        ..manual(&sink)
+    };
+    let daemon = Daemon::start(&home, &settings);
+    let large = Shape {
+        records: 10,
+        body_bytes: 20_000,
+    };
+    let messages = Messages::new(79, large).take(40);
+    store(&daemon, &messages);
+    let files = std::fs::read_dir(home.vault().join("lane-00")).unwrap();
+    let first = files
+        .map(|file| file.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|ending| ending == "gsv"))
+        .min()
+        .unwrap();
+    let away = first.with_extension("away");
+    std::fs::rename(&first, &away).unwrap();
+    // A link to itself.
+    std::os::unix::fs::symlink(first.file_name().unwrap(), &first).unwrap();
+    daemon.ctl(&["replay"]);
+    eventually("others have come", PATIENCE, || sink.stored_count() > 0);
+    assert!(owed(&daemon, "main") > 0, "the first was read");
+    // It is told once, however often it is met.
+    let told = daemon.log_lines("can't be read").len();
+    assert_eq!(told, 1);
+    std::fs::remove_file(&first).unwrap();
+    std::fs::rename(&away, &first).unwrap();
+    eventually("all have come", PATIENCE, || owed(&daemon, "main") == 0);
+    oracle::await_arrival(&messages, &sink, PATIENCE);
+}

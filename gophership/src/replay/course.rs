@@ -28,7 +28,7 @@ use crate::{
     otel::Enrichment,
     pipeline::Member,
     pressure::Verdict,
-    vault::{Entry, Limiter, Selection, Settlement, Vault},
+    vault::{self, Entry, Limiter, Selection, Settlement, Vault},
 };
 
 /// Batches on their way to one destination: the next is there when it has worked one off, however far away it is.
@@ -69,6 +69,9 @@ pub(super) struct Course {
     /// How often parked entries had been taken back when the reader last started anew.
     unparked: u64,
     on_the_way: JoinSet<Answered>,
+    bytes_on_the_way: usize,
+    /// Why a segment can't be read, as it was told last.
+    unreadable: Option<String>,
     /// Something that was on its way wasn't taken.
     has_failed: bool,
     limiter: Limiter,
@@ -77,8 +80,14 @@ pub(super) struct Course {
     running: bool,
 }
 
-/// A group, and what its destination says of it.
-type Answered = (Group, Outcome);
+/// What the destination says of a group.
+#[derive(Debug)]
+struct Answered {
+    group: Group,
+    /// While it was on its way.
+    held_bytes: usize,
+    outcome: Outcome,
+}
 
 impl Course {
     pub(super) fn new(common: Rc<Common>, index: usize, member: Member) -> Self {
@@ -89,6 +98,8 @@ impl Course {
             source: Source::new(common.vault.reader(), common.batch_max_bytes, member.bit),
             member,
             on_the_way: JoinSet::new(),
+            bytes_on_the_way: 0,
+            unreadable: None,
             has_failed: false,
             selection: Selection::default(),
             unparked: 0,
@@ -224,17 +235,17 @@ impl Course {
         let entries = match self.source.next().await {
             Ok(entries) => entries,
             Err(error) => {
-                tracing::error!(%error, "replay: the vault can't be read");
-                self.start_over().await;
-                self.source.rewind().await;
-                return false;
+                self.cannot_read(&error);
+                // The next portion is what lies behind it.
+                return true;
             }
         };
         if entries.is_empty() {
+            let was_on_the_way = !self.on_the_way.is_empty();
             let settled = self.start_over().await;
             self.source.rewind().await;
-            // Else held, parked, or not selected.
-            if !settled {
+            if !was_on_the_way {
+                // Held, parked, unreadable, or not selected.
                 self.set_state(State::Waiting);
                 if is_recovered && self.selection != Selection::default() {
                     common.control.is_over(self.index, orders);
@@ -246,32 +257,47 @@ impl Course {
         self.send(entries).await
     }
 
+    /// Tells of it, but not each time that it is met again.
+    fn cannot_read(&mut self, error: &vault::Error) {
+        let error = error.to_string();
+        if self.unreadable.as_ref() != Some(&error) {
+            tracing::error!(error, "replay: a part of the vault can't be read");
+            self.unreadable = Some(error);
+        }
+    }
+
     /// Sends a portion on its way. Gives whether to go on at once.
     async fn send(&mut self, entries: Vec<Entry>) -> bool {
         let mut entries = entries.into_iter();
         let mut next = None;
         while let Some(group) = self.next_group(&mut entries, &mut next) {
-            self.limiter.spent(group.stored_bytes() as u64);
-            self.start(group);
-            if self.keep_the_rate().await.is_break() {
+            if self.keep_the_rate(&group).await.is_break() {
                 // It fails, or the zone or the orders have changed: what is left is read again.
                 return self.start_over().await;
             }
+            self.start(group);
         }
         true
     }
 
     fn start(&mut self, mut group: Group) {
+        self.limiter.spent(group.stored_bytes() as u64);
+        let held_bytes = group.held_bytes();
+        self.bytes_on_the_way += held_bytes;
         let destination = Rc::clone(&self.member.destination);
         self.on_the_way.spawn_local(async move {
             let outcome = destination.deliver(group.take_batch()).await;
-            (group, outcome)
+            Answered {
+                group,
+                held_bytes,
+                outcome,
+            }
         });
     }
 
-    /// Waits until the rate and what is on its way allow for more; the rate may change meanwhile. Breaks off when nothing,
+    /// Waits until the rate and what is on its way allow for `next`; the rate may change meanwhile. Breaks off when nothing,
     /// or something else, is to be sent, and when something wasn't taken.
-    async fn keep_the_rate(&mut self) -> ControlFlow<()> {
+    async fn keep_the_rate(&mut self, next: &Group) -> ControlFlow<()> {
         loop {
             while let Some(answered) = self.on_the_way.try_join_next() {
                 self.answered(answered).await;
@@ -284,7 +310,7 @@ impl Course {
                 return ControlFlow::Break(());
             }
             let wait = match self.limiter.wait(rate, Instant::now()) {
-                Some(Duration::ZERO) if self.on_the_way.len() < ON_THE_WAY_MAX => {
+                Some(Duration::ZERO) if self.has_room(next) => {
                     return ControlFlow::Continue(());
                 }
                 Some(Duration::ZERO) | None => LOOK,
@@ -297,6 +323,14 @@ impl Course {
                 }
             }
         }
+    }
+
+    /// Whether `next` may be on its way with what is: a request that is larger than a batch only by itself.
+    fn has_room(&self, next: &Group) -> bool {
+        let bytes = self.bytes_on_the_way + next.held_bytes();
+        // As they were stored, and as they are sent.
+        let bytes_max = 2 * self.common.batch_max_bytes * ON_THE_WAY_MAX;
+        self.on_the_way.is_empty() || (self.on_the_way.len() < ON_THE_WAY_MAX && bytes <= bytes_max)
     }
 
     /// Puts the next group together; `next` is what didn't fit into it. One at a time: decompressed,
@@ -331,20 +365,30 @@ impl Course {
 
     /// Takes note of an answer; gives whether anything was settled.
     async fn answered(&mut self, answered: Result<Answered, JoinError>) -> bool {
-        let settled = match answered {
-            Ok((group, Outcome::Accepted { rejected_records })) => {
+        let Answered {
+            group,
+            held_bytes,
+            outcome,
+        } = match answered {
+            Ok(answered) => answered,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        };
+        self.bytes_on_the_way -= held_bytes;
+        let settled = match outcome {
+            Outcome::Accepted { rejected_records } => {
                 self.accepted(&group, rejected_records);
                 true
             }
-            Ok((_, Outcome::Retry { after, reason })) => {
+            Outcome::Retry { after, reason } => {
+                // It is sent again, and must not have to wait for what was in vain.
+                self.limiter.returned(group.stored_bytes() as u64);
                 self.member.circuit.failed(after, &reason);
                 false
             }
-            Ok((group, Outcome::Rejected { reason })) => {
+            Outcome::Rejected { reason } => {
                 self.member.circuit.close();
                 self.rejected(group, &reason).await
             }
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
         self.has_failed |= !settled;
         settled

@@ -65,6 +65,11 @@ impl Group {
         self.entries.iter().map(|entry| entry.bytes.len()).sum()
     }
 
+    /// Memory that it takes until its batch is taken, and until that is gone.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.stored_bytes() + self.plain.len()
+    }
+
     pub(super) fn records(&self) -> u64 {
         self.records
     }

@@ -29,6 +29,11 @@ impl Limiter {
         self.debt = self.debt.saturating_add(i128::from(bytes));
     }
 
+    /// `bytes` of what was [`Self::spent`] were in vain.
+    pub(crate) fn returned(&mut self, bytes: u64) {
+        self.debt = self.debt.saturating_sub(bytes.into());
+    }
+
     /// How long to wait, as far as is known now, before more work is done at `rate` bytes a second,
     /// which has been the rate since the last call; `None` if none may be done at all.
     pub(crate) fn wait(&mut self, rate: u64, now: Instant) -> Option<Duration> {
@@ -68,6 +73,19 @@ mod tests {
         assert_eq!(limiter.wait(1000, late), Some(Duration::ZERO));
         limiter.spent(1000);
         assert_eq!(limiter.wait(1000, late), Some(SECOND - BURST));
+    }
+
+    #[test]
+    fn what_was_in_vain_is_not_paid_for() {
+        let start = Instant::now();
+        let mut limiter = Limiter::new(start);
+        for _ in 0..1000 {
+            limiter.spent(1000);
+            limiter.returned(1000);
+        }
+        assert_eq!(limiter.wait(1000, start), Some(Duration::ZERO));
+        limiter.spent(1000);
+        assert_eq!(limiter.wait(1000, start), Some(SECOND));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::{Arc, atomic::Ordering};
 use super::{
     entry::{DestMask, Entry, EntryId, Part, Piece, Pieces},
     error::{Error, io_error},
-    format::{BlockHeader, BlockKind, PAGE},
+    format::{BlockHeader, BlockKind, Codec, PAGE},
     segment::Segment,
     selection::Selection,
     shared::{Damage, ORPHAN, SEAL_MISMATCH, Shared},
@@ -34,6 +34,8 @@ struct OpenSegment {
     all_settled: bool,
     /// Damage that nothing follows was met; what comes later here is found by the next start.
     exhausted: bool,
+    /// Of the block whose payload was last decompressed, and is still there: a portion may end in it.
+    decoded_at: Option<u64>,
     /// CRC fields of the blocks before `position`, while all of them were read one after the other.
     crc: Option<crc32fast::Hasher>,
 }
@@ -193,6 +195,7 @@ impl Reader {
                 next_entry: position.entry,
                 all_settled: true,
                 exhausted: false,
+                decoded_at: None,
                 crc: (position == Position::START).then(crc32fast::Hasher::new),
             });
             return Ok(true);
@@ -297,7 +300,13 @@ impl OpenSegment {
         (chain, large): (&mut Chain, &mut Option<Large>),
     ) -> Option<Stop> {
         let position = self.position;
-        let payload = self.source.payload(position.offset, header, decoded);
+        let payload = if self.decoded_at == Some(position.offset) {
+            decoded.get(..header.raw_len as usize)
+        } else {
+            let is_decoded = header.codec == Codec::Lz4;
+            self.decoded_at = is_decoded.then_some(position.offset);
+            self.source.payload(position.offset, header, decoded)
+        };
         let Some(payload) = payload.filter(|payload| is_consistent(header, payload)) else {
             if self.segment.is_retired() {
                 return Some(Stop::SegmentEnd);

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
 use super::Bench;
@@ -61,6 +61,12 @@ fn one(bench: &mut Bench<'_>, how: &str, address: SocketAddr) -> Result<()> {
         budgets.push(daemon.metric("gophership_memory_used_bytes")?);
     }
     let measured = load.read().since(&before);
+    ensure!(
+        measured.requests > 0 && measured.refused == 0,
+        "{} requests acknowledged, {} refused",
+        measured.requests,
+        measured.refused
+    );
     drop(load);
     report(bench, how, &daemon, (&resident, &budgets), measured.json())
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::Bench;
 use crate::{
-    daemon::Daemon,
+    daemon::{Daemon, cpu_ns},
     ingest::case::{Case, LARGE_FRAMES, Route, Running},
     load::{Load, Protocol, RECORD_BYTES},
     sink::Sink,
@@ -67,12 +67,6 @@ fn backlog(bench: &Bench<'_>, compression: &'static str, records: f64) -> Result
     Ok((daemon, sink))
 }
 
-/// CPU time of all that replays.
-fn replay_cpu_ns(daemon: &Daemon) -> u64 {
-    let threads = ["replay", "replay-read"];
-    threads.map(|name| daemon.thread_cpu_ns(name)).iter().sum()
-}
-
 /// Records a second over `window`, or until little is left.
 fn replayed_per_second(daemon: &Daemon, window: Duration) -> Result<f64> {
     let (before, started) = (daemon.metric(REPLAYED)?, Instant::now());
@@ -109,19 +103,19 @@ fn alone_of(
     live: f64,
     window: Duration,
 ) -> Result<()> {
-    // Twice as much as live traffic would need, so that there is always something left.
+    // More than the window and what is before it need, so that there is always something left.
     let records = live * (window.as_secs_f64() + 2.0) * 1.5;
     let (daemon, _sink) = backlog(bench, compression, records)?;
     daemon.hold("green")?;
     daemon.ctl(&["replay", "--rate", NO_LIMIT])?;
     thread::sleep(Duration::from_secs(1));
-    let (cpu, started) = (replay_cpu_ns(&daemon), Instant::now());
+    let (cpu, started) = (cpu_ns(daemon.pid()), Instant::now());
     let replayed = replayed_per_second(&daemon, window)?;
-    let cpu = replay_cpu_ns(&daemon).saturating_sub(cpu);
+    let cpu = cpu_ns(daemon.pid()).saturating_sub(cpu);
     let cpu_share = cpu as f64 / started.elapsed().as_nanos() as f64;
     let ratio = replayed / live;
     eprintln!(
-        "    {compression}: live {live:.0}, replay {replayed:.0} records a second ({:.0} %, {:.2} GB/s of messages), its threads {:.0} % of a CPU",
+        "    {compression}: live {live:.0}, replay {replayed:.0} records a second ({:.0} %, {:.2} GB/s of messages), the daemon {:.0} % of a CPU",
         ratio * 100.0,
         replayed * RECORD_BYTES as f64 / 1e9,
         cpu_share * 100.0
@@ -131,7 +125,7 @@ fn alone_of(
         "live_records_per_second": live,
         "replay_records_per_second": replayed,
         "replay_over_live": ratio,
-        "replay_cpu_share": cpu_share,
+        "daemon_cpu_share": cpu_share,
     });
     // What isn't compressed is as fast as the disk reads, which may be less.
     if compression == "lz4" {
@@ -148,13 +142,13 @@ fn alone_of(
 pub(super) fn in_yellow(bench: &mut Bench<'_>) -> Result<()> {
     let window = bench.window(20, 4);
     eprintln!("yellow: a backlog at replay.max_bytes_per_second, {window:?}");
-    let (daemon, _sink) = backlog(bench, CASE.compression, 4e6)?;
+    let (daemon, _sink) = backlog(bench, "lz4", 4e6)?;
     daemon.hold("yellow")?;
     daemon.ctl(&["replay"])?;
     thread::sleep(Duration::from_secs(1));
-    let (cpu, started) = (replay_cpu_ns(&daemon), Instant::now());
+    let (cpu, started) = (cpu_ns(daemon.pid()), Instant::now());
     let replayed = replayed_per_second(&daemon, window)?;
-    let cpu = replay_cpu_ns(&daemon).saturating_sub(cpu);
+    let cpu = cpu_ns(daemon.pid()).saturating_sub(cpu);
     let share = cpu as f64 / started.elapsed().as_nanos() as f64;
     eprintln!(
         "    {replayed:.0} records a second, {:.1} % of a CPU",
@@ -166,7 +160,7 @@ pub(super) fn in_yellow(bench: &mut Bench<'_>) -> Result<()> {
     );
     let figures = json!({
         "replay_records_per_second": replayed,
-        "replay_cpu_share": share,
+        "daemon_cpu_share": share,
         "bars": [bar],
     });
     bench.report.emit("pipeline.yellow", &figures);
@@ -183,7 +177,7 @@ pub(super) fn beside_live(bench: &mut Bench<'_>) -> Result<()> {
         let most = running.measure(window)?.window;
         u64::try_from(u128::from(most.requests) * 500_000 / most.took.as_micros().max(1))?
     };
-    let (daemon, _sink) = backlog(bench, CASE.compression, 6e6)?;
+    let (daemon, _sink) = backlog(bench, "lz4", 6e6)?;
     daemon.hold("green")?;
     let load = Load::start(CASE.plan(bench.site, &daemon, |plan| {
         plan.requests_per_second = Some(half);
