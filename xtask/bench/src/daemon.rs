@@ -324,15 +324,6 @@ impl Daemon {
         });
         Ok(samples.sum())
     }
-
-    /// Time on a CPU of its threads of this name.
-    pub(crate) fn thread_cpu_ns(&self, name: &str) -> u64 {
-        let named = tasks(self.pid()).filter(|task| {
-            fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim_end() == name)
-        });
-        named.filter_map(|task| schedstat_ns(&task)).sum()
-    }
-
     /// A line of `/proc/PID/status` that has kibibytes, in bytes: `VmRSS`, or `VmHWM` for its peak.
     pub(crate) fn memory(&self, line: &str) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
