@@ -83,6 +83,12 @@ fn a_slow_device_turns_yellow_with_its_flag_and_back() {
             turned.values.get(Signal::DiskDepth) >= Some(1),
             "{turned:?}"
         );
+        // A block would take a minute now: nothing is completed, and what is under way ages.
+        cgroup.limit_writes(&disk.backed_by, Some(BLOCK / 64));
+        judging.wait("request of two seconds", || {
+            judging.signal(Signal::DiskLatency) >= Some(2.0)
+        });
+        assert!(judging.signal(Signal::DiskDepth) >= Some(1.0));
         // It writes on, but nothing slows it.
         cgroup.limit_writes(&disk.backed_by, None);
         judging.wait_for_green();

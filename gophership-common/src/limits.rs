@@ -128,6 +128,8 @@ pub struct Offsets {
     pub task_state: u32,
     /// `struct request`: `q`.
     pub request_queue: u32,
+    /// `struct request`: `state`.
+    pub request_state: u32,
     /// `struct request_queue`: `disk` (5.15 and later), or [`OFFSET_ABSENT`].
     pub queue_disk: u32,
     /// `struct request`: `rq_disk` (before 5.17), or [`OFFSET_ABSENT`].
@@ -164,6 +166,7 @@ impl Offsets {
         task_pid: OFFSET_ABSENT,
         task_state: OFFSET_ABSENT,
         request_queue: OFFSET_ABSENT,
+        request_state: OFFSET_ABSENT,
         queue_disk: OFFSET_ABSENT,
         request_disk: OFFSET_ABSENT,
         disk_major: OFFSET_ABSENT,

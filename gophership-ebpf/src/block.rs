@@ -1,4 +1,8 @@
 //! How long the vault's block devices take, from issuing a request to its completion.
+//!
+//! A completion may go unseen: the kernel skips a program that would interrupt itself, and there are
+//! kernels that run none, and count none as missed, in what interrupts certain processes. So a request
+//! counts as under way only as long as its own state says so.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -13,8 +17,8 @@ use crate::{
     measures::{Measures, REQUESTS, Request},
 };
 
-/// A request still under way after this is none any more: a completion in an interrupt goes unseen
-/// if it interrupts this very program. Drivers give a request up after 30 s.
+/// A request still under way after this is none any more: the memory of one whose device is gone may
+/// say anything. Drivers give a request up after 30 s.
 const LOST_NS: u64 = 120 * 1_000_000_000;
 
 #[inline(always)]
@@ -116,48 +120,62 @@ pub(crate) fn complete(ctx: &BtfTracePointContext) {
     }
 }
 
-/// Age of the oldest request under way, microseconds; 0 if there is none.
+/// Age of the oldest request under way, microseconds; 0 if there is none. Gives up those that are
+/// over.
 ///
 /// # Safety
-/// `page` is the MEASURES map's only element.
+/// `page` is the MEASURES map's only element, and only the tick calls this.
 #[inline(always)]
-pub(crate) unsafe fn oldest_us(page: *const Measures, now_ns: u64) -> u64 {
+pub(crate) unsafe fn oldest_us(page: *mut Measures, now_ns: u64) -> u64 {
     let mut oldest = Earliest::default();
     let mut index = 0;
     while index < REQUESTS {
         // SAFETY: the index is below REQUESTS.
         unsafe {
-            let slot = (&raw const (*page).requests).cast::<Request>().add(index);
-            oldest.add(atomic::load(&raw const (*slot).issued_ns));
+            let slot = (&raw mut (*page).requests).cast::<Request>().add(index);
+            oldest.add(under_way_since_ns(page, slot, now_ns));
         }
         index += 1;
     }
     oldest.age_ns(now_ns).unwrap_or(0) / 1000
 }
 
-/// Gives up one request that is long lost; each sample looks at one slot.
+/// When the request in a slot was issued; 0 if there is none, or it is over, which frees the slot.
 ///
 /// # Safety
-/// `page` is the MEASURES map's only element, and only the tick calls this.
+/// As for [`oldest_us`]; `slot` is one of the page's.
 #[inline(always)]
-pub(crate) unsafe fn sweep(page: *mut Measures, now_ns: u64) {
-    // SAFETY: says the caller; the index is masked.
+unsafe fn under_way_since_ns(page: *mut Measures, slot: *mut Request, now_ns: u64) -> u64 {
+    // SAFETY: says the caller.
     unsafe {
-        let turn = atomic::load(&raw const (*page).swept);
-        atomic::store(&raw mut (*page).swept, turn.wrapping_add(1));
-        let slot = (&raw mut (*page).requests)
-            .cast::<Request>()
-            .add(turn as usize & (REQUESTS - 1));
-        let owner = atomic::load(&raw const (*slot).address);
+        // In this order, a time goes with its own request or an earlier one, never with a later one.
         let issued_ns = atomic::load(&raw const (*slot).issued_ns);
-        // 0: it is being issued right now.
-        if owner != 0
-            && issued_ns != 0
-            && now_ns.saturating_sub(issued_ns) > LOST_NS
+        let owner = atomic::load_after(&raw const (*slot).address, issued_ns);
+        // A time of 0: it is being issued right now.
+        if owner == 0 || issued_ns == 0 {
+            return 0;
+        }
+        if is_under_way(owner) && now_ns.saturating_sub(issued_ns) <= LOST_NS {
+            return issued_ns;
+        }
+        // Unless it was issued anew meanwhile, or another one is in the slot.
+        if atomic::compare_exchange(&raw mut (*slot).issued_ns, issued_ns, 0) == issued_ns
             && atomic::compare_exchange(&raw mut (*slot).address, owner, 0) == owner
         {
-            atomic::store(&raw mut (*slot).issued_ns, 0);
             atomic::add(&raw mut (*page).disk.depth, u64::MAX);
         }
+        0
     }
+}
+
+/// Whether a request's state is that of one under way. It isn't if the request is over, or waits
+/// because its driver has sent it back: issued anew, it is followed anew.
+#[inline(always)]
+fn is_under_way(request: u64) -> bool {
+    /// `MQ_RQ_IN_FLIGHT` of `enum mq_rq_state`, `include/linux/blk-mq.h`.
+    const IN_FLIGHT: u32 = 1;
+    /// `MQ_RQ_COMPLETE`: the device has done with it, the completion is still to come.
+    const COMPLETE: u32 = 2;
+    let state: Option<u32> = read(request, offset_in_kernel!(request_state));
+    matches!(state, Some(IN_FLIGHT | COMPLETE))
 }

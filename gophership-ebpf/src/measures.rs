@@ -36,8 +36,6 @@ pub(crate) struct Measures {
     pub(crate) samples: u64,
     /// When the next is due.
     pub(crate) next_sample_ns: u64,
-    /// Requests swept, see [`crate::block::sweep`].
-    pub(crate) swept: u64,
     /// The last samples, ten a second.
     pub(crate) recent: [Sample; SAMPLES],
     /// One sample a second.

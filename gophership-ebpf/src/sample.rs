@@ -198,19 +198,17 @@ unsafe fn disk(page: *mut Measures, out: *mut u64, span: &Span) {
     // SAFETY: says the caller.
     unsafe {
         let (now, then) = (&*span.now, &*span.then);
+        // In any case, because it also gives up what is over.
+        let oldest_us = block::oldest_us(page, now.at_ns);
         let completed = now.disk_completed - then.disk_completed;
         let latency_us = now.disk_latency_us - then.disk_latency_us;
-        let latency_us = match latency_us.checked_div(completed) {
-            Some(mean_us) => mean_us,
-            None => block::oldest_us(page, now.at_ns),
-        };
+        let latency_us = latency_us.checked_div(completed).unwrap_or(oldest_us);
         set(out, Signal::DiskLatency, latency_us);
         set(
             out,
             Signal::DiskDepth,
             atomic::load(&raw const (*page).disk.depth),
         );
-        block::sweep(page, now.at_ns);
     }
 }
 

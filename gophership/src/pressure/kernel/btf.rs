@@ -254,6 +254,7 @@ fn known(btf: &Vmlinux) -> Result<Known, Error> {
                 .or_else(|_| btf.offset("task_struct", "state")),
         ),
         request_queue: or_lacking(DISKS, btf.offset("request", "q")),
+        request_state: or_lacking(DISKS, btf.offset("request", "state")),
         queue_disk,
         request_disk: request_disk.unwrap_or(OFFSET_ABSENT),
         disk_major: or_lacking(DISKS, btf.offset("gendisk", "major")),

@@ -84,7 +84,7 @@ fn nothing_runs_without_what_receive_queues_need() {
 #[test]
 fn where_requests_name_their_disk_their_queues_need_not() {
     let disks: [(&str, &[&str]); 2] = [
-        ("request", &["q", "rq_disk"]),
+        ("request", &["q", "rq_disk", "state"]),
         ("gendisk", &["major", "first_minor"]),
     ];
     let known = known(&kernel(&[&QUEUES[..], &disks].concat())).unwrap();

@@ -21,6 +21,7 @@ fn a_kernel_without_the_optional_fields_measures_queues() {
         task_pid: OFFSET_ABSENT,
         task_state: OFFSET_ABSENT,
         request_queue: OFFSET_ABSENT,
+        request_state: OFFSET_ABSENT,
         queue_disk: OFFSET_ABSENT,
         request_disk: OFFSET_ABSENT,
         disk_major: OFFSET_ABSENT,

@@ -508,3 +508,5 @@ impl std::fmt::Display for Chain<'_> {
 mod lacking_tests;
 #[cfg(test)]
 mod parity_tests;
+#[cfg(test)]
+mod unseen_tests;

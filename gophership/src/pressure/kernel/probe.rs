@@ -10,8 +10,8 @@ use aya::{
     },
 };
 use gophership_common::{
-    PROGRAM_JUDGE_RECORDED, PROGRAM_LIST_PROCESSES, PROGRAM_LIST_SOCKETS, PROGRAM_TCP_PROBE,
-    PROGRAM_TICK,
+    PROGRAM_JUDGE_RECORDED, PROGRAM_LIST_PROCESSES, PROGRAM_LIST_SOCKETS, PROGRAM_NOTHING,
+    PROGRAM_TCP_PROBE, PROGRAM_TICK,
 };
 
 use super::{Chain, Error, Kernel};
@@ -119,8 +119,8 @@ pub fn try_programs() -> Result<Vec<ProgramTrial>, Error> {
     let mut trials: Vec<_> = kernel
         .ebpf
         .programs_mut()
-        // The tests' own, which the daemon never loads.
-        .filter(|(name, _)| *name != PROGRAM_JUDGE_RECORDED)
+        // The tests' and the measurements' own, which the daemon never loads.
+        .filter(|(name, _)| ![PROGRAM_JUDGE_RECORDED, PROGRAM_NOTHING].contains(name))
         .map(|(name, program)| ProgramTrial {
             name: name.to_owned(),
             point: point(name, program),
