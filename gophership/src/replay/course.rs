@@ -262,9 +262,15 @@ impl Course {
     }
 
     fn start(&mut self, mut group: Group) {
+        // Of a destination that has failed, one batch is the trial; what isn't sent is read again.
+        let Some(leave) = self.member.circuit.claim() else {
+            self.has_failed = true;
+            return;
+        };
         let destination = Rc::clone(&self.member.destination);
         self.on_the_way.spawn_local(async move {
             let outcome = destination.deliver(group.take_batch()).await;
+            drop(leave);
             (group, outcome)
         });
     }
