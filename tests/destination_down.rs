@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::{
     PATIENCE,
@@ -73,12 +73,9 @@ fn a_destination_that_asks_for_no_delay_is_not_called_in_a_loop() {
     sink.answer(Answer::RefuseFor(Code::Unavailable, Duration::ZERO));
     let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
     let messages = Messages::new(20, SHAPE).take(300);
-    let begun = Instant::now();
     daemon.producer().export_all(&messages);
-    // The backoff begins at 100 ms and doubles; generous for what may be on its way when it begins.
-    let steps = u64::BITS - (begun.elapsed().as_millis() as u64 / 100).leading_zeros();
-    let most = steps as usize + 10;
-    assert!((1..=most).contains(&sink.seen()), "{}", sink.seen());
+    // The backoff begins at 100 ms and doubles: a handful of calls, not one a request.
+    assert!((1..=40).contains(&sink.seen()), "{}", sink.seen());
     sink.answer(Answer::Accept);
     oracle::await_arrival(&messages, &sink, PATIENCE);
 }
