@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{
     PATIENCE,
     daemon::{Daemon, Home},
@@ -62,6 +64,91 @@ fn requests_to_a_destination_that_refuses_arrive_when_it_accepts() {
     let again = oracle::await_arrival(&messages, &sink, PATIENCE);
     daemon.await_empty_vault();
     assert_eq!(again, 0, "nothing was delivered before");
+}
+
+#[test]
+fn a_destination_that_asks_for_no_delay_is_not_called_in_a_loop() {
+    let home = Home::new();
+    let sink = Sink::up();
+    sink.answer(Answer::RefuseFor(Code::Unavailable, Duration::ZERO));
+    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    let messages = Messages::new(20, SHAPE).take(300);
+    daemon.producer().export_all(&messages);
+    // The backoff begins at 100 ms and doubles: a handful of calls, not one a request.
+    assert!((1..=40).contains(&sink.seen()), "{}", sink.seen());
+    sink.answer(Answer::Accept);
+    oracle::await_arrival(&messages, &sink, PATIENCE);
+}
+
+#[test]
+fn one_batch_is_the_trial_of_a_destination_that_failed() {
+    let home = Home::new();
+    let sink = Sink::up();
+    sink.answer(Answer::Refuse(Code::Unavailable));
+    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "120s")));
+    let mut messages = Messages::new(21, SHAPE);
+    let mut sent = messages.take(20);
+    let producers = [daemon.producer(), daemon.producer(), daemon.producer()];
+    producers[0].export_all(&sent);
+    let metric = |name| daemon.metric(name, &[("destination", "main")]);
+    eventually("the destination has failed", PATIENCE, || {
+        metric("gophership_export_up") == 0.0
+    });
+    sink.answer(Answer::Hold);
+    let mut send = |count| {
+        for producer in &producers {
+            let more = messages.take(count);
+            producer.export_all(&more);
+            sent.extend(more);
+        }
+    };
+    eventually("the destination is tried", PATIENCE, || {
+        send(1);
+        sink.holding() > 0
+    });
+    // The backoff is long over, and the other workers and the replay have much that is owed.
+    send(100);
+    assert_eq!(sink.holding(), 1);
+    assert!(metric("gophership_export_retries_total") >= 1.0);
+    sink.answer(Answer::Accept);
+    oracle::await_arrival(&sent, &sink, PATIENCE);
+    daemon.await_empty_vault();
+    assert_eq!(metric("gophership_export_up"), 1.0);
+}
+
+#[test]
+fn a_destination_that_refuses_everything_for_good_is_shown_and_does_not_flood_the_log() {
+    let home = Home::new();
+    let sink = Sink::up();
+    sink.answer(Answer::Refuse(Code::InvalidArgument));
+    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    daemon
+        .producer()
+        .export_all(&Messages::new(22, SHAPE).take(200));
+    let metric = |name| daemon.metric(name, &[("destination", "main")]);
+    eventually("all requests are refused", PATIENCE, || {
+        metric("gophership_export_rejected_records_total") == 2000.0
+    });
+    assert!(metric("gophership_export_refusals_total") > 1.0);
+    assert_eq!(metric("gophership_export_up"), 0.0);
+    let shown = &daemon.status()["export"][0];
+    assert_eq!(shown["state"], "down");
+    let said = shown["last_error"].as_str().expect("an error");
+    assert!(said.contains("INVALID_ARGUMENT"), "{said}");
+    // So many in ten seconds.
+    for line in ["destination rejected a batch", "replay: dead letter"] {
+        let lines = daemon.log_lines(line).len();
+        assert!((1..=40).contains(&lines), "{line}: {lines}");
+    }
+
+    sink.answer(Answer::Accept);
+    let good = Messages::new(23, SHAPE).take(1);
+    daemon.producer().export_all(&good);
+    oracle::await_arrival(&good, &sink, PATIENCE);
+    eventually("it is up again", PATIENCE, || {
+        metric("gophership_export_up") == 1.0
+    });
+    assert_eq!(daemon.status()["export"][0]["last_error"], "");
 }
 
 #[test]

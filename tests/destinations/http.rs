@@ -119,7 +119,7 @@ fn what_the_batch_is_not_to_blame_for_is_retried_and_the_rest_rejected() {
             (403, true),
             (404, true),
             (405, false),
-            (408, false),
+            (408, true),
             (413, false),
             (429, true),
             (500, false),
@@ -175,10 +175,41 @@ fn partial_success_is_accepted_less_what_was_rejected() {
             assert_eq!(outcome_of(script).await, ACCEPTED);
         }
         assert_eq!(outcome_of(Script::Endless).await, ACCEPTED);
-        assert_eq!(
-            outcome_of(Script::Page(StatusCode::ACCEPTED)).await,
-            ACCEPTED
-        );
+    });
+}
+
+#[test]
+fn a_page_is_no_receiver_and_what_answers_in_json_or_without_a_word_is() {
+    on_a_worker(async {
+        let page = || b"<html>login</html>".to_vec();
+        for script in [
+            Script::Typed("text/html; charset=utf-8", page()),
+            Script::Typed("text/plain", page()),
+            Script::Page(StatusCode::OK),
+            Script::Page(StatusCode::ACCEPTED),
+        ] {
+            let (_, reason) = retried(outcome_of(script).await);
+            assert!(reason.contains("with a page"), "{reason}");
+        }
+        for (kind, body) in [
+            ("text/html", ""),
+            ("application/json", "{}"),
+            ("application/json", "{\"partialSuccess\":{}}"),
+            ("application/json", "["),
+            ("Application/X-Protobuf; v=1", ""),
+        ] {
+            let script = Script::Typed(kind, body.into());
+            assert_eq!(outcome_of(script).await, ACCEPTED, "{kind}: {body}");
+        }
+        for rejected in ["4", "\"4\""] {
+            let body = format!("{{\"partialSuccess\":{{\"rejectedLogRecords\":{rejected}}}}}");
+            assert_eq!(
+                outcome_of(Script::Typed("application/json", body.into())).await,
+                Outcome::Accepted {
+                    rejected_records: 4
+                }
+            );
+        }
     });
 }
 

@@ -43,6 +43,8 @@ pub(crate) enum Script {
     Page(StatusCode),
     /// An HTTP status with `Retry-After: 7` and a body in protobuf, as OTLP/HTTP answers.
     Protobuf(StatusCode, Vec<u8>),
+    /// HTTP 200 with a body of this type.
+    Typed(&'static str, Vec<u8>),
     /// HTTP 200 in protobuf, without an end.
     Endless,
     /// HTTP 200 and then the end, without any gRPC status.
@@ -186,6 +188,10 @@ async fn answer(script: Script) -> Result<Answer, Infallible> {
                 .status(status)
                 .header("content-type", "application/x-protobuf")
                 .header("retry-after", "7");
+            vec![Frame::data(body.into())]
+        }
+        Script::Typed(kind, body) => {
+            head = Response::builder().header("content-type", kind);
             vec![Frame::data(body.into())]
         }
         Script::Endless => {

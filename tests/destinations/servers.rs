@@ -209,7 +209,7 @@ fn what_the_batch_is_not_to_blame_for_is_retried_and_the_rest_rejected() {
         (5, "NOT_FOUND", true),
         (6, "ALREADY_EXISTS", false),
         (7, "PERMISSION_DENIED", true),
-        (8, "RESOURCE_EXHAUSTED", false),
+        (8, "RESOURCE_EXHAUSTED", true),
         (9, "FAILED_PRECONDITION", false),
         (10, "ABORTED", true),
         (11, "OUT_OF_RANGE", true),
@@ -235,6 +235,24 @@ fn what_the_batch_is_not_to_blame_for_is_retried_and_the_rest_rejected() {
                 assert!(reason.ends_with(&format!(": {name}: it is so")), "{reason}");
             }
         }
+    });
+}
+
+#[test]
+fn a_message_that_is_too_large_is_rejected_under_whatever_code() {
+    let too_large = "grpc:%20received%20message%20larger%20than%20max%20(5000000%20vs.%204194304)";
+    on_a_worker(async {
+        for code in [8, 11] {
+            let outcome = outcome_of(Script::Trailers(status(code, too_large))).await;
+            assert!(
+                matches!(&outcome, Outcome::Rejected { reason } if reason.contains("larger than")),
+                "{outcome:?}"
+            );
+        }
+        // What a collector's memory limiter says.
+        let full = "data%20refused%20due%20to%20high%20memory%20usage";
+        let (after, _) = retried(outcome_of(Script::Trailers(status(8, full))).await);
+        assert_eq!(after, None);
     });
 }
 

@@ -448,7 +448,7 @@ fn sync_times(stats: &Stats, families: &mut Families) {
 
 fn export(daemon: &Daemon, families: &mut Families) {
     type Of = fn(&crate::pipeline::circuit::Counters) -> &std::sync::atomic::AtomicU64;
-    let all: [(&str, &str, Of); 5] = [
+    let all: [(&str, &str, Of); 6] = [
         (
             "gophership_export_requests_total",
             "Batches that the destination accepted.",
@@ -461,13 +461,18 @@ fn export(daemon: &Daemon, families: &mut Families) {
         ),
         (
             "gophership_export_retries_total",
-            "Attempts that failed again.",
+            "Attempts after a failure, successful or not.",
             |c| &c.retries,
         ),
         (
             "gophership_export_failures_total",
             "Attempts that failed.",
             |c| &c.failures,
+        ),
+        (
+            "gophership_export_refusals_total",
+            "Batches refused for good; replay tries the requests of each.",
+            |c| &c.refusals,
         ),
         (
             "gophership_export_rejected_records_total",
@@ -484,10 +489,10 @@ fn export(daemon: &Daemon, families: &mut Families) {
             );
         }
     }
-    let help = "Whether its last attempt succeeded, or there was none.";
+    let help = "1 unless its last attempt failed, or it refused the last ten for good.";
     let mut up = families.gauge("gophership_export_up", help);
     for circuit in &daemon.circuits {
-        let is_up = u8::from(circuit.is_closed());
+        let is_up = u8::from(circuit.is_up());
         up.add(&[("destination", circuit.name())], f64::from(is_up));
     }
 }

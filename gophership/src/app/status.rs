@@ -245,7 +245,7 @@ fn interface(reading: InterfaceReading) -> pb::Interface {
 
 fn destination(circuit: &Circuit) -> pb::Destination {
     let counters = &circuit.counters;
-    let state = match (circuit.is_closed(), counters.requests.load(Relaxed)) {
+    let state = match (circuit.is_up(), counters.requests.load(Relaxed)) {
         (false, _) => pb::DestinationState::Down,
         (true, 0) => pb::DestinationState::Idle,
         (true, _) => pb::DestinationState::Up,
@@ -254,7 +254,7 @@ fn destination(circuit: &Circuit) -> pb::Destination {
         name: circuit.name().to_owned(),
         state: state.into(),
         sent_records: counters.records.load(Relaxed),
-        failed_requests: counters.failures.load(Relaxed),
+        failed_requests: counters.failures.load(Relaxed) + counters.refusals.load(Relaxed),
         rejected_records: counters.rejected_records.load(Relaxed),
         last_error: circuit.last_error().unwrap_or_default(),
     }

@@ -245,13 +245,13 @@ pub struct Destination {
     /// Records that it accepted.
     #[prost(uint64, tag = "3")]
     pub sent_records: u64,
-    /// Export calls that failed, retried ones included.
+    /// Export calls that failed, retried ones included, or were refused for good.
     #[prost(uint64, tag = "4")]
     pub failed_requests: u64,
     /// Records that it rejected for good.
     #[prost(uint64, tag = "5")]
     pub rejected_records: u64,
-    /// What it said when it last failed; empty if it never did.
+    /// What it said when it last failed or refused something, unless it has accepted something since.
     #[prost(string, tag = "6")]
     pub last_error: ::prost::alloc::string::String,
 }
@@ -1018,7 +1018,7 @@ pub enum DestinationState {
     Idle = 1,
     /// The last export was accepted.
     Up = 2,
-    /// The last export was not.
+    /// The last export was not, or the last ten were refused for good.
     Down = 3,
 }
 impl DestinationState {

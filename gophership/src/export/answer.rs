@@ -21,7 +21,8 @@ use tonic::Code;
 
 use super::{
     Outcome,
-    response::{self, MESSAGE_BYTES_MAX, retry_after, shorten},
+    otlp::Target,
+    response::{self, MESSAGE_BYTES_MAX, is_about_size, retry_after, shorten},
 };
 use crate::otel::status;
 
@@ -99,16 +100,23 @@ impl Answer {
         Ok(answer)
     }
 
-    /// Decides what becomes of a batch of `records`; `endpoint` goes into reasons.
-    pub(super) fn outcome(&self, endpoint: &str, records: u64) -> Outcome {
+    /// Decides what becomes of a batch of `records` that `target` was sent.
+    pub(super) fn outcome(&self, target: &Target, records: u64) -> Outcome {
+        let endpoint = target.shown();
         let Some(status) = &self.status else {
             return self.outcome_without_status(endpoint);
         };
         let reason = || format!("{endpoint}: {}: {}", code_name(status.code), status.message);
         match status.code {
             Code::Ok => Outcome::Accepted {
-                rejected_records: self.rejected_records(endpoint).min(records),
+                rejected_records: self.rejected_records(target).min(records),
             },
+            // The one case in which these mean the batch itself.
+            Code::OutOfRange | Code::ResourceExhausted
+                if status.retry_delay.is_none() && is_about_size(&status.message) =>
+            {
+                Outcome::Rejected { reason: reason() }
+            }
             Code::Cancelled
             | Code::DeadlineExceeded
             | Code::Aborted
@@ -118,22 +126,18 @@ impl Answer {
                 after: status.retry_delay,
                 reason: reason(),
             },
-            // These tell of the configuration here or there, not of the batch: OTLP has the client
-            // drop it, but what is owed must outlive an expired token.
-            Code::PermissionDenied
+            // These tell of the configuration or the load here or there, not of the batch: OTLP has the client drop it,
+            // but what is owed must outlive an expired token, and a collector whose memory limiter refuses without
+            // RetryInfo.
+            Code::ResourceExhausted
+            | Code::PermissionDenied
             | Code::Unauthenticated
             | Code::Unimplemented
             | Code::NotFound => Outcome::Retry {
                 after: status.retry_delay,
                 reason: reason(),
             },
-            // Without RetryInfo it says that the batch itself is too large.
-            Code::ResourceExhausted if status.retry_delay.is_some() => Outcome::Retry {
-                after: status.retry_delay,
-                reason: reason(),
-            },
-            Code::ResourceExhausted
-            | Code::Unknown
+            Code::Unknown
             | Code::InvalidArgument
             | Code::AlreadyExists
             | Code::FailedPrecondition
@@ -162,7 +166,7 @@ impl Answer {
     }
 
     /// Partial success. A message that can't be read rejects nothing: the status says that the server has the batch.
-    fn rejected_records(&self, endpoint: &str) -> u64 {
+    fn rejected_records(&self, target: &Target) -> u64 {
         let mut message = self.message.as_slice();
         // Compressed (flag 1) it can't be: we offered no encoding.
         if message.len() < 5 || message.get_u8() != 0 {
@@ -171,7 +175,7 @@ impl Answer {
         let length = message.get_u32() as usize;
         message
             .get(..length)
-            .map_or(0, |message| response::rejected_records(message, endpoint))
+            .map_or(0, |message| response::rejected_records(message, target))
     }
 }
 

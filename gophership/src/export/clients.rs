@@ -33,9 +33,11 @@ struct State {
     client: OtlpClient,
     /// When the names were last looked up, or a look-up began.
     looked_up: Option<Instant>,
-    /// Where each name led then; nothing is known of one that can't be looked up.
-    addresses: Vec<Option<BTreeSet<IpAddr>>>,
+    /// Where each name led when that could last be found out.
+    addresses: Vec<Option<Addresses>>,
 }
+
+type Addresses = BTreeSet<IpAddr>;
 
 impl Clients {
     pub(super) fn new(server: &OtlpServer) -> Self {
@@ -68,8 +70,7 @@ impl Clients {
                 return;
             };
             let mut state = clients.lock();
-            let has_moved = state.addresses.iter().zip(&addresses).any(has_moved);
-            if has_moved {
+            if learn(&mut state.addresses, addresses) {
                 tracing::info!(
                     destination = server.name(),
                     "the servers' addresses have changed: connecting anew"
@@ -77,7 +78,6 @@ impl Clients {
                 // What is on its way goes on over the old connections, which end with it.
                 state.client = server.client();
             }
-            state.addresses = addresses;
         });
     }
 
@@ -105,7 +105,8 @@ fn names(server: &OtlpServer) -> Vec<(String, u16)> {
     }
 }
 
-async fn look_up(names: &[(String, u16)]) -> Vec<Option<BTreeSet<IpAddr>>> {
+/// Nothing for a name that can't be looked up.
+async fn look_up(names: &[(String, u16)]) -> Vec<Option<Addresses>> {
     let mut addresses = Vec::with_capacity(names.len());
     for (host, port) in names {
         let found = tokio::net::lookup_host((host.as_str(), *port)).await;
@@ -118,11 +119,43 @@ async fn look_up(names: &[(String, u16)]) -> Vec<Option<BTreeSet<IpAddr>>> {
     addresses
 }
 
-/// Whether a connection may lead to where the name doesn't any more.
-fn has_moved((before, now): (&Option<BTreeSet<IpAddr>>, &Option<BTreeSet<IpAddr>>)) -> bool {
-    match (before, now) {
-        (Some(before), Some(now)) => !before.is_subset(now),
-        // A name server that is away for now is no reason to give up a connection that works.
-        (None, _) | (_, None) => false,
+/// Takes note of where the names lead now. Gives whether a connection may lead to where its name doesn't any more.
+fn learn(known: &mut Vec<Option<Addresses>>, found: Vec<Option<Addresses>>) -> bool {
+    known.resize(found.len(), None);
+    let mut has_moved = false;
+    for (known, found) in known.iter_mut().zip(found) {
+        // A name server that is away for now is no reason to give up a connection that works, nor to forget where that
+        // leads: the name may have moved meanwhile.
+        let Some(found) = found else { continue };
+        has_moved |= known.as_ref().is_some_and(|known| !known.is_subset(&found));
+        *known = Some(found);
+    }
+    has_moved
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(last: &[u8]) -> Option<Addresses> {
+        let address = |last: &u8| IpAddr::from([127, 0, 0, *last]);
+        Some(last.iter().map(address).collect())
+    }
+
+    #[test]
+    fn a_name_has_moved_when_an_address_is_gone_from_it() {
+        let mut known = Vec::new();
+        assert!(!learn(&mut known, vec![at(&[1]), at(&[7])]));
+        assert!(!learn(&mut known, vec![at(&[1, 2]), at(&[7])]));
+        assert!(learn(&mut known, vec![at(&[2]), at(&[7])]));
+        assert!(!learn(&mut known, vec![at(&[2]), at(&[7])]));
+    }
+
+    #[test]
+    fn a_look_up_that_fails_forgets_nothing() {
+        let mut known = Vec::new();
+        learn(&mut known, vec![at(&[1])]);
+        assert!(!learn(&mut known, vec![None]));
+        assert!(learn(&mut known, vec![at(&[2])]));
     }
 }

@@ -1,7 +1,8 @@
 //! Several servers that are one destination: which of them gets a batch.
 //!
 //! One that fails is left out until its wait is over, as [`Retry`] says; then one batch is its trial, while the others
-//! go on without it. All workers share what is known of a server.
+//! go on without it. One that asked for a delay is left out for as long, whatever it takes meanwhile. All workers share
+//! what is known of a server.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -38,6 +39,8 @@ struct State {
     failures: AtomicU32,
     /// Milliseconds since `started`; it is left out until then.
     out_until_ms: AtomicU64,
+    /// So it asked; only time ends that.
+    asked_until_ms: AtomicU64,
 }
 
 impl Endpoints {
@@ -66,10 +69,17 @@ impl Endpoints {
     /// asked: when, is decided elsewhere.
     pub(super) fn claim(&self, index: usize) -> bool {
         let state = &self.states[index];
-        if self.states.len() == 1 || state.failures.load(Relaxed) == 0 {
+        if self.states.len() == 1 {
             return true;
         }
-        let (now, until) = (self.now_ms(), state.out_until_ms.load(Relaxed));
+        let now = self.now_ms();
+        if now < state.asked_until_ms.load(Relaxed) {
+            return false;
+        }
+        if state.failures.load(Relaxed) == 0 {
+            return true;
+        }
+        let until = state.out_until_ms.load(Relaxed);
         let trial_ends = now.saturating_add(millis(self.timeout));
         now >= until
             && state
@@ -86,15 +96,17 @@ impl Endpoints {
     /// counts.
     pub(super) fn failed(&self, index: usize, asked: Option<Duration>, seen: u32) {
         let state = &self.states[index];
+        let (now, chance) = (self.now_ms(), RandomState::new().hash_one(index));
+        if let Some(asked) = asked {
+            let until = now.saturating_add(millis(self.retry.asked(asked, chance)));
+            state.asked_until_ms.fetch_max(until, Relaxed);
+        }
         let counted =
             state
                 .failures
                 .compare_exchange(seen, seen.saturating_add(1), Relaxed, Relaxed);
         if counted.is_ok() {
-            let wait = self
-                .retry
-                .wait(seen, asked, RandomState::new().hash_one(index));
-            let until = self.now_ms().saturating_add(millis(wait));
+            let until = now.saturating_add(millis(self.retry.backoff(seen, chance)));
             state.out_until_ms.store(until, Relaxed);
         }
     }
@@ -106,14 +118,14 @@ impl Endpoints {
     /// How long until one of several may be asked again.
     pub(super) fn wait(&self) -> Duration {
         let now = self.now_ms();
-        let waits = self
-            .states
-            .iter()
-            .map(|state| match state.failures.load(Relaxed) {
-                0 => 0,
-                _ => state.out_until_ms.load(Relaxed).saturating_sub(now),
-            });
-        Duration::from_millis(waits.min().unwrap_or(0))
+        let due = self.states.iter().map(|state| {
+            let asked = state.asked_until_ms.load(Relaxed);
+            match state.failures.load(Relaxed) {
+                0 => asked,
+                _ => asked.max(state.out_until_ms.load(Relaxed)),
+            }
+        });
+        Duration::from_millis(due.min().unwrap_or(0).saturating_sub(now))
     }
 
     fn now_ms(&self) -> u64 {
@@ -152,7 +164,9 @@ mod tests {
         }
         assert_eq!(endpoints.failures(0), 1);
         assert_eq!(claimed(&endpoints), [1, 2]);
-        endpoints.failed(1, Some(Duration::ZERO), 0);
+        // That its time is up is all that is asked of the second.
+        endpoints.failed(1, None, 0);
+        endpoints.states[1].out_until_ms.store(0, Relaxed);
         assert_eq!(claimed(&endpoints), [1, 2]);
         assert_eq!(claimed(&endpoints), [2], "the first one tries it");
         endpoints.failed(2, None, 0);
@@ -160,6 +174,35 @@ mod tests {
         endpoints.works(1);
         assert_eq!(claimed(&endpoints), [1]);
         assert_eq!(endpoints.wait(), Duration::ZERO);
+    }
+
+    #[test]
+    fn one_that_asks_for_no_delay_is_left_out_for_its_backoff() {
+        let endpoints = Endpoints::new(2, Balance::Failover, LONG, Duration::from_secs(1));
+        endpoints.failed(0, Some(Duration::ZERO), 0);
+        assert_eq!(claimed(&endpoints), [1]);
+    }
+
+    #[test]
+    fn what_a_server_asked_for_is_kept_whatever_it_takes_meanwhile() {
+        let (minute, quick) = (
+            Duration::from_secs(60),
+            Retry {
+                initial: Duration::ZERO,
+                max: Duration::ZERO,
+                ..LONG
+            },
+        );
+        let endpoints = Endpoints::new(2, Balance::Failover, quick, minute);
+        endpoints.failed(0, None, 0);
+        // Not the first to fail, and still heard.
+        endpoints.failed(0, Some(minute), 0);
+        endpoints.failed(0, Some(Duration::ZERO), 1);
+        endpoints.works(0);
+        assert_eq!(claimed(&endpoints), [1]);
+        endpoints.failed(1, Some(minute * 2), 0);
+        assert!(claimed(&endpoints).is_empty());
+        assert!((minute / 2..=minute).contains(&endpoints.wait()));
     }
 
     #[test]

@@ -6,9 +6,9 @@
 use std::{
     convert::Infallible,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -35,6 +35,7 @@ use super::{
     http_answer::HttpAnswer,
     tls,
 };
+use crate::telemetry::throttle::Throttle;
 
 const GRPC_PATH: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
 
@@ -86,15 +87,21 @@ impl OtlpDestination {
                 }
             }
         }
+        if failures.is_empty() {
+            // One of them may be on trial, and work in a moment.
+            return Outcome::Retry {
+                after: None,
+                reason: "no endpoint is due for another try".to_owned(),
+            };
+        }
         let after = match server.targets.len() {
             1 => asked,
             _ => Some(server.endpoints.wait()),
         };
-        let reason = match failures.is_empty() {
-            true => "no endpoint is due for another try".to_owned(),
-            false => failures.join("; "),
-        };
-        Outcome::Retry { after, reason }
+        Outcome::Retry {
+            after,
+            reason: failures.join("; "),
+        }
     }
 
     /// Sends one batch to one server, once.
@@ -106,7 +113,7 @@ impl OtlpDestination {
                 reason: "larger than a gRPC message can be (4 GiB)".to_owned(),
             };
         };
-        let call = self.call(request, &target.shown, records);
+        let call = self.call(request, target, records);
         let failure = match timeout(server.timeout, call).await {
             Ok(Ok(outcome)) => return outcome,
             Ok(Err(error)) => cause_chain(&*error),
@@ -121,13 +128,13 @@ impl OtlpDestination {
     async fn call(
         &self,
         request: Request<MessageBody>,
-        endpoint: &str,
+        target: &Target,
         records: u64,
     ) -> Result<Outcome, BoxError> {
         let response = self.clients.current().request(request).await?;
         Ok(match self.server.protocol {
-            Protocol::Grpc => Answer::read(response).await?.outcome(endpoint, records),
-            Protocol::Http => HttpAnswer::read(response).await?.outcome(endpoint, records),
+            Protocol::Grpc => Answer::read(response).await?.outcome(target, records),
+            Protocol::Http => HttpAnswer::read(response).await?.outcome(target, records),
         })
     }
 
@@ -170,6 +177,8 @@ pub(super) struct Target {
     /// As configured, for reasons.
     shown: String,
     pub(super) uri: Uri,
+    /// Of records that it rejects.
+    told: Mutex<Throttle>,
 }
 
 impl OtlpServer {
@@ -276,7 +285,19 @@ impl Target {
         Ok(Self {
             shown: endpoint.to_owned(),
             uri: with_path(&uri, config.protocol).map_err(wrong)?,
+            told: Mutex::new(Throttle::new(Instant::now())),
         })
+    }
+
+    /// As configured.
+    pub(super) fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    /// Whether the log has room for one more line on rejected records, and how many it had none for.
+    pub(super) fn admit_a_line(&self, now: Instant) -> Option<u64> {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.admit(now)
     }
 }
 

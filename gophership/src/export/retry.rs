@@ -30,21 +30,33 @@ impl Default for Retry {
 }
 
 impl Retry {
-    /// The wait after `failures` failures in a row and one more. `asked`: what the destination asked for; it isn't
-    /// tried earlier. `chance` decides where in the jitter's range the wait is.
+    /// The wait after `failures` failures in a row and one more. `chance` decides where in the jitter's range it is.
     #[must_use]
-    pub fn wait(&self, failures: u32, asked: Option<Duration>, chance: u64) -> Duration {
-        // 20 bits are enough to spread the waits, and exact in what follows.
-        let chance = f64::from(u32::try_from(chance >> 44).unwrap_or(0)) / f64::from(1 << 20);
-        let jitter = f64::from(self.jitter_permille) / 1000.0;
-        if let Some(asked) = asked {
-            return asked.min(ASKED_MAX).mul_f64(1.0 + jitter * chance);
-        }
+    pub fn backoff(&self, failures: u32, chance: u64) -> Duration {
         let factor = f64::from(self.multiplier_permille) / 1000.0;
         let grown = factor.powf(f64::from(failures.min(1000)));
         let grown = (self.initial.as_secs_f64() * grown).min(self.max.as_secs_f64());
-        Duration::from_secs_f64(grown * (1.0 + jitter * (2.0 * chance - 1.0)))
+        Duration::from_secs_f64(grown * (1.0 + self.jitter() * (2.0 * share(chance) - 1.0)))
     }
+
+    /// How long one that asked for `asked` isn't tried; never less. It comes beside the backoff, not in its place: a
+    /// server that asks for nothing, or for a time that has passed, must not be called in a loop.
+    #[must_use]
+    pub fn asked(&self, asked: Duration, chance: u64) -> Duration {
+        asked
+            .min(ASKED_MAX)
+            .mul_f64(1.0 + self.jitter() * share(chance))
+    }
+
+    fn jitter(&self) -> f64 {
+        f64::from(self.jitter_permille) / 1000.0
+    }
+}
+
+/// From 0 to below 1.
+fn share(chance: u64) -> f64 {
+    // 20 bits are enough to spread the waits, and exact in what follows.
+    f64::from(u32::try_from(chance >> 44).unwrap_or(0)) / f64::from(1 << 20)
 }
 
 #[cfg(test)]
@@ -56,7 +68,7 @@ mod tests {
     #[test]
     fn waits_grow_by_the_multiplier_up_to_the_longest() {
         let waits = |retry: Retry, failures| {
-            let wait = |failures| retry.wait(failures, None, MIDDLE).as_millis();
+            let wait = |failures| retry.backoff(failures, MIDDLE).as_millis();
             Vec::from_iter(failures)
                 .into_iter()
                 .map(wait)
@@ -75,13 +87,13 @@ mod tests {
     #[test]
     fn jitter_spreads_the_waits_and_never_comes_before_what_was_asked() {
         let retry = Retry::default();
-        let seconds = |chance| retry.wait(20, None, chance).as_secs_f64();
+        let seconds = |chance| retry.backoff(20, chance).as_secs_f64();
         assert!((seconds(0) - 8.0).abs() < 0.01 && (seconds(u64::MAX) - 12.0).abs() < 0.01);
         let asked = Duration::from_secs(7);
-        assert_eq!(retry.wait(0, Some(asked), 0), asked);
-        let latest = retry.wait(0, Some(asked), u64::MAX);
+        assert_eq!(retry.asked(asked, 0), asked);
+        let latest = retry.asked(asked, u64::MAX);
         assert!(latest > asked && latest < asked.mul_f64(1.21));
-        let bogus = retry.wait(0, Some(Duration::MAX), u64::MAX);
+        let bogus = retry.asked(Duration::MAX, u64::MAX);
         assert!(bogus <= ASKED_MAX.mul_f64(1.2));
     }
 }

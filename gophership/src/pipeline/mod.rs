@@ -428,9 +428,9 @@ async fn attempt(member: &Member, batch: Batch) -> Settled {
         accepted: 0,
         failed: member.bit,
     };
-    if !member.circuit.allows() {
+    let Some(_leave) = member.circuit.claim() else {
         return failed;
-    }
+    };
     let (records, handed_over) = (batch.records, Instant::now());
     let outcome = {
         let _on_its_way = InFlight::of(member);
@@ -450,13 +450,7 @@ async fn attempt(member: &Member, batch: Batch) -> Settled {
             failed
         }
         Outcome::Rejected { reason } => {
-            // One bad request condemns the batch: replay sends each by itself and tells which.
-            member.circuit.close();
-            tracing::warn!(
-                destination = member.circuit.name(),
-                reason,
-                "destination rejected a batch; replay goes through it"
-            );
+            member.circuit.refused(&reason);
             failed
         }
     }

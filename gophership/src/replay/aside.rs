@@ -9,7 +9,10 @@ use super::{
     Handle,
     dead_letter::{DeadLetters, Error, Held},
 };
-use crate::vault::{Entry, Vault};
+use crate::{
+    telemetry::throttle::Throttle,
+    vault::{Entry, Vault},
+};
 
 /// After this long it is tried again whether letters can be written.
 const AGAIN_AFTER: Duration = Duration::from_secs(10);
@@ -24,6 +27,8 @@ pub(super) struct Aside {
     control: Handle,
     refused: Option<Refused>,
     told: Option<Instant>,
+    /// Lines about letters that were written: a destination may refuse everything.
+    letters_told: Throttle,
     /// How often parked entries were taken back.
     unparked: u64,
 }
@@ -45,6 +50,7 @@ impl Aside {
             control,
             refused: None,
             told: None,
+            letters_told: Throttle::new(Instant::now()),
             unparked: 0,
         }
     }
@@ -53,7 +59,9 @@ impl Aside {
     pub(super) fn put(&mut self, entry: &Entry, destination: &str, bit: u32, reason: &str) -> bool {
         match self.letters.put(entry, destination, reason) {
             Ok(()) => {
-                tracing::error!(destination, reason, entry = ?entry.id, records = entry.records, "replay: dead letter");
+                if let Some(left_out) = self.letters_told.admit(Instant::now()) {
+                    tracing::error!(destination, reason, entry = ?entry.id, records = entry.records, left_out, "replay: dead letter");
+                }
                 self.control.dead_letters(self.letters.held());
                 true
             }

@@ -281,12 +281,18 @@ impl Course {
     }
 
     fn start(&mut self, mut group: Group) {
+        // Of a destination that has failed, one batch is the trial; what isn't sent is read again.
+        let Some(leave) = self.member.circuit.claim() else {
+            self.has_failed = true;
+            return;
+        };
         self.limiter.spent(group.stored_bytes() as u64);
         let held_bytes = group.held_bytes();
         self.bytes_on_the_way += held_bytes;
         let destination = Rc::clone(&self.member.destination);
         self.on_the_way.spawn_local(async move {
             let outcome = destination.deliver(group.take_batch()).await;
+            drop(leave);
             Answered {
                 group,
                 held_bytes,
