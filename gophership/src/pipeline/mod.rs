@@ -107,10 +107,13 @@ impl Member {
     }
 }
 
+/// A request in a batch: its ticket and its records.
+type Entered = (u32, u32);
+
 #[derive(Debug)]
 struct Open {
     buffer: Buffer,
-    tickets: Vec<u32>,
+    requests: Vec<Entered>,
     records: u64,
     since: Instant,
 }
@@ -120,7 +123,7 @@ struct State<H> {
     tickets: Tickets<H>,
     open: Option<Open>,
     ready: VecDeque<Open>,
-    spare_lists: Vec<Vec<u32>>,
+    spare_lists: Vec<Vec<Entered>>,
 }
 
 struct Inner<H> {
@@ -255,7 +258,7 @@ impl<H: Copy> Pipeline<H> {
         let mut state = inner.state.borrow_mut();
         let state = &mut *state;
         if state.open.as_ref().is_some_and(|open| {
-            open.buffer.room() < len || open.tickets.len() == BATCH_REQUESTS_MAX
+            open.buffer.room() < len || open.requests.len() == BATCH_REQUESTS_MAX
         }) {
             state.ready.extend(state.open.take());
             inner.changed.notify_one();
@@ -269,7 +272,7 @@ impl<H: Copy> Pipeline<H> {
         if let Some(buffer) = buffer {
             state.open = Some(Open {
                 buffer,
-                tickets: state.spare_lists.pop().unwrap_or_default(),
+                requests: state.spare_lists.pop().unwrap_or_default(),
                 records: 0,
                 since: Instant::now(),
             });
@@ -279,7 +282,7 @@ impl<H: Copy> Pipeline<H> {
         if let Some(open) = &mut state.open {
             let buffer = &mut open.buffer;
             splice.write(arrival_unix_ns, |bytes| buffer.append(bytes));
-            open.tickets.push(index);
+            open.requests.push((index, records));
             open.records += u64::from(records);
         }
         Ok(Ticket {
@@ -339,7 +342,7 @@ impl<H: Copy> Pipeline<H> {
     async fn export(self, open: Open) {
         let Open {
             buffer,
-            tickets,
+            requests,
             records,
             ..
         } = open;
@@ -348,29 +351,30 @@ impl<H: Copy> Pipeline<H> {
             bytes: bytes.clone(),
             records,
         };
-        let settled = self.deliver(batch, &tickets).await;
+        let settled = self.deliver(batch, &requests).await;
         // Until here: a connection lets go of what it has sent, but the batch is still on its way,
         // and what is on its way takes room.
         drop(bytes);
         self.0.in_flight.set(self.0.in_flight.get() - 1);
-        self.settle(tickets, settled);
+        self.settle(requests, settled);
         self.0.changed.notify_one();
         self.0.idle.notify_waiters();
     }
 
-    fn settle(&self, mut tickets: Vec<u32>, settled: Settled) {
-        for ticket in tickets.drain(..) {
+    fn settle(&self, mut requests: Vec<Entered>, settled: Settled) {
+        for (ticket, settled) in settled.by_request(&requests) {
             let held = self.0.state.borrow_mut().tickets.settle(ticket, settled);
-            if let Some(held) = held {
+            if let Some((held, settled)) = held {
                 (self.0.on_held_settled)(held, settled);
             }
         }
-        self.0.state.borrow_mut().spare_lists.push(tickets);
+        requests.clear();
+        self.0.state.borrow_mut().spare_lists.push(requests);
     }
 
-    /// Hands the batch to every destination. Gives what hasn't been told of the `tickets` meanwhile: who has the batch
+    /// Hands the batch to every destination. Gives what hasn't been told of the `requests` meanwhile: who has the batch
     /// while others are still at it is.
-    async fn deliver(&self, batch: Batch, tickets: &[u32]) -> Settled {
+    async fn deliver(&self, batch: Batch, requests: &[Entered]) -> Settled {
         if let [member] = &self.0.members[..] {
             return attempt(member, batch).await;
         }
@@ -384,31 +388,31 @@ impl<H: Copy> Pipeline<H> {
             }
         }
         drop(batch);
-        let mut last = 0;
+        let mut last = Settled::default();
         while let Some(attempt) = attempts.join_next().await {
-            let accepted = attempt.map_or(0, |settled| settled.accepted);
-            left &= !accepted;
+            // Who fails is told of last, with those that it wasn't handed to.
+            let accepted = Settled {
+                failed: 0,
+                ..attempt.unwrap_or_default()
+            };
+            left &= !accepted.accepted;
             if attempts.is_empty() {
                 last = accepted;
-            } else if accepted != 0 {
-                self.accept(tickets, accepted);
+            } else if accepted.accepted != 0 {
+                self.accept(requests, accepted);
             }
         }
         Settled {
-            accepted: last,
             failed: left,
+            ..last
         }
     }
 
-    fn accept(&self, tickets: &[u32], accepted: DestMask) {
-        for &ticket in tickets {
+    fn accept(&self, requests: &[Entered], accepted: Settled) {
+        for (ticket, accepted) in accepted.by_request(requests) {
             let held = self.0.state.borrow_mut().tickets.accept(ticket, accepted);
-            if let Some(held) = held {
-                let settled = Settled {
-                    accepted,
-                    failed: 0,
-                };
-                (self.0.on_held_settled)(held, settled);
+            if let Some((held, accepted)) = held {
+                (self.0.on_held_settled)(held, accepted);
             }
         }
     }
@@ -425,8 +429,8 @@ impl<H> std::fmt::Debug for Pipeline<H> {
 /// Hands one batch to one destination, unless its circuit is open.
 async fn attempt(member: &Member, batch: Batch) -> Settled {
     let failed = Settled {
-        accepted: 0,
         failed: member.bit,
+        ..Settled::default()
     };
     if !member.circuit.allows() {
         return failed;
@@ -440,9 +444,11 @@ async fn attempt(member: &Member, batch: Batch) -> Settled {
         Outcome::Accepted { rejected_records } => {
             member.circuit.delivered_within(handed_over.elapsed());
             member.circuit.accepted(records, rejected_records);
+            let rejected = u32::try_from(rejected_records).unwrap_or(u32::MAX);
             Settled {
                 accepted: member.bit,
-                failed: 0,
+                rejected: Vec::from_iter((rejected != 0).then_some((member.bit, rejected))),
+                ..Settled::default()
             }
         }
         Outcome::Retry { after, reason } => {
@@ -509,18 +515,15 @@ impl<H> Ticket<H> {
         settled
     }
 
-    /// The destinations that have the request by now, without those that an earlier call gave. What this gives is no
-    /// part of what the ticket settles as later.
+    /// What destinations that have the request by now have made of it, without those that an earlier call told of. What
+    /// this gives is no part of what the ticket settles as later.
     #[must_use]
-    pub fn take_accepted(&mut self) -> DestMask {
-        self.index.map_or(0, |index| {
-            self.pipeline
-                .0
-                .state
-                .borrow_mut()
-                .tickets
-                .take_accepted(index)
-        })
+    pub fn take_accepted(&mut self) -> Settled {
+        let Some(index) = self.index else {
+            return Settled::default();
+        };
+        let mut state = self.pipeline.0.state.borrow_mut();
+        state.tickets.take_accepted(index)
     }
 
     /// The vault has acknowledged the request and holds it as `held`; the export settles that.
