@@ -2,8 +2,8 @@
 //!
 //! `ExportLogsServiceRequest` is one repeated field, so the concatenation of two messages is the
 //! message of both. A worker owns one pipeline; entering it copies the message once, with what it is
-//! enriched with, into a preallocated batch buffer and allocates nothing. A batch leaves at once when nothing is in
-//! flight, else when it is full, its linger has passed or the way is free again.
+//! enriched with, into a preallocated batch buffer and allocates nothing. A batch leaves at once when a destination
+//! has nothing in flight, else when it is full, its linger has passed or the way to one is free again.
 //!
 //! One attempt a destination: what it doesn't take is the vault's, and replay's, to carry on. What it takes is settled
 //! at once, whatever the others do; and one that is slow holds no more than its share of the buffers, so that there is
@@ -127,6 +127,7 @@ struct State<H> {
 }
 
 struct Inner<H> {
+    ack_within: Duration,
     linger: Duration,
     members: Vec<Member>,
     all: DestMask,
@@ -173,6 +174,7 @@ impl<H: Copy> Pipeline<H> {
         let batch_bytes = config.batch_max_bytes.min(share / buffers_min);
         let buffers = share.checked_div(batch_bytes).unwrap_or(0).max(buffers_min);
         Self(Rc::new(Inner {
+            ack_within: config.ack_within,
             linger: config.batch_linger,
             all: members.iter().fold(0, |all, member| all | member.bit),
             copies,
@@ -296,7 +298,9 @@ impl<H: Copy> Pipeline<H> {
         loop {
             let open = self.next_batch().await;
             self.0.in_flight.set(self.0.in_flight.get() + 1);
-            tokio::task::spawn_local(self.clone().export(open));
+            // From now on: the next batch may be there before this one's task runs.
+            let takers = self.takers();
+            tokio::task::spawn_local(self.clone().export(open, takers));
         }
     }
 
@@ -328,7 +332,7 @@ impl<H: Copy> Pipeline<H> {
                 tokio::task::yield_now().await;
                 continue;
             };
-            if self.0.in_flight.get() == 0 || Instant::now() >= deadline {
+            if self.is_awaited() || Instant::now() >= deadline {
                 let open = self.0.state.borrow_mut().open.take();
                 if let Some(open) = open {
                     return open;
@@ -339,7 +343,47 @@ impl<H: Copy> Pipeline<H> {
         }
     }
 
-    async fn export(self, open: Open) {
+    /// Whether a batch should leave at once: some destination has nothing in flight, and neither it nor the producers that
+    /// wait for it should wait for what is on its way to another. But small batches must not use up the share of one that
+    /// producers wait for as well; what one that is too far away for that can't take, the vault has anyway.
+    fn is_awaited(&self) -> bool {
+        let Inner {
+            members,
+            ack_within,
+            in_flight_max,
+            in_flight,
+            ..
+        } = &*self.0;
+        if in_flight.get() == 0 {
+            return true;
+        }
+        let mut is_one_free = false;
+        for member in members.iter().filter(|member| member.circuit.allows()) {
+            let in_flight = member.in_flight.get();
+            is_one_free |= in_flight == 0;
+            let is_far = member.circuit.delivery_time() > *ack_within;
+            if !is_far && in_flight * 2 > *in_flight_max {
+                return false;
+            }
+        }
+        is_one_free
+    }
+
+    /// Who gets the next batch: not who has its share of them in flight. The last of several would otherwise wait for
+    /// room that a slow one doesn't give back.
+    fn takers(&self) -> Vec<Flight> {
+        let Inner {
+            members,
+            in_flight_max,
+            ..
+        } = &*self.0;
+        let takers = members
+            .iter()
+            .filter(|member| member.in_flight.get() < *in_flight_max);
+        takers.cloned().map(Flight::of).collect()
+    }
+
+    async fn export(self, open: Open, takers: Vec<Flight>) {
         let Open {
             buffer,
             requests,
@@ -351,7 +395,7 @@ impl<H: Copy> Pipeline<H> {
             bytes: bytes.clone(),
             records,
         };
-        let settled = self.deliver(batch, &requests).await;
+        let settled = self.deliver(batch, &requests, takers).await;
         // Until here: a connection lets go of what it has sent, but the batch is still on its way,
         // and what is on its way takes room.
         drop(bytes);
@@ -372,24 +416,30 @@ impl<H: Copy> Pipeline<H> {
         self.0.state.borrow_mut().spare_lists.push(requests);
     }
 
-    /// Hands the batch to every destination. Gives what hasn't been told of the `requests` meanwhile: who has the batch
+    /// Hands the batch to those who take it. Gives what hasn't been told of the `requests` meanwhile: who has the batch
     /// while others are still at it is.
-    async fn deliver(&self, batch: Batch, requests: &[Entered]) -> Settled {
-        if let [member] = &self.0.members[..] {
-            return attempt(member, batch).await;
+    async fn deliver(
+        &self,
+        batch: Batch,
+        requests: &[Entered],
+        mut takers: Vec<Flight>,
+    ) -> Settled {
+        if self.0.members.len() == 1
+            && let Some(flight) = takers.pop()
+        {
+            return attempt(&flight.0, batch).await;
         }
         let mut attempts = JoinSet::new();
         let mut left = self.0.all;
-        for member in &self.0.members {
-            // The last of several would otherwise wait for room that a slow one doesn't give back.
-            if member.in_flight.get() < self.0.in_flight_max {
-                let (member, batch) = (member.clone(), batch.clone());
-                attempts.spawn_local(async move { attempt(&member, batch).await });
-            }
+        for flight in takers {
+            let batch = batch.clone();
+            attempts.spawn_local(async move { attempt(&flight.0, batch).await });
         }
         drop(batch);
         let mut last = Settled::default();
         while let Some(attempt) = attempts.join_next().await {
+            // It may take the next one, whatever the others do.
+            self.0.changed.notify_one();
             // Who fails is told of last, with those that it wasn't handed to.
             let accepted = Settled {
                 failed: 0,
@@ -436,11 +486,7 @@ async fn attempt(member: &Member, batch: Batch) -> Settled {
         return failed;
     }
     let (records, handed_over) = (batch.records, Instant::now());
-    let outcome = {
-        let _on_its_way = InFlight::of(member);
-        member.destination.deliver(batch).await
-    };
-    match outcome {
+    match member.destination.deliver(batch).await {
         Outcome::Accepted { rejected_records } => {
             member.circuit.delivered_within(handed_over.elapsed());
             member.circuit.accepted(records, rejected_records);
@@ -469,18 +515,18 @@ async fn attempt(member: &Member, batch: Batch) -> Settled {
 }
 
 /// A batch on its way to a member.
-struct InFlight<'m>(&'m Cell<usize>);
+struct Flight(Member);
 
-impl<'m> InFlight<'m> {
-    fn of(member: &'m Member) -> Self {
+impl Flight {
+    fn of(member: Member) -> Self {
         member.in_flight.set(member.in_flight.get() + 1);
-        Self(&member.in_flight)
+        Self(member)
     }
 }
 
-impl Drop for InFlight<'_> {
+impl Drop for Flight {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.0.in_flight.set(self.0.in_flight.get() - 1);
     }
 }
 
