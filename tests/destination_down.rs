@@ -199,6 +199,40 @@ fn a_near_destination_is_waited_for_and_the_vault_stays_empty() {
 }
 
 #[test]
+fn a_near_destination_hears_at_once_whatever_is_in_flight_to_a_far_one() {
+    let home = Home::new();
+    let [near, far] = [Sink::up(), Sink::up()];
+    far.answer(Answer::AcceptAfter(Duration::from_millis(300)));
+    let mut settings = Settings {
+        workers: 1,
+        // Whoever waited for it would never be in time.
+        batch_linger: "200ms",
+        ..Settings::to(near.destination("near", "60s"))
+    };
+    settings.destinations.push(far.destination("far", "60s"));
+    let daemon = Daemon::start(&home, &settings);
+    let producer = daemon.producer();
+    let mut messages = Messages::new(19, SHAPE);
+    // Until it is known how far away the one is.
+    let first = messages.message();
+    producer.export(first).expect("it is acknowledged");
+    daemon.await_empty_vault();
+
+    let messages = messages.take(100);
+    producer.export_all(&messages);
+    let vaulted = |name: &str| {
+        let account = format!("/ledger/destinations/{name}/vaulted");
+        daemon.figure(&account) / SHAPE.records
+    };
+    assert_eq!(vaulted("far"), 101);
+    assert!(vaulted("near") < 50, "{} of 100", vaulted("near"));
+    // What was more than its share comes from the vault.
+    oracle::await_arrival(&messages, &far, PATIENCE);
+    daemon.await_empty_vault();
+    assert_eq!(daemon.status()["ledger"]["residue"], 0);
+}
+
+#[test]
 fn one_of_two_destinations_may_be_down() {
     let home = Home::new();
     let mut sink = Sink::down();

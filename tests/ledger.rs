@@ -149,6 +149,79 @@ fn a_clean_restart_keeps_the_books() {
     );
 }
 
+#[test]
+fn what_a_destination_rejects_of_what_it_takes_is_not_delivered() {
+    let home = Home::new();
+    let [main, other] = [Sink::up(), Sink::up()];
+    let mut settings = Settings {
+        workers: 1,
+        ..Settings::to(main.destination("main", "60s"))
+    };
+    settings
+        .destinations
+        .push(other.destination("other", "60s"));
+    let mut messages = Messages::new(67, SHAPE);
+    let daemon = Daemon::start(&home, &settings);
+    let producer = daemon.producer();
+    // Straight, each request a batch: three of ten.
+    main.answer(Answer::AcceptLess(3));
+    for message in messages.take(5) {
+        producer.export(message).expect("it is acknowledged");
+    }
+    daemon.await_empty_vault();
+    let straight = (books(&daemon, "main"), books(&daemon, "other"));
+    for (books, delivered, rejected) in [(&straight.0, 35, 15), (&straight.1, 50, 0)] {
+        let accounts = (&books["delivered"], &books["rejected"]);
+        assert_eq!(accounts, (&delivered.into(), &rejected.into()), "{books:#}");
+    }
+    // As the vault acknowledges while the exports go on; some of them are several requests in one batch.
+    main.answer(Answer::Hold);
+    let seen = main.seen();
+    let sent = messages.take(20).into_iter();
+    let sent: Vec<_> = sent
+        .map(|message| producer.start(Call::logs(message)))
+        .collect();
+    for pending in sent {
+        pending.wait().expect("the vault acknowledges");
+    }
+    main.answer(Answer::AcceptLess(10));
+    daemon.await_empty_vault();
+    let batches = (main.seen() - seen) as u64;
+    let main_books = books(&daemon, "main");
+    assert!((1..=20).contains(&batches), "{batches}");
+    assert_eq!(main_books["rejected"], 15 + 10 * batches, "{main_books:#}");
+    assert_eq!(
+        main_books["delivered"],
+        235 - 10 * batches,
+        "{main_books:#}"
+    );
+    assert_eq!(main_books["replayed"], 0);
+    assert_eq!(
+        main_books["vaulted"],
+        200 + number(straight.0.get("vaulted")).unwrap()
+    );
+    let other_books = books(&daemon, "other");
+    assert_eq!(other_books["delivered"], 250, "{other_books:#}");
+    // By way of the vault, one of the destinations still busy with it.
+    other.answer(Answer::Hold);
+    main.answer(Answer::AcceptLess(3));
+    producer
+        .export(messages.message())
+        .expect("the vault has it");
+    eventually("one has it", PATIENCE, || {
+        let now = books(&daemon, "main");
+        now["accepted"] == 260 && now["owed"] == 0
+    });
+    assert_eq!(books(&daemon, "main")["rejected"], 18 + 10 * batches);
+    other.answer(Answer::Accept);
+    daemon.await_empty_vault();
+
+    let before = (books(&daemon, "main"), books(&daemon, "other"));
+    let daemon = restart(daemon, &home, &settings);
+    assert_eq!((books(&daemon, "main"), books(&daemon, "other")), before);
+    assert_measured(&daemon, "main");
+}
+
 /// Which writing of the cursors is the newest on the disk.
 fn generation(home: &Home) -> u64 {
     let generation = |slot: &str| {

@@ -106,7 +106,7 @@ fn reflex(pressure: &Pressure, vault: &Vault, dir: &std::path::Path) -> Reflex {
     };
     let on_held_settled = {
         let (vault, members) = (vault.clone(), members.clone());
-        Box::new(move |held, settled| settle_held(&vault, &members, held, settled))
+        Box::new(move |held, settled| settle_held(&vault, &members, held, &settled))
     };
     // What the requests lack, as they do the observed times.
     let enrichment = Arc::new(Enrichment::new(&["host.name", "os.type"].map(|key| {

@@ -35,6 +35,8 @@ pub(crate) struct Settings {
     pub(crate) ack_within: &'static str,
     /// `export.batch.max_bytes`.
     pub(crate) batch_max_bytes: &'static str,
+    /// `export.batch.linger`.
+    pub(crate) batch_linger: &'static str,
     /// `service.user`.
     pub(crate) service_user: String,
     /// `export.destinations`, each a YAML flow mapping.
@@ -71,6 +73,7 @@ impl Settings {
             replay_auto: true,
             ack_within: "20ms",
             batch_max_bytes: "1MiB",
+            batch_linger: "5ms",
             // Not auto: the machine may have a user gophership, who couldn't write here.
             service_user: format!("{}:{}", nix::unistd::getuid(), nix::unistd::getgid()),
             destinations: vec![destination],
@@ -125,7 +128,7 @@ vault:
 replay: {{ auto: {replay_auto}, after: 100ms, max_bytes_per_second: 256MiB }}
 export:
   ack_within: {ack_within}
-  batch: {{ max_bytes: {batch_max_bytes}, linger: 5ms }}
+  batch: {{ max_bytes: {batch_max_bytes}, linger: {batch_linger} }}
   destinations:{destinations}
 control:
   unix: {{ path: "{control}", mode: "0600", allow_uids: [{uid}] }}
@@ -155,6 +158,7 @@ service: {{ user: "{service_user}" }}
             replay_auto = self.replay_auto,
             ack_within = self.ack_within,
             batch_max_bytes = self.batch_max_bytes,
+            batch_linger = self.batch_linger,
             control = home.control_socket().display(),
             uid = nix::unistd::getuid(),
             audit = home.audit_log().display(),

@@ -21,6 +21,10 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use opentelemetry_proto::tonic::collector::logs::v1::{
+    ExportLogsPartialSuccess, ExportLogsServiceResponse,
+};
+use prost::Message as _;
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -44,6 +48,8 @@ pub(crate) enum Answer {
     Reset,
     /// It stores the request, and then resets the stream.
     StoreAndReset,
+    /// It stores the request, then answers with a partial success: so many of its records are rejected.
+    AcceptLess(u32),
     /// It takes this long to store the request and to answer OK.
     AcceptAfter(Duration),
     /// `INVALID_ARGUMENT` to requests that contain these bytes; it stores the others.
@@ -294,8 +300,9 @@ async fn handle(request: Request<Incoming>, state: Arc<State>) -> Result<Respons
         }
     };
     match said {
-        Said::Code(code) => Ok(respond(producer::status_trailers(code))),
-        Said::ComeAgain(code, delay) => Ok(respond(producer::retry_trailers(code, delay))),
+        Said::Code(code) => Ok(respond(0, producer::status_trailers(code))),
+        Said::Less(rejected) => Ok(respond(rejected, producer::status_trailers(Code::Ok))),
+        Said::ComeAgain(code, delay) => Ok(respond(0, producer::retry_trailers(code, delay))),
         Said::Nothing => Err("the test resets the stream".into()),
     }
 }
@@ -303,6 +310,7 @@ async fn handle(request: Request<Incoming>, state: Arc<State>) -> Result<Respons
 /// How a request is answered.
 enum Said {
     Code(Code),
+    Less(u32),
     ComeAgain(Code, Duration),
     Nothing,
 }
@@ -321,12 +329,15 @@ async fn decide(state: &Arc<State>, message: Bytes) -> Said {
             Answer::RejectWith(mark) if message.windows(mark.len()).any(|w| w == mark) => {
                 return Said::Code(Code::InvalidArgument);
             }
-            Answer::Accept | Answer::RejectWith(_) => {
+            Answer::Accept | Answer::RejectWith(_) | Answer::AcceptLess(_) => {
                 if has_waited {
                     store(&state.doubtful);
                 }
                 store(&state.stored);
-                return Said::Code(Code::Ok);
+                return match answer {
+                    Answer::AcceptLess(rejected) => Said::Less(rejected),
+                    _ => Said::Code(Code::Ok),
+                };
             }
             Answer::AcceptAfter(delay) => {
                 tokio::time::sleep(delay).await;
@@ -388,11 +399,18 @@ fn message(framed: &Bytes, gzip: bool) -> Option<Bytes> {
     }
 }
 
-fn respond(trailers: HeaderMap) -> Response<Body> {
+fn respond(rejected: u32, trailers: HeaderMap) -> Response<Body> {
     let mut frames = Vec::new();
     if trailers.get("grpc-status").is_some_and(|code| code == "0") {
-        // An ExportLogsServiceResponse without partial success is empty.
-        frames.push(Ok(Frame::data(producer::frame(&[], false))));
+        let partial = (rejected != 0).then(|| ExportLogsPartialSuccess {
+            rejected_log_records: rejected.into(),
+            error_message: "the test rejects some".to_owned(),
+        });
+        let response = ExportLogsServiceResponse {
+            partial_success: partial,
+        };
+        let framed = producer::frame(&response.encode_to_vec(), false);
+        frames.push(Ok(Frame::data(framed)));
     }
     frames.push(Ok(Frame::trailers(trailers)));
     Response::builder()

@@ -90,14 +90,16 @@ impl Cursors {
         });
         let slot = whole.max_by_key(|bytes| u64_at(bytes, 16)).unwrap();
         let mut segments = BTreeMap::new();
-        // Records by destination, six of them, which version 1 didn't have.
-        let mut at = match u16_at(&slot, 8) {
-            1 => 32,
+        // Records by destination, seven of them, of which version 2 had six, and version 1 none.
+        let books_bytes = match u16_at(&slot, 8) {
+            1 => 0,
+            2 => 48,
             version => {
-                assert_eq!(version, 2);
-                32 + 48 * usize::from(u16_at(&slot, 10))
+                assert_eq!(version, 3);
+                56
             }
         };
+        let mut at = 32 + books_bytes * usize::from(u16_at(&slot, 10));
         for _ in 0..u32_at(&slot, 12) {
             let key = (u64_at(&slot, at), u64_at(&slot, at + 8));
             let (entries, destinations) = (size_at(&slot, at + 16), u32_at(&slot, at + 20));

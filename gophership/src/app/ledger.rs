@@ -32,14 +32,16 @@ pub(super) async fn keep(daemon: Arc<Daemon>) {
 impl Daemon {
     /// Tells the vault what destinations had without it.
     pub(super) fn note_direct(&self) {
-        self.vault.note_direct(&self.totals().delivered_records);
+        let totals = self.totals();
+        self.vault
+            .note_direct(&totals.delivered_records, &totals.rejected_records);
     }
 
     /// One ledger a destination.
     pub(super) fn ledgers(&self) -> Vec<pb::Ledger> {
         // In this order: what left the vault's books is then counted as delivered already.
         let stats = self.vault.stats();
-        let direct = self.totals().delivered_records;
+        let totals = self.totals();
         let ledger = |circuit: &Arc<Circuit>| {
             let name = circuit.name();
             let of_vault = stats
@@ -49,21 +51,27 @@ impl Daemon {
                 .cloned()
                 .unwrap_or_default();
             let bit = self.vault.mask_of(name).map_or(0, u32::trailing_zeros) as usize;
-            ledger(circuit, &of_vault, direct[bit])
+            let direct = Books {
+                direct: totals.delivered_records[bit] + of_vault.unstored_records,
+                direct_rejected: totals.rejected_records[bit],
+                ..Books::default()
+            };
+            ledger(circuit, &of_vault, direct)
         };
         self.circuits.iter().map(ledger).collect()
     }
 }
 
-/// The books of one destination: `direct` records of this run were never to be in the vault.
-fn ledger(circuit: &Circuit, vault: &DestinationStats, direct: u64) -> pb::Ledger {
-    let direct = direct + vault.unstored_records;
-    let all = vault.earlier.plus(explained(circuit, vault));
-    let delivered = all.delivered() + direct;
+/// The books of one destination: the records of `direct` were in this run, and never to be in the vault.
+fn ledger(circuit: &Circuit, vault: &DestinationStats, direct: Books) -> pb::Ledger {
+    let before = vault.earlier.plus(direct);
+    let all = before.plus(explained(circuit, vault));
+    let delivered = all.delivered();
+    let rejected = all.rejected + all.direct_rejected;
     let vaulted = vault.earlier.vaulted() + vault.stored_records;
-    let accepted = vaulted + vault.earlier.direct + direct;
+    let accepted = vaulted + before.unvaulted();
     let (owed, quarantined) = (vault.owed_records, vault.lost_records);
-    let known = delivered + owed + quarantined + all.dead_lettered + all.rejected + all.dropped;
+    let known = delivered + owed + quarantined + all.dead_lettered + rejected + all.dropped;
     pb::Ledger {
         destination: circuit.name().to_owned(),
         accepted,
@@ -72,7 +80,7 @@ fn ledger(circuit: &Circuit, vault: &DestinationStats, direct: u64) -> pb::Ledge
         in_flight: 0,
         quarantined,
         dead_lettered: all.dead_lettered,
-        rejected: all.rejected,
+        rejected,
         dropped: all.dropped,
         residue: accepted.cast_signed() - known.cast_signed(),
         vaulted,

@@ -156,7 +156,7 @@ impl Worker {
         let members = Member::connect(&shared.destinations, &shared.circuits, bit_of);
         let on_held_settled = {
             let (vault, members) = (shared.vault.clone(), members.clone());
-            Box::new(move |held, settled| somatic::settle_held(&vault, &members, held, settled))
+            Box::new(move |held, settled| somatic::settle_held(&vault, &members, held, &settled))
         };
         let pipeline = Pipeline::new(
             &shared.pipeline,

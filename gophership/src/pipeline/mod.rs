@@ -2,8 +2,8 @@
 //!
 //! `ExportLogsServiceRequest` is one repeated field, so the concatenation of two messages is the
 //! message of both. A worker owns one pipeline; entering it copies the message once, with what it is
-//! enriched with, into a preallocated batch buffer and allocates nothing. A batch leaves at once when nothing is in
-//! flight, else when it is full, its linger has passed or the way is free again.
+//! enriched with, into a preallocated batch buffer and allocates nothing. A batch leaves at once when a destination
+//! has nothing in flight, else when it is full, its linger has passed or the way to one is free again.
 //!
 //! One attempt a destination: what it doesn't take is the vault's, and replay's, to carry on. What it takes is settled
 //! at once, whatever the others do; and one that is slow holds no more than its share of the buffers, so that there is
@@ -107,10 +107,13 @@ impl Member {
     }
 }
 
+/// A request in a batch: its ticket and its records.
+type Entered = (u32, u32);
+
 #[derive(Debug)]
 struct Open {
     buffer: Buffer,
-    tickets: Vec<u32>,
+    requests: Vec<Entered>,
     records: u64,
     since: Instant,
 }
@@ -120,10 +123,11 @@ struct State<H> {
     tickets: Tickets<H>,
     open: Option<Open>,
     ready: VecDeque<Open>,
-    spare_lists: Vec<Vec<u32>>,
+    spare_lists: Vec<Vec<Entered>>,
 }
 
 struct Inner<H> {
+    ack_within: Duration,
     linger: Duration,
     members: Vec<Member>,
     all: DestMask,
@@ -170,6 +174,7 @@ impl<H: Copy> Pipeline<H> {
         let batch_bytes = config.batch_max_bytes.min(share / buffers_min);
         let buffers = share.checked_div(batch_bytes).unwrap_or(0).max(buffers_min);
         Self(Rc::new(Inner {
+            ack_within: config.ack_within,
             linger: config.batch_linger,
             all: members.iter().fold(0, |all, member| all | member.bit),
             copies,
@@ -255,7 +260,7 @@ impl<H: Copy> Pipeline<H> {
         let mut state = inner.state.borrow_mut();
         let state = &mut *state;
         if state.open.as_ref().is_some_and(|open| {
-            open.buffer.room() < len || open.tickets.len() == BATCH_REQUESTS_MAX
+            open.buffer.room() < len || open.requests.len() == BATCH_REQUESTS_MAX
         }) {
             state.ready.extend(state.open.take());
             inner.changed.notify_one();
@@ -269,7 +274,7 @@ impl<H: Copy> Pipeline<H> {
         if let Some(buffer) = buffer {
             state.open = Some(Open {
                 buffer,
-                tickets: state.spare_lists.pop().unwrap_or_default(),
+                requests: state.spare_lists.pop().unwrap_or_default(),
                 records: 0,
                 since: Instant::now(),
             });
@@ -279,7 +284,7 @@ impl<H: Copy> Pipeline<H> {
         if let Some(open) = &mut state.open {
             let buffer = &mut open.buffer;
             splice.write(arrival_unix_ns, |bytes| buffer.append(bytes));
-            open.tickets.push(index);
+            open.requests.push((index, records));
             open.records += u64::from(records);
         }
         Ok(Ticket {
@@ -293,7 +298,9 @@ impl<H: Copy> Pipeline<H> {
         loop {
             let open = self.next_batch().await;
             self.0.in_flight.set(self.0.in_flight.get() + 1);
-            tokio::task::spawn_local(self.clone().export(open));
+            // From now on: the next batch may be there before this one's task runs.
+            let takers = self.takers();
+            tokio::task::spawn_local(self.clone().export(open, takers));
         }
     }
 
@@ -325,7 +332,7 @@ impl<H: Copy> Pipeline<H> {
                 tokio::task::yield_now().await;
                 continue;
             };
-            if self.0.in_flight.get() == 0 || Instant::now() >= deadline {
+            if self.is_awaited() || Instant::now() >= deadline {
                 let open = self.0.state.borrow_mut().open.take();
                 if let Some(open) = open {
                     return open;
@@ -336,10 +343,50 @@ impl<H: Copy> Pipeline<H> {
         }
     }
 
-    async fn export(self, open: Open) {
+    /// Whether a batch should leave at once: some destination has nothing in flight, and neither it nor the producers that
+    /// wait for it should wait for what is on its way to another. But small batches must not use up the share of one that
+    /// producers wait for as well; what one that is too far away for that can't take, the vault has anyway.
+    fn is_awaited(&self) -> bool {
+        let Inner {
+            members,
+            ack_within,
+            in_flight_max,
+            in_flight,
+            ..
+        } = &*self.0;
+        if in_flight.get() == 0 {
+            return true;
+        }
+        let mut is_one_free = false;
+        for member in members.iter().filter(|member| member.circuit.allows()) {
+            let in_flight = member.in_flight.get();
+            is_one_free |= in_flight == 0;
+            let is_far = member.circuit.delivery_time() > *ack_within;
+            if !is_far && in_flight * 2 > *in_flight_max {
+                return false;
+            }
+        }
+        is_one_free
+    }
+
+    /// Who gets the next batch: not who has its share of them in flight. The last of several would otherwise wait for
+    /// room that a slow one doesn't give back.
+    fn takers(&self) -> Vec<Flight> {
+        let Inner {
+            members,
+            in_flight_max,
+            ..
+        } = &*self.0;
+        let takers = members
+            .iter()
+            .filter(|member| member.in_flight.get() < *in_flight_max);
+        takers.cloned().map(Flight::of).collect()
+    }
+
+    async fn export(self, open: Open, takers: Vec<Flight>) {
         let Open {
             buffer,
-            tickets,
+            requests,
             records,
             ..
         } = open;
@@ -348,67 +395,74 @@ impl<H: Copy> Pipeline<H> {
             bytes: bytes.clone(),
             records,
         };
-        let settled = self.deliver(batch, &tickets).await;
+        let settled = self.deliver(batch, &requests, takers).await;
         // Until here: a connection lets go of what it has sent, but the batch is still on its way,
         // and what is on its way takes room.
         drop(bytes);
         self.0.in_flight.set(self.0.in_flight.get() - 1);
-        self.settle(tickets, settled);
+        self.settle(requests, settled);
         self.0.changed.notify_one();
         self.0.idle.notify_waiters();
     }
 
-    fn settle(&self, mut tickets: Vec<u32>, settled: Settled) {
-        for ticket in tickets.drain(..) {
+    fn settle(&self, mut requests: Vec<Entered>, settled: Settled) {
+        for (ticket, settled) in settled.by_request(&requests) {
             let held = self.0.state.borrow_mut().tickets.settle(ticket, settled);
-            if let Some(held) = held {
+            if let Some((held, settled)) = held {
                 (self.0.on_held_settled)(held, settled);
             }
         }
-        self.0.state.borrow_mut().spare_lists.push(tickets);
+        requests.clear();
+        self.0.state.borrow_mut().spare_lists.push(requests);
     }
 
-    /// Hands the batch to every destination. Gives what hasn't been told of the `tickets` meanwhile: who has the batch
+    /// Hands the batch to those who take it. Gives what hasn't been told of the `requests` meanwhile: who has the batch
     /// while others are still at it is.
-    async fn deliver(&self, batch: Batch, tickets: &[u32]) -> Settled {
-        if let [member] = &self.0.members[..] {
-            return attempt(member, batch).await;
+    async fn deliver(
+        &self,
+        batch: Batch,
+        requests: &[Entered],
+        mut takers: Vec<Flight>,
+    ) -> Settled {
+        if self.0.members.len() == 1
+            && let Some(flight) = takers.pop()
+        {
+            return attempt(&flight.0, batch).await;
         }
         let mut attempts = JoinSet::new();
         let mut left = self.0.all;
-        for member in &self.0.members {
-            // The last of several would otherwise wait for room that a slow one doesn't give back.
-            if member.in_flight.get() < self.0.in_flight_max {
-                let (member, batch) = (member.clone(), batch.clone());
-                attempts.spawn_local(async move { attempt(&member, batch).await });
-            }
+        for flight in takers {
+            let batch = batch.clone();
+            attempts.spawn_local(async move { attempt(&flight.0, batch).await });
         }
         drop(batch);
-        let mut last = 0;
+        let mut last = Settled::default();
         while let Some(attempt) = attempts.join_next().await {
-            let accepted = attempt.map_or(0, |settled| settled.accepted);
-            left &= !accepted;
+            // It may take the next one, whatever the others do.
+            self.0.changed.notify_one();
+            // Who fails is told of last, with those that it wasn't handed to.
+            let accepted = Settled {
+                failed: 0,
+                ..attempt.unwrap_or_default()
+            };
+            left &= !accepted.accepted;
             if attempts.is_empty() {
                 last = accepted;
-            } else if accepted != 0 {
-                self.accept(tickets, accepted);
+            } else if accepted.accepted != 0 {
+                self.accept(requests, accepted);
             }
         }
         Settled {
-            accepted: last,
             failed: left,
+            ..last
         }
     }
 
-    fn accept(&self, tickets: &[u32], accepted: DestMask) {
-        for &ticket in tickets {
+    fn accept(&self, requests: &[Entered], accepted: Settled) {
+        for (ticket, accepted) in accepted.by_request(requests) {
             let held = self.0.state.borrow_mut().tickets.accept(ticket, accepted);
-            if let Some(held) = held {
-                let settled = Settled {
-                    accepted,
-                    failed: 0,
-                };
-                (self.0.on_held_settled)(held, settled);
+            if let Some((held, accepted)) = held {
+                (self.0.on_held_settled)(held, accepted);
             }
         }
     }
@@ -425,24 +479,22 @@ impl<H> std::fmt::Debug for Pipeline<H> {
 /// Hands one batch to one destination, unless its circuit is open.
 async fn attempt(member: &Member, batch: Batch) -> Settled {
     let failed = Settled {
-        accepted: 0,
         failed: member.bit,
+        ..Settled::default()
     };
     let Some(_leave) = member.circuit.claim() else {
         return failed;
     };
     let (records, handed_over) = (batch.records, Instant::now());
-    let outcome = {
-        let _on_its_way = InFlight::of(member);
-        member.destination.deliver(batch).await
-    };
-    match outcome {
+    match member.destination.deliver(batch).await {
         Outcome::Accepted { rejected_records } => {
             member.circuit.delivered_within(handed_over.elapsed());
             member.circuit.accepted(records, rejected_records);
+            let rejected = u32::try_from(rejected_records).unwrap_or(u32::MAX);
             Settled {
                 accepted: member.bit,
-                failed: 0,
+                rejected: Vec::from_iter((rejected != 0).then_some((member.bit, rejected))),
+                ..Settled::default()
             }
         }
         Outcome::Retry { after, reason } => {
@@ -457,18 +509,18 @@ async fn attempt(member: &Member, batch: Batch) -> Settled {
 }
 
 /// A batch on its way to a member.
-struct InFlight<'m>(&'m Cell<usize>);
+struct Flight(Member);
 
-impl<'m> InFlight<'m> {
-    fn of(member: &'m Member) -> Self {
+impl Flight {
+    fn of(member: Member) -> Self {
         member.in_flight.set(member.in_flight.get() + 1);
-        Self(&member.in_flight)
+        Self(member)
     }
 }
 
-impl Drop for InFlight<'_> {
+impl Drop for Flight {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.0.in_flight.set(self.0.in_flight.get() - 1);
     }
 }
 
@@ -503,18 +555,15 @@ impl<H> Ticket<H> {
         settled
     }
 
-    /// The destinations that have the request by now, without those that an earlier call gave. What this gives is no
-    /// part of what the ticket settles as later.
+    /// What destinations that have the request by now have made of it, without those that an earlier call told of. What
+    /// this gives is no part of what the ticket settles as later.
     #[must_use]
-    pub fn take_accepted(&mut self) -> DestMask {
-        self.index.map_or(0, |index| {
-            self.pipeline
-                .0
-                .state
-                .borrow_mut()
-                .tickets
-                .take_accepted(index)
-        })
+    pub fn take_accepted(&mut self) -> Settled {
+        let Some(index) = self.index else {
+            return Settled::default();
+        };
+        let mut state = self.pipeline.0.state.borrow_mut();
+        state.tickets.take_accepted(index)
     }
 
     /// The vault has acknowledged the request and holds it as `held`; the export settles that.

@@ -10,22 +10,60 @@ use std::task::{Context, Poll, Waker};
 
 use super::DestMask;
 
-/// What the destinations made of one request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the destinations made of one request, or of a batch of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Settled {
     /// Destinations that have it.
     pub accepted: DestMask,
     /// Destinations that must have it and don't.
     pub failed: DestMask,
+    /// Of those that have it, any that rejected some of its records for good, each with how many. Empty as a rule, and
+    /// then on no heap.
+    pub rejected: Vec<(DestMask, u32)>,
+}
+
+impl Settled {
+    /// Both together.
+    #[must_use]
+    pub fn and(mut self, mut other: Self) -> Self {
+        self.accepted |= other.accepted;
+        self.failed |= other.failed;
+        self.rejected.append(&mut other.rejected);
+        self
+    }
+
+    /// What it means for the next request of the batch, which has `records`. Which records were rejected isn't said: for
+    /// the books, the first ones.
+    fn next_request(&mut self, records: u32) -> Self {
+        let mut rejected = Vec::new();
+        for (bit, left) in &mut self.rejected {
+            let of_request = records.min(*left);
+            if of_request != 0 {
+                *left -= of_request;
+                rejected.push((*bit, of_request));
+            }
+        }
+        Self { rejected, ..*self }
+    }
+
+    /// By each of `requests`, which are a ticket and its records: what it means for it.
+    pub(super) fn by_request(
+        mut self,
+        requests: &[(u32, u32)],
+    ) -> impl Iterator<Item = (u32, Self)> {
+        requests
+            .iter()
+            .map(move |&(ticket, records)| (ticket, self.next_request(records)))
+    }
 }
 
 #[derive(Debug)]
 enum State<H> {
     Free,
-    /// The request waits for its batch, which the destinations of `accepted` have.
+    /// The request waits for its batch; `early` is what some destinations have made of it already.
     Waiting {
         waker: Option<Waker>,
-        accepted: DestMask,
+        early: Settled,
     },
     /// The batch is settled; the request hasn't looked yet.
     Settled(Settled),
@@ -57,7 +95,7 @@ impl<H> Tickets<H> {
         let index = self.free.pop()?;
         self.states[index as usize] = State::Waiting {
             waker: None,
-            accepted: 0,
+            early: Settled::default(),
         };
         Some(index)
     }
@@ -68,20 +106,18 @@ impl<H> Tickets<H> {
         self.states.len() - self.free.len()
     }
 
-    /// The destinations of `accepted` have the batch of `ticket`, and others may yet. Gives the entry whose export
-    /// this is, if the vault has acknowledged the request already.
-    pub fn accept(&mut self, ticket: u32, accepted: DestMask) -> Option<H>
+    /// Some destinations have the batch of `ticket`, as `settled` says, and others may yet. Gives the entry whose export
+    /// this is, if the vault has acknowledged the request already, with `settled`.
+    pub fn accept(&mut self, ticket: u32, settled: Settled) -> Option<(H, Settled)>
     where
         H: Copy,
     {
         match &mut self.states[ticket as usize] {
-            State::Waiting {
-                accepted: so_far, ..
-            } => {
-                *so_far |= accepted;
+            State::Waiting { early, .. } => {
+                *early = std::mem::take(early).and(settled);
                 None
             }
-            State::Held(entry) => Some(*entry),
+            State::Held(entry) => Some((*entry, settled)),
             State::Abandoned => None,
             State::Free | State::Settled(_) => {
                 unreachable!("ticket {ticket} is taken, and not settled yet")
@@ -89,25 +125,23 @@ impl<H> Tickets<H> {
         }
     }
 
-    /// The destinations that have the batch by now, of those that [`Self::accept`] told of since the last call. From
-    /// now on they are the caller's to remember.
-    pub fn take_accepted(&mut self, ticket: u32) -> DestMask {
+    /// What [`Self::accept`] told of since the last call. From now on that is the caller's to remember.
+    pub fn take_accepted(&mut self, ticket: u32) -> Settled {
         match &mut self.states[ticket as usize] {
-            State::Waiting { accepted, .. } => std::mem::take(accepted),
-            State::Free | State::Settled(_) | State::Held(_) | State::Abandoned => 0,
+            State::Waiting { early, .. } => std::mem::take(early),
+            State::Free | State::Settled(_) | State::Held(_) | State::Abandoned => {
+                Settled::default()
+            }
         }
     }
 
-    /// The batch of `ticket` is settled: `settled` has what [`Self::accept`] hasn't told. Gives the entry back whose export this was, if the
-    /// vault had acknowledged the request already.
-    pub fn settle(&mut self, ticket: u32, settled: Settled) -> Option<H> {
+    /// The batch of `ticket` is settled: `settled` has what [`Self::accept`] hasn't told. Gives the entry back whose export
+    /// this was, with `settled`, if the vault had acknowledged the request already.
+    pub fn settle(&mut self, ticket: u32, settled: Settled) -> Option<(H, Settled)> {
         let state = &mut self.states[ticket as usize];
-        match std::mem::replace(state, State::Settled(settled)) {
-            State::Waiting { waker, accepted } => {
-                *state = State::Settled(Settled {
-                    accepted: settled.accepted | accepted,
-                    ..settled
-                });
+        match std::mem::replace(state, State::Free) {
+            State::Waiting { waker, early } => {
+                *state = State::Settled(early.and(settled));
                 if let Some(waker) = waker {
                     waker.wake();
                 }
@@ -115,7 +149,7 @@ impl<H> Tickets<H> {
             }
             State::Held(entry) => {
                 self.release(ticket);
-                Some(entry)
+                Some((entry, settled))
             }
             State::Abandoned => {
                 self.release(ticket);
@@ -131,7 +165,7 @@ impl<H> Tickets<H> {
     pub fn poll(&mut self, ticket: u32, context: &Context<'_>) -> Poll<Settled> {
         match &mut self.states[ticket as usize] {
             State::Settled(settled) => {
-                let settled = *settled;
+                let settled = std::mem::take(settled);
                 self.release(ticket);
                 Poll::Ready(settled)
             }
@@ -153,11 +187,7 @@ impl<H> Tickets<H> {
     pub fn hold(&mut self, ticket: u32, entry: H) -> Option<Settled> {
         let state = &mut self.states[ticket as usize];
         match std::mem::replace(state, State::Held(entry)) {
-            State::Waiting { accepted: 0, .. } => None,
-            State::Waiting { accepted, .. } => Some(Settled {
-                accepted,
-                failed: 0,
-            }),
+            State::Waiting { early, .. } => (early.accepted != 0).then_some(early),
             State::Settled(settled) => {
                 self.release(ticket);
                 Some(settled)
@@ -192,6 +222,7 @@ mod tests {
     const OUTCOME: Settled = Settled {
         accepted: 1,
         failed: 2,
+        rejected: Vec::new(),
     };
     const ENTRY: &str = "entry";
 
@@ -215,7 +246,7 @@ mod tests {
         let mut tickets = Tickets::<&'static str>::new(1);
         let ticket = tickets.take().expect("one is free");
         assert_eq!(tickets.hold(ticket, ENTRY), None);
-        assert_eq!(tickets.settle(ticket, OUTCOME), Some(ENTRY));
+        assert_eq!(tickets.settle(ticket, OUTCOME), Some((ENTRY, OUTCOME)));
         assert_eq!(tickets.in_use(), 0);
     }
 
@@ -230,34 +261,65 @@ mod tests {
 
     #[test]
     fn who_has_a_batch_early_is_told_of_once() {
-        let (early, late) = (1, 2);
+        let accepted = |accepted| Settled {
+            accepted,
+            ..Settled::default()
+        };
+        let (early, late) = (accepted(1), accepted(4));
         let rest = Settled {
-            accepted: 0,
-            failed: late,
+            failed: 2,
+            ..Settled::default()
         };
         let mut tickets = Tickets::<&'static str>::new(1);
         // To the request that waits, with the rest.
         let ticket = tickets.take().expect("one is free");
-        assert_eq!(tickets.accept(ticket, early), None);
-        assert_eq!(tickets.settle(ticket, rest), None);
+        assert_eq!(tickets.accept(ticket, early.clone()), None);
+        assert_eq!(tickets.settle(ticket, rest.clone()), None);
         assert_eq!(poll(&mut tickets, ticket), Poll::Ready(OUTCOME));
         // To the request that turns to the vault, before it does.
         let ticket = tickets.take().expect("one is free");
-        tickets.accept(ticket, early);
+        tickets.accept(ticket, early.clone());
         assert_eq!(tickets.take_accepted(ticket), early);
         assert_eq!(tickets.hold(ticket, ENTRY), None);
-        assert_eq!(tickets.settle(ticket, rest), Some(ENTRY));
+        assert_eq!(
+            tickets.settle(ticket, rest.clone()),
+            Some((ENTRY, rest.clone()))
+        );
         // To the vault, at once.
         let ticket = tickets.take().expect("one is free");
-        tickets.accept(ticket, early);
-        let so_far = Settled {
-            accepted: early,
-            failed: 0,
-        };
-        assert_eq!(tickets.hold(ticket, ENTRY), Some(so_far));
-        assert_eq!(tickets.accept(ticket, late), Some(ENTRY));
-        assert_eq!(tickets.settle(ticket, rest), Some(ENTRY));
+        tickets.accept(ticket, early.clone());
+        assert_eq!(tickets.hold(ticket, ENTRY), Some(early));
+        assert_eq!(tickets.accept(ticket, late.clone()), Some((ENTRY, late)));
+        assert_eq!(tickets.settle(ticket, rest.clone()), Some((ENTRY, rest)));
         assert_eq!(tickets.in_use(), 0);
+    }
+
+    #[test]
+    fn the_first_requests_of_a_batch_account_for_what_was_rejected_of_it() {
+        let batch = Settled {
+            accepted: 0b111,
+            failed: 0b1000,
+            rejected: vec![(0b001, 15), (0b100, 25)],
+        };
+        let requests = [(7, 10), (8, 0), (9, 10), (5, 10)];
+        let by_request: Vec<_> = batch.clone().by_request(&requests).collect();
+        let expected = [
+            (7, vec![(0b001, 10), (0b100, 10)]),
+            (8, vec![]),
+            (9, vec![(0b001, 5), (0b100, 10)]),
+            (5, vec![(0b100, 5)]),
+        ]
+        .map(|(ticket, rejected)| {
+            let settled = Settled {
+                rejected,
+                ..batch.clone()
+            };
+            (ticket, settled)
+        });
+        assert_eq!(by_request, expected);
+        let [first, _, second, _] = expected;
+        let both = first.1.and(second.1).rejected;
+        assert_eq!(both.iter().map(|(_, records)| records).sum::<u32>(), 35);
     }
 
     #[test]

@@ -9,10 +9,7 @@ use std::{
     cell::Cell,
     pin::pin,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -20,10 +17,12 @@ use gophership_common::Zone;
 use tokio::sync::Notify;
 
 use crate::{
-    pipeline::{DestMask, Member, Pipeline, Settled, Ticket},
+    pipeline::{DestMask, Member, Pipeline, Settled, Ticket, circuit::Circuit},
     pressure::{Budget, EngineLine, Verdict},
     telemetry::counters::WorkerCounters,
-    vault::{AppendError, ContentEncoding, EntryId, EntryMeta, Kind, Lane, Meanwhile, Vault},
+    vault::{
+        AppendError, ContentEncoding, EntryId, EntryMeta, Kind, Lane, Meanwhile, Settlement, Vault,
+    },
 };
 
 pub mod overrides;
@@ -234,14 +233,7 @@ impl Reflex {
         let diversion = self.divert(request, stored);
         let meanwhile = Meanwhile::default();
         // Who has it already isn't owed it: a crash must not send it there again.
-        let early = Settled {
-            accepted: ticket.take_accepted(),
-            failed: 0,
-        };
-        let with_early = |settled: Settled| Settled {
-            accepted: settled.accepted | early.accepted,
-            ..settled
-        };
+        let early = ticket.take_accepted();
         let settled = {
             let owed = self.pipeline.all() & !early.accepted;
             let entry = request.entry(owed, true);
@@ -251,39 +243,40 @@ impl Reflex {
                 appended = &mut append => {
                     self.diverted(Pivot::AckTimeout, diversion, appended.is_ok());
                     if let Ok(id) = appended {
-                        self.count_delivered(early, request);
+                        self.count_delivered(&early, request);
                         ticket.hold(held(id));
                         return Answer::Vaulted;
                     }
                     // The vault can't, but a destination still may.
-                    let settled = with_early(ticket.settled().await);
+                    let settled = early.and(ticket.settled().await);
                     return self.settled(settled, request, stored).await;
                 }
                 settled = ticket.settled() => settled,
             };
-            if settled.failed != 0 {
-                // Only the vault can answer now.
+            if settled.failed != 0 || !settled.rejected.is_empty() {
+                // Only the vault can answer now. Nor does it settle in part what nobody waits for, and that is rare.
                 let appended = append.await;
                 self.diverted(Pivot::AckTimeout, diversion, appended.is_ok());
                 if let Ok(id) = appended {
-                    self.count_delivered(early, request);
+                    self.count_delivered(&early, request);
                     self.pipeline.settle_held(held(id), settled);
                     return Answer::Vaulted;
                 }
-                return self.settled(with_early(settled), request, stored).await;
+                return self.settled(early.and(settled), request, stored).await;
             }
             meanwhile.accepted(settled.accepted);
             // Before the vault settles it, which is when the append is dropped.
-            count_settled(self.pipeline.members(), request.records, settled);
+            count_settled(self.pipeline.members(), request.records, &settled);
             settled
         };
-        self.count_delivered(early, request);
+        self.count_delivered(&early, request);
         self.diverted(Pivot::AckTimeout, diversion, meanwhile.is_placed());
         if !meanwhile.is_placed() {
-            for counter in settled_counters(self.pipeline.members(), settled) {
-                counter.fetch_sub(u64::from(request.records), Relaxed);
+            for circuit in settled_circuits(self.pipeline.members(), settled.accepted) {
+                let delivered = &circuit.counters.delivered;
+                delivered.fetch_sub(u64::from(request.records), Relaxed);
             }
-            self.count_delivered(settled, request);
+            self.count_delivered(&settled, request);
         }
         Answer::Delivered
     }
@@ -299,11 +292,11 @@ impl Reflex {
                 .vault(Pivot::DestinationFailed, request, stored, settled.failed)
                 .await;
             if answer == Answer::Vaulted {
-                self.count_delivered(settled, request);
+                self.count_delivered(&settled, request);
             }
             return answer;
         }
-        self.count_delivered(settled, request);
+        self.count_delivered(&settled, request);
         Answer::Delivered
     }
 
@@ -366,35 +359,55 @@ impl Reflex {
 
     /// Ledger: an acknowledged request that some destinations have. What the vault holds of it, the
     /// vault counts itself, so that a request that goes away meanwhile is counted, too.
-    fn count_delivered(&self, settled: Settled, request: Request) {
-        self.counters
-            .delivered(settled.accepted, u64::from(request.records));
+    fn count_delivered(&self, settled: &Settled, request: Request) {
+        let mut whole = settled.accepted;
+        for &(bit, rejected) in &settled.rejected {
+            whole &= !bit;
+            let delivered = request.records.saturating_sub(rejected);
+            self.counters.delivered(bit, u64::from(delivered));
+            self.counters.rejected(bit, u64::from(rejected));
+        }
+        self.counters.delivered(whole, u64::from(request.records));
     }
 }
 
 /// Tells the vault how the export of a held entry ended.
-pub fn settle_held(vault: &Vault, members: &[Member], held: Held, settled: Settled) {
-    if settled.accepted != 0 {
-        count_settled(members, held.records, settled);
-        vault.settle(held.id, settled.accepted);
+pub fn settle_held(vault: &Vault, members: &[Member], held: Held, settled: &Settled) {
+    count_settled(members, held.records, settled);
+    let mut whole = settled.accepted;
+    for &(bit, rejected_records) in &settled.rejected {
+        whole &= !bit;
+        let how = Settlement::Delivered { rejected_records };
+        vault.settle_as(held.id, bit, how);
+    }
+    if whole != 0 {
+        vault.settle(held.id, whole);
     }
     if settled.failed != 0 {
         vault.release(held.id);
     }
 }
 
-/// Ledger: records of the vault that destinations have; counted before the vault hears of it.
-fn count_settled(members: &[Member], records: u32, settled: Settled) {
-    for counter in settled_counters(members, settled) {
-        counter.fetch_add(u64::from(records), Relaxed);
+/// Ledger: records of the vault that destinations have, or have rejected for good; counted before the vault hears of it.
+fn count_settled(members: &[Member], records: u32, settled: &Settled) {
+    for circuit in settled_circuits(members, settled.accepted) {
+        let delivered = &circuit.counters.delivered;
+        delivered.fetch_add(u64::from(records), Relaxed);
+    }
+    for &(bit, rejected) in &settled.rejected {
+        for circuit in settled_circuits(members, bit) {
+            let rejected = u64::from(rejected);
+            circuit.counters.rejected.fetch_add(rejected, Relaxed);
+            circuit.counters.delivered.fetch_sub(rejected, Relaxed);
+        }
     }
 }
 
-fn settled_counters(members: &[Member], settled: Settled) -> impl Iterator<Item = &AtomicU64> {
+fn settled_circuits(members: &[Member], accepted: DestMask) -> impl Iterator<Item = &Circuit> {
     members
         .iter()
-        .filter(move |member| member.bit & settled.accepted != 0)
-        .map(|member| &member.circuit.counters.delivered)
+        .filter(move |member| member.bit & accepted != 0)
+        .map(|member| &*member.circuit)
 }
 
 fn refusal(error: &AppendError) -> Answer {

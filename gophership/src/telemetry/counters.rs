@@ -205,6 +205,7 @@ pub struct WorkerCounters {
     answered: [Answered; Protocol::ALL.len()],
     pivots: [AtomicU64; PIVOT_CAUSES_MAX],
     delivered_records: [AtomicU64; DESTINATIONS_MAX],
+    rejected_records: [AtomicU64; DESTINATIONS_MAX],
     diverted: [Diverted; ZONES],
     reflex: Histogram,
     delivered_ack: Histogram,
@@ -260,12 +261,13 @@ impl WorkerCounters {
     /// Counts `records` acknowledged records that the destinations of the bitmask have accepted
     /// without the vault.
     pub fn delivered(&self, destinations: u32, records: u64) {
-        let mut left = destinations;
-        while left != 0 {
-            let bit = left.trailing_zeros() as usize;
-            self.delivered_records[bit].fetch_add(records, Relaxed);
-            left &= left - 1;
-        }
+        add_to_each(&self.delivered_records, destinations, records);
+    }
+
+    /// Counts `records` acknowledged records that the destinations of the bitmask have rejected for good, in a request
+    /// that they accepted without the vault.
+    pub fn rejected(&self, destinations: u32, records: u64) {
+        add_to_each(&self.rejected_records, destinations, records);
     }
 
     /// Counts one request that went to the vault instead of the pipeline.
@@ -299,6 +301,9 @@ pub struct Totals {
     pub pivots: [u64; PIVOT_CAUSES_MAX],
     /// Records that a destination accepted without the vault, by its bit.
     pub delivered_records: [u64; DESTINATIONS_MAX],
+    /// Acknowledged records that a destination rejected for good, in requests that it accepted without the vault, by its
+    /// bit.
+    pub rejected_records: [u64; DESTINATIONS_MAX],
     /// What went to the vault, by the zone's number.
     pub diverted: [Amount; ZONES],
     /// Times from the first byte read to all of them placed.
@@ -331,6 +336,7 @@ impl Totals {
             }
             add(&mut total.pivots, &worker.pivots);
             add(&mut total.delivered_records, &worker.delivered_records);
+            add(&mut total.rejected_records, &worker.rejected_records);
             for (sum, diverted) in total.diverted.iter_mut().zip(&worker.diverted) {
                 *sum = sum.plus(diverted.get());
             }
@@ -386,6 +392,15 @@ impl Totals {
     }
 }
 
+fn add_to_each(counters: &[AtomicU64], destinations: u32, records: u64) {
+    let mut left = destinations;
+    while left != 0 {
+        let bit = left.trailing_zeros() as usize;
+        counters[bit].fetch_add(records, Relaxed);
+        left &= left - 1;
+    }
+}
+
 fn add(totals: &mut [u64], counters: &[AtomicU64]) {
     for (total, counter) in totals.iter_mut().zip(counters) {
         *total += counter.load(Relaxed);
@@ -406,6 +421,7 @@ mod tests {
         workers[1].placed(26);
         workers[0].delivered(0b101, 10);
         workers[1].delivered(0b100, 5);
+        workers[1].rejected(0b100, 2);
         workers[0].diverted(Zone::Red, 10, 1000);
         workers[1].diverted(Zone::Red, 5, 500);
         workers[1].diverted(Zone::Green, 7, 700);
@@ -425,6 +441,7 @@ mod tests {
         );
         assert_eq!(totals.pivots[3], 1);
         assert_eq!(totals.delivered_records[..3], [10, 0, 15]);
+        assert_eq!(totals.rejected_records[..3], [0, 0, 2]);
         assert_eq!(totals.reflex.buckets[1], 1);
         assert_eq!(totals.delivered_ack.buckets[2], 1);
         assert_eq!(totals.vaulted_ack.buckets[4], 1);

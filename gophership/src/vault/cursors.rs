@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  0  u64  magic "GSVCURSR"
-//!  8  u16  version (2)   10 u16 destinations
+//!  8  u16  version (3)   10 u16 destinations
 //! 12  u32  segments
 //! 16  u64  generation; the slot with the higher one counts
 //! 24  u64  no segment had this number or a higher one yet
@@ -10,6 +10,7 @@
 //!            u64 delivered without the vault
 //!            u64 delivered by the export that was under way when the vault acknowledged them
 //!            u64 delivered by replay   u64 dead-lettered   u64 rejected   u64 dropped
+//!            u64 rejected without the vault
 //!     …    for each segment:
 //!            u64 number   u64 tag   u32 entries   u32 destinations
 //!            for each destination: u8 form: 0 none settled, 1 all settled, 2 a bitmap follows
@@ -19,7 +20,8 @@
 //!
 //! A cursor counts for a segment only if its tag matches too, so a number that comes again after a
 //! crash never inherits what was settled of another segment. The records count exactly what the bits
-//! say is settled, and what was in segments that are gone. Version 1 had no records, and a zero at 10.
+//! say is settled, and what was in segments that are gone. Version 1 had no records, and a zero at 10; version 2 had all
+//! but the last.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -41,7 +43,9 @@ use super::{
 };
 
 const MAGIC: u64 = u64::from_le_bytes(*b"GSVCURSR");
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
+/// Without what was rejected without the vault; still read.
+const VERSION_BEFORE_REJECTIONS: u16 = 2;
 /// Without books; still read.
 const VERSION_BEFORE_BOOKS: u16 = 1;
 const HEAD: usize = 32;
@@ -385,23 +389,22 @@ fn decode(bytes: &[u8]) -> Option<Cursors> {
     if !whole {
         return None;
     }
-    let destinations = match u16_at(body, 8) {
-        VERSION => usize::from(u16_at(body, 10)),
-        VERSION_BEFORE_BOOKS => 0,
+    let destinations = usize::from(u16_at(body, 10));
+    let (destinations, books_bytes) = match u16_at(body, 8) {
+        VERSION => (destinations, Books::BYTES),
+        VERSION_BEFORE_REJECTIONS => (destinations, Books::BYTES_BEFORE_REJECTIONS),
+        VERSION_BEFORE_BOOKS => (0, Books::BYTES),
         _ => return None,
     };
     if destinations > DestMask::BITS as usize {
         return None;
     }
     let mut rest = &body[HEAD..];
-    let books = rest.split_off(..destinations * Books::BYTES)?;
+    let books = rest.split_off(..destinations * books_bytes)?;
     let mut cursors = Cursors {
         generation: u64_at(body, 16),
         next_segment: u64_at(body, 24),
-        books: books
-            .chunks_exact(Books::BYTES)
-            .map(Books::decode)
-            .collect(),
+        books: books.chunks_exact(books_bytes).map(Books::decode).collect(),
         segments: HashMap::new(),
     };
     if cursors.generation >= NUMBERS_END || cursors.next_segment >= NUMBERS_END {
@@ -462,7 +465,7 @@ mod tests {
     }
 
     fn settle(segment: &Segment, index: u32, mask: DestMask) {
-        segment.ledger().settle(index, mask, Settlement::Delivered);
+        segment.ledger().settle(index, mask, Settlement::WHOLE);
     }
 
     fn write(writer: &mut CursorWriter, next_segment: u64, segment: &Arc<Segment>) {
@@ -483,6 +486,7 @@ mod tests {
             dead_lettered: 400,
             rejected: 500,
             dropped: 600,
+            direct_rejected: 700,
         };
         let mut writer = CursorWriter::new(dir.path(), Arc::default());
         writer.gather(
@@ -508,7 +512,7 @@ mod tests {
         assert_eq!(read.books(2), Books::default(), "a destination that is new");
     }
 
-    /// As the version before wrote it: entries 0 and 3 of 4 settled for one destination of two.
+    /// As version 1 wrote it: entries 0 and 3 of 4 settled for one destination of two.
     fn without_books() -> Vec<u8> {
         let mut bytes = MAGIC.to_le_bytes().to_vec();
         bytes.extend_from_slice(&[1, 0, 0, 0]);
@@ -545,6 +549,31 @@ mod tests {
         write(&mut writer, 10, &segment(9, 90, 1));
         let read = Cursors::read(&PLATFORM, dir.path()).unwrap();
         assert_eq!((read.generation, read.settled_by(7, 70, 0)), (8, 0));
+    }
+
+    #[test]
+    fn a_slot_of_version_2_has_all_records_but_those_rejected_without_the_vault() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bytes = MAGIC.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&[2, 0, 2, 0]);
+        bytes.extend_from_slice(&0_u32.to_le_bytes());
+        for number in [6, 9].into_iter().chain(1_u64..=12) {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+        fs::write(dir.path().join(SLOTS[0]), bytes).unwrap();
+        let read = Cursors::read(&PLATFORM, dir.path()).unwrap();
+        assert_eq!(read.generation, 6);
+        let second = Books {
+            direct: 7,
+            held: 8,
+            replayed: 9,
+            dead_lettered: 10,
+            rejected: 11,
+            dropped: 12,
+            direct_rejected: 0,
+        };
+        assert_eq!(read.books(1), second);
     }
 
     #[test]

@@ -453,9 +453,9 @@ mod tests {
                 records: 15
             }
         );
-        assert!(ledger.settle(0, 0b01, Settlement::Delivered));
+        assert!(ledger.settle(0, 0b01, Settlement::WHOLE));
         assert!(
-            !ledger.settle(0, 0b01, Settlement::Delivered),
+            !ledger.settle(0, 0b01, Settlement::WHOLE),
             "settling twice changes nothing"
         );
         assert_eq!(
@@ -472,7 +472,7 @@ mod tests {
         assert!(!ledger.is_held(0));
         assert!(ledger.settled(0).eq([0b111]) && ledger.settled(1).eq([0b100]));
         assert!(ledger.is_settled(2..3) && !ledger.is_settled(0..3));
-        assert!(ledger.settle(0, 0b11, Settlement::Delivered));
+        assert!(ledger.settle(0, 0b11, Settlement::WHOLE));
         assert_eq!(
             ledger.pending(),
             Pending {
@@ -481,7 +481,7 @@ mod tests {
             }
         );
         assert!(
-            !ledger.settle(9, 0b11, Settlement::Delivered),
+            !ledger.settle(9, 0b11, Settlement::WHOLE),
             "an unknown entry"
         );
         assert_eq!(
@@ -514,9 +514,9 @@ mod tests {
         );
         assert!(!ledger.is_settled(0..1));
         assert_eq!(ledger.lose(0..1), Pending::default(), "counted once");
-        assert!(ledger.settle(0, 0b01, Settlement::Delivered));
+        assert!(ledger.settle(0, 0b01, Settlement::WHOLE));
         assert_eq!(ledger.lost().records, 10);
-        assert!(ledger.settle(0, 0b10, Settlement::Delivered));
+        assert!(ledger.settle(0, 0b10, Settlement::WHOLE));
         assert_eq!(ledger.lost(), Pending::default(), "delivered after all");
         assert_eq!((ledger.stored_records(0), ledger.lost_records(0)), (10, 0));
         assert_eq!(ledger.pending(), Pending::default());

@@ -216,16 +216,16 @@ impl Vault {
         }
         tracing::info!(dir = %dir.display(), rung = on.rung(), "vault");
         let destinations = Destinations::open(on, dir, destinations, !found.is_empty())?;
+        let count = destinations.len();
         let shared = Arc::new(Shared {
             retired: Mutex::new(Retired {
-                by_destination: vec![RetiredRecords::default(); destinations.len()],
+                by_destination: vec![RetiredRecords::default(); count],
                 ..Retired::default()
             }),
-            earlier: (0..destinations.len())
-                .map(|bit| cursors.books(bit))
-                .collect(),
-            direct: (0..destinations.len()).map(|_| AtomicU64::new(0)).collect(),
-            unstored: (0..destinations.len()).map(|_| AtomicU64::new(0)).collect(),
+            earlier: (0..count).map(|bit| cursors.books(bit)).collect(),
+            direct: (0..count).map(|_| AtomicU64::new(0)).collect(),
+            direct_rejected: (0..count).map(|_| AtomicU64::new(0)).collect(),
+            unstored: (0..count).map(|_| AtomicU64::new(0)).collect(),
             numbers_used: AtomicU64::new(cursors.next_segment),
             recycled: AtomicU64::new(0),
             fault: OnceLock::new(),
@@ -292,10 +292,10 @@ impl Vault {
         Lane::start(Arc::clone(&self.inner.shared), number)
     }
 
-    /// Notes that the destinations of `accepted` have the entry. Bits it isn't owed to change nothing. Its hold stays as
+    /// Notes that the destinations of `accepted` have the whole entry. Bits it isn't owed to change nothing. Its hold stays as
     /// long as it is owed to others, whose exports may go on: see [`Vault::release`].
     pub fn settle(&self, id: EntryId, accepted: DestMask) {
-        self.settle_as(id, accepted, Settlement::Delivered);
+        self.settle_as(id, accepted, Settlement::WHOLE);
     }
 
     /// As [`Vault::settle`], for `mask`, and for the books in another way.
@@ -303,11 +303,13 @@ impl Vault {
         self.inner.shared.settle(id, mask, how);
     }
 
-    /// Notes how many records each destination, by its bit, has had without the vault since the start;
-    /// the cursors carry them, too. What is never noted is missing in the books of the next run.
-    pub fn note_direct(&self, records: &[u64]) {
+    /// Notes how many records each destination, by its bit, has had without the vault since the start, and how many it
+    /// rejected of what it got so; the cursors carry them, too. What is never noted is missing in the books of the next
+    /// run.
+    pub fn note_direct(&self, delivered: &[u64], rejected: &[u64]) {
         let shared = &self.inner.shared;
-        for (noted, &records) in shared.direct.iter().zip(records) {
+        let noted = shared.direct.iter().zip(delivered);
+        for (noted, &records) in noted.chain(shared.direct_rejected.iter().zip(rejected)) {
             if noted.swap(records, Ordering::Relaxed) != records {
                 shared.cursors_dirty.store(true, Ordering::Release);
             }

@@ -48,6 +48,8 @@ pub(super) struct Shared {
     pub(super) earlier: Vec<Books>,
     /// Records delivered without the vault in this run, by destination.
     pub(super) direct: Vec<AtomicU64>,
+    /// Records rejected without the vault in this run, by destination.
+    pub(super) direct_rejected: Vec<AtomicU64>,
     /// No segment with a lower number will ever be made, whatever crashes: the cursors say so.
     pub(super) numbers_used: AtomicU64,
     /// Records that a destination had before the vault refused them, by destination: nobody waited for the

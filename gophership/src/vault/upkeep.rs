@@ -63,10 +63,11 @@ fn gather(shared: &Shared, writer: &mut CursorWriter, next_segment: u64) {
         .earlier
         .iter()
         .zip(shared.direct.iter().zip(&shared.unstored))
-        .zip(&retired.by_destination)
-        .map(|((earlier, (direct, unstored)), retired)| {
+        .zip(shared.direct_rejected.iter().zip(&retired.by_destination))
+        .map(|((earlier, (direct, unstored)), (rejected, retired))| {
             let direct = Books {
                 direct: direct.load(Ordering::Relaxed) + unstored.load(Ordering::Relaxed),
+                direct_rejected: rejected.load(Ordering::Relaxed),
                 ..Books::default()
             };
             earlier.plus(direct).plus(retired.books)

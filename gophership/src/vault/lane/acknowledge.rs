@@ -103,7 +103,7 @@ impl Core {
                 let held = entry.held && cancelled.is_none();
                 ledger.push(entry.owed, entry.records, held);
                 if let Some(accepted) = cancelled.filter(|&accepted| accepted != 0) {
-                    ledger.settle(index, accepted, Settlement::Delivered);
+                    ledger.settle(index, accepted, Settlement::WHOLE);
                 }
             }
         }

@@ -59,7 +59,7 @@ pub struct Meanwhile {
 }
 
 impl Meanwhile {
-    /// Destinations that have the entry by now: if the append's future is dropped, what it stores isn't
+    /// Destinations that have the whole entry by now: if the append's future is dropped, what it stores isn't
     /// owed to them, and what it doesn't store counts as delivered to them without the vault.
     pub fn accepted(&self, accepted: DestMask) {
         self.accepted.set(accepted);
@@ -378,9 +378,7 @@ impl Drop for Stored<'_> {
         let stored = self.inner.core.borrow_mut().waiters.cancel(ticket, left);
         let Some(id) = stored else { return };
         if accepted != 0 {
-            self.inner
-                .shared
-                .settle(id, accepted, Settlement::Delivered);
+            self.inner.shared.settle(id, accepted, Settlement::WHOLE);
         }
         if self.held {
             // Stored, but nobody knows: replay must take it.
