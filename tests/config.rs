@@ -228,12 +228,99 @@ fn pair((key, value): (&str, &str)) -> (String, String) {
     (key.to_owned(), value.to_owned())
 }
 
+/// A destination's file, that of a later one, and what is wrong with the later one.
+const CLASHES: &[(&str, &str, &str)] = &[
+    (
+        "logs.jsonl",
+        "logs.jsonl.1",
+        "is a name that rotation gives",
+    ),
+    (
+        "logs.jsonl",
+        "logs.jsonl.999",
+        "is a name that rotation gives",
+    ),
+    (
+        "logs.jsonl",
+        "logs.jsonl.new",
+        "is a name that rotation gives",
+    ),
+    (
+        "logs.jsonl.1",
+        "logs.jsonl",
+        "would be rotated to the name of",
+    ),
+    ("missing", "missing.2", "is a name that rotation gives"),
+    (
+        "no/directory",
+        "no/./directory.2",
+        "is a name that rotation gives",
+    ),
+    (
+        "logs.jsonl",
+        "link/logs.jsonl.1",
+        "is a name that rotation gives",
+    ),
+    (
+        "other",
+        "sub/../logs.jsonl.1",
+        "is a name that rotation gives",
+    ),
+    ("logs.jsonl", "logs.jsonl", "is also the file of"),
+    ("logs.jsonl", "other", "is also the file of"),
+    ("missing", "link/missing", "is also the file of"),
+];
+
+#[test]
+fn files_that_would_be_renamed_over_each_other_are_refused() {
+    let home = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| home.path().join(name).display().to_string();
+    std::fs::write(at("logs.jsonl"), "").expect("a file");
+    std::fs::create_dir(at("sub")).expect("a directory");
+    std::os::unix::fs::symlink(home.path(), at("link")).expect("a link");
+    std::os::unix::fs::symlink(at("logs.jsonl"), at("other")).expect("a link");
+    let two = |first: &str, second: &str, more: &str| {
+        let destinations = format!(
+            "export: {{ destinations: [{{ name: a, file: {{ path: {}{more} }} }}, {{ name: b, file: {{ path: {}{more} }} }}] }}",
+            at(first),
+            at(second)
+        );
+        let text =
+            format!("ingest: {{ tls: {{ cert: c, key: k, client_ca: ca }} }}\n{destinations}\n");
+        problems(parse_with(&text, &[]))
+    };
+    for (first, second, fault) in CLASHES {
+        let found = two(first, second, "");
+        assert_eq!(found.len(), 1, "{first} {second}: {found:?}");
+        let told = format!("export.destinations[1].file.path = {} {fault} ", at(second));
+        assert!(found[0].contains(&told), "{found:?}");
+        assert!(found[0].ends_with("export.destinations[0]"), "{found:?}");
+    }
+    for (first, second) in [
+        ("logs.jsonl", "logs.jsonl.old"),
+        ("logs.jsonl", "logs.jsonl.1.jsonl"),
+        ("logs.jsonl", "logs.jsonl1"),
+        ("logs.jsonl", "logs.jsonl."),
+        ("logs.jsonl", "sub/logs.jsonl.1"),
+    ] {
+        assert_eq!(two(first, second, ""), [""; 0], "{first} {second}");
+    }
+    let unrotated = two("logs.jsonl", "logs.jsonl.1", ", rotate_bytes: off");
+    assert_eq!(unrotated, [""; 0], "neither is renamed");
+}
+
 #[test]
 fn requests_are_enriched_as_the_section_says() {
-    use Detector::{Container, Host, K8s, Os};
+    use Detector::{Container, Host, K8s, Os, Process};
     let enrich = parse_more("").unwrap().enrich;
     assert_eq!(enrich.detect, [Host, Os, Container, K8s]);
     assert!(enrich.resource.is_empty() && !enrich.mark_replayed);
+    // The list of the contract.
+    let all = parse_more("enrich: { detect: [host, os, process, container, k8s] }");
+    assert_eq!(
+        all.unwrap().enrich.detect,
+        [Host, Os, Process, Container, K8s]
+    );
     let env = [("GOPHERSHIP_ENRICH__RESOURCE", "a=1,b=x=y")];
     let enrich = parse_with(REQUIRED, &env).unwrap().enrich;
     assert_eq!(enrich.resource, [("a", "1"), ("b", "x=y")].map(pair));
@@ -243,10 +330,13 @@ fn requests_are_enriched_as_the_section_says() {
     for (section, reason) in [
         (
             "detect: [hots]",
-            "enrich.detect: \"[hots]\": expected a list of host, os, container",
+            "enrich.detect: \"[hots]\": expected a list of host, os, process, container",
         ),
         ("detect: [os, os]", "each at most once"),
-        ("detect: [process]", "could only describe GopherShip"),
+        (
+            "detect: [process, process]",
+            "could only describe GopherShip",
+        ),
         ("resource: { \"\": x }", "an empty key: \"\" = \"x\""),
         (
             "resource: { a b: x }",

@@ -276,6 +276,12 @@ fn health_and_metrics_are_served_under_their_promised_names() {
         "gophership_vault_sync_seconds",
         "gophership_export_requests_total",
         "gophership_export_records_total",
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+        "process_virtual_memory_bytes",
+        "process_open_fds",
+        "process_max_fds",
+        "process_start_time_seconds",
     ] {
         assert!(telemetry::declares(&text, name), "no {name} in:\n{text}");
     }

@@ -215,24 +215,246 @@ fn what_is_written_is_read_back_the_same() {
     }
 }
 
-/// A decoded record takes a hundred times the two bytes that one without fields has on the wire.
+/// A field with a length.
+fn field(number: u8, value: &[u8]) -> Vec<u8> {
+    let mut encoded = vec![number << 3 | 2];
+    prost::encoding::encode_varint(value.len() as u64, &mut encoded);
+    encoded.extend_from_slice(value);
+    encoded
+}
+
+/// A request whose record is `record`.
+fn with_record(record: &[u8]) -> Vec<u8> {
+    field(1, &field(2, &field(2, record)))
+}
+
+/// A decoded message can take a hundred times the two bytes that one without fields has on the wire.
 #[test]
-fn writing_takes_no_memory_for_many_records() {
-    let records = 1_000_000;
-    let request = ExportLogsServiceRequest {
-        resource_logs: vec![ResourceLogs {
-            scope_logs: vec![ScopeLogs {
-                log_records: vec![LogRecord::default(); records],
-                ..ScopeLogs::default()
-            }],
-            ..ResourceLogs::default()
-        }],
+fn writing_takes_no_memory_for_many_messages_whatever_encloses_them() {
+    let many = |element: &[u8]| element.repeat(500_000);
+    let empty = |number| many(&field(number, &[]));
+    let body = |value: &[u8]| with_record(&field(5, value));
+    for (what, request) in [
+        ("records", field(1, &field(2, &empty(2)))),
+        ("scopes", field(1, &empty(2))),
+        ("resources", empty(1)),
+        ("parts of a resource", field(1, &empty(1))),
+        ("attributes of a record", with_record(&empty(6))),
+        ("attributes of a resource", field(1, &field(1, &empty(1)))),
+        (
+            "attributes of a scope",
+            field(1, &field(2, &field(1, &empty(3)))),
+        ),
+        ("entities", field(1, &field(1, &empty(3)))),
+        (
+            "keys of an entity",
+            field(1, &field(1, &field(3, &empty(3)))),
+        ),
+        ("values of an array", body(&field(5, &empty(1)))),
+        ("pairs of a list", body(&field(6, &empty(1)))),
+        (
+            "values of an attribute's array",
+            with_record(&field(6, &field(2, &field(5, &empty(1))))),
+        ),
+        ("bodies", with_record(&empty(5))),
+        ("parts of an array", body(&many(&field(5, &field(1, &[]))))),
+        (
+            "kinds of a value",
+            body(&many(&[field(5, &field(1, &[])), field(6, &[])].concat())),
+        ),
+        ("a long text", body(&field(1, &many(b"x")))),
+    ] {
+        let before = counting_allocator::bytes();
+        json::write_line(&request, std::io::sink()).unwrap();
+        let allocated = counting_allocator::bytes() - before;
+        assert!(allocated < 4096, "{what}: {allocated} bytes");
+        ExportLogsServiceRequest::decode(&*request).expect("it is a request");
     }
-    .encode_to_vec();
-    let before = counting_allocator::bytes();
-    json::write_line(&request, std::io::sink()).unwrap();
-    let allocated = counting_allocator::bytes() - before;
-    assert!(allocated < 4096, "{allocated} bytes");
+}
+
+/// Of what a message's fields are made, by their numbers.
+#[derive(Clone, Copy)]
+enum Kind {
+    Text,
+    Id(usize),
+    Varint,
+    Fixed32,
+    Fixed64,
+    Message(fn() -> &'static [(u8, Kind)]),
+}
+
+fn of_request() -> &'static [(u8, Kind)] {
+    &[(1, Kind::Message(of_resource_logs))]
+}
+
+fn of_resource_logs() -> &'static [(u8, Kind)] {
+    &[
+        (1, Kind::Message(of_resource)),
+        (2, Kind::Message(of_scope_logs)),
+        (3, Kind::Text),
+    ]
+}
+
+fn of_resource() -> &'static [(u8, Kind)] {
+    &[
+        (1, Kind::Message(of_pair)),
+        (2, Kind::Varint),
+        (
+            3,
+            Kind::Message(|| {
+                &[
+                    (1, Kind::Text),
+                    (2, Kind::Text),
+                    (3, Kind::Text),
+                    (4, Kind::Text),
+                ]
+            }),
+        ),
+    ]
+}
+
+fn of_scope_logs() -> &'static [(u8, Kind)] {
+    &[
+        (
+            1,
+            Kind::Message(|| {
+                &[
+                    (1, Kind::Text),
+                    (2, Kind::Text),
+                    (3, Kind::Message(of_pair)),
+                    (4, Kind::Varint),
+                ]
+            }),
+        ),
+        (2, Kind::Message(of_record)),
+        (3, Kind::Text),
+    ]
+}
+
+fn of_record() -> &'static [(u8, Kind)] {
+    &[
+        (1, Kind::Fixed64),
+        (11, Kind::Fixed64),
+        (2, Kind::Varint),
+        (3, Kind::Text),
+        (5, Kind::Message(of_value)),
+        (6, Kind::Message(of_pair)),
+        (7, Kind::Varint),
+        (8, Kind::Fixed32),
+        (9, Kind::Id(16)),
+        (10, Kind::Id(8)),
+        (12, Kind::Text),
+    ]
+}
+
+fn of_pair() -> &'static [(u8, Kind)] {
+    &[
+        (1, Kind::Text),
+        (2, Kind::Message(of_value)),
+        (3, Kind::Varint),
+    ]
+}
+
+fn of_value() -> &'static [(u8, Kind)] {
+    &[
+        (1, Kind::Text),
+        (2, Kind::Varint),
+        (3, Kind::Varint),
+        (4, Kind::Fixed64),
+        (5, Kind::Message(|| &[(1, Kind::Message(of_value))])),
+        (6, Kind::Message(|| &[(1, Kind::Message(of_pair))])),
+        (7, Kind::Text),
+        (8, Kind::Varint),
+    ]
+}
+
+/// A message's fields in any order, any number of times, with unknown ones among them.
+fn fields(random: &mut Random, kinds: &[(u8, Kind)], depth: usize) -> Vec<u8> {
+    let mut encoded = Vec::new();
+    for _ in 0..random.below(7) {
+        let (number, kind) = kinds[random.below(kinds.len())];
+        match kind {
+            _ if random.below(20) == 0 => encoded.extend(field(15, &random.bytes(3))),
+            Kind::Text => encoded.extend(field(number, random.text(5).as_bytes())),
+            Kind::Id(length) => encoded.extend(field(number, &random.id(length))),
+            Kind::Varint => {
+                encoded.push(number << 3);
+                prost::encoding::encode_varint(random.u64(), &mut encoded);
+            }
+            Kind::Fixed32 => {
+                encoded.push(number << 3 | 5);
+                encoded.extend(random.u32().to_le_bytes());
+            }
+            Kind::Fixed64 => {
+                encoded.push(number << 3 | 1);
+                encoded.extend(random.double().to_bits().to_le_bytes());
+            }
+            Kind::Message(inner) if depth > 0 => {
+                encoded.extend(field(number, &fields(random, inner(), depth - 1)));
+            }
+            Kind::Message(_) => encoded.extend(field(number, &[])),
+        }
+    }
+    encoded
+}
+
+/// What comes twice, in parts, in another order, or is broken, is taken as `prost` takes it.
+#[test]
+fn whatever_is_in_a_request_is_written_as_prost_reads_it_or_refused_as_prost_refuses_it() {
+    let (mut same, mut refused) = (0, 0);
+    for seed in 1..=5_000 {
+        let mut random = Random(seed);
+        let mut request = fields(&mut random, of_request(), 10);
+        if random.below(2) == 0 && !request.is_empty() {
+            let at = random.below(request.len());
+            request[at] = random.next().to_le_bytes()[3];
+        }
+        let mut line = Vec::new();
+        let written = json::write_line(&request, &mut line);
+        let decoded = match ExportLogsServiceRequest::decode(&*request) {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                assert!(
+                    written.is_err(),
+                    "seed {seed}: prost says {error}: {request:?}"
+                );
+                refused += 1;
+                continue;
+            }
+        };
+        written.unwrap_or_else(|error| panic!("seed {seed}: {error}: {decoded:#?}"));
+        let mut protobuf = Vec::new();
+        // JSON has one NaN, and ids of one length.
+        if json::to_protobuf(&line, &mut protobuf).is_ok()
+            && !line.windows(5).any(|w| w == b"\"NaN\"")
+        {
+            assert_same(&decoded, &protobuf, seed);
+            same += 1;
+        }
+    }
+    assert!(same > 1_000 && refused > 300, "{same} {refused}");
+}
+
+#[test]
+fn as_deep_as_prost_reads_a_line_is_written() {
+    let mut refused = 0;
+    for levels in 20..60 {
+        for list in [5, 6] {
+            let mut value = Vec::new();
+            for _ in 0..levels {
+                value = match list {
+                    5 => field(5, &field(1, &value)),
+                    _ => field(6, &field(1, &field(2, &value))),
+                };
+            }
+            let request = with_record(&field(5, &value));
+            let is_read = ExportLogsServiceRequest::decode(&*request).is_ok();
+            let is_written = json::write_line(&request, std::io::sink()).is_ok();
+            assert_eq!(is_written, is_read, "{levels} levels");
+            refused += u32::from(!is_read);
+        }
+    }
+    assert!(refused > 0);
 }
 
 #[test]

@@ -8,7 +8,6 @@ use common::{
     PATIENCE,
     daemon::{Daemon, Home},
     eventually, jsonl, node, sdk,
-    settings::Settings,
 };
 
 const RECORDS: usize = 2_000;
@@ -19,7 +18,7 @@ fn everything_the_node_sdk_sends_is_in_the_file_by_way_of_the_vault_and_straight
     for (zone, compression) in [("green", "none"), ("red", "gzip")] {
         let home = Home::new();
         let logs = home.path("logs.jsonl");
-        let daemon = Daemon::start(&home, &Settings::to(sdk::to_file(&logs)));
+        let daemon = Daemon::start(&home, &sdk::to_file(&logs));
         daemon.ctl(&["override", "--zone", zone]);
         daemon.await_zone(zone);
 
@@ -30,7 +29,7 @@ fn everything_the_node_sdk_sends_is_in_the_file_by_way_of_the_vault_and_straight
             .env("OTEL_EXPORTER_OTLP_COMPRESSION", compression);
         let endpoint = format!("https://localhost:{}", daemon.http().port());
         let sent = sdk::send(&mut command, &home, &endpoint);
-        assert_eq!(sent.len(), RECORDS, "the script sent another number");
+        assert_eq!(sdk::count(&sent), RECORDS, "the script sent another number");
         if zone == "red" {
             assert_eq!(daemon.figure("/vault/records_pending"), RECORDS as u64);
             assert!(jsonl::records(&logs).is_empty());
@@ -40,7 +39,7 @@ fn everything_the_node_sdk_sends_is_in_the_file_by_way_of_the_vault_and_straight
             jsonl::records(&logs).len() >= RECORDS
         });
         daemon.await_empty_vault();
-        sdk::compare(&sent, &jsonl::records(&logs));
+        sdk::compare(&sent, &logs);
         assert_eq!(daemon.figure("/ingest/records"), RECORDS as u64);
     }
 }

@@ -8,7 +8,6 @@ use common::{
     PATIENCE,
     daemon::{Daemon, Home},
     eventually, jsonl, python, sdk,
-    settings::Settings,
 };
 use serde_json::Value;
 
@@ -42,7 +41,7 @@ fn everything_sent_is_in_the_file(way: Way) {
     let python = python::interpreter();
     let home = Home::new();
     let logs = home.path("logs.jsonl");
-    let settings = to_file(&logs);
+    let settings = sdk::to_file(&logs);
     let daemon = Daemon::start(&home, &settings);
 
     let sent = send(&python, &home, &daemon, way);
@@ -51,8 +50,8 @@ fn everything_sent_is_in_the_file(way: Way) {
     });
     daemon.await_empty_vault();
 
-    assert_eq!(sent.len(), RECORDS, "the script sent another number");
-    sdk::compare(&sent, &jsonl::records(&logs));
+    assert_eq!(sdk::count(&sent), RECORDS, "the script sent another number");
+    sdk::compare(&sent, &logs);
     assert_eq!(daemon.figure("/ingest/records"), RECORDS as u64);
     let sent_on = daemon.figure("/export/0/sent");
     assert_eq!(
@@ -66,7 +65,7 @@ fn what_the_python_sdk_sends_in_red_lies_in_the_vault_and_is_in_the_file_after_a
     let python = python::interpreter();
     let home = Home::new();
     let logs = home.path("logs.jsonl");
-    let settings = to_file(&logs);
+    let settings = sdk::to_file(&logs);
     let daemon = Daemon::start(&home, &settings);
     daemon.ctl(&["override", "--zone", "red", "--for", "forever"]);
     daemon.await_zone("red");
@@ -88,14 +87,10 @@ fn what_the_python_sdk_sends_in_red_lies_in_the_vault_and_is_in_the_file_after_a
         jsonl::records(&logs).len() >= RECORDS
     });
     daemon.await_empty_vault();
-    sdk::compare(&sent, &jsonl::records(&logs));
+    sdk::compare(&sent, &logs);
 }
 
-fn to_file(path: &Path) -> Settings {
-    Settings::to(sdk::to_file(path))
-}
-
-fn send(python: &Path, home: &Home, daemon: &Daemon<'_>, way: Way) -> Vec<Value> {
+fn send(python: &Path, home: &Home, daemon: &Daemon<'_>, way: Way) -> Value {
     let port = match way {
         Way::Grpc => daemon.grpc().port(),
         Way::Http | Way::HttpGzip => daemon.http().port(),

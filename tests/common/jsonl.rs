@@ -7,6 +7,20 @@ use serde_json::Value;
 /// Every log record of the file, in order. A last line without its newline is still being written.
 #[track_caller]
 pub(crate) fn records(path: &Path) -> Vec<Value> {
+    let mut found = Vec::new();
+    for request in requests(path) {
+        for resource in list(&request, "resourceLogs") {
+            for scope in list(resource, "scopeLogs") {
+                found.extend(list(scope, "logRecords").iter().cloned());
+            }
+        }
+    }
+    found
+}
+
+/// Every request of the file, in order.
+#[track_caller]
+pub(crate) fn requests(path: &Path) -> Vec<Value> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
@@ -17,13 +31,9 @@ pub(crate) fn records(path: &Path) -> Vec<Value> {
         if !line.ends_with('\n') {
             break;
         }
-        let request: Value = serde_json::from_str(line)
+        let request = serde_json::from_str(line)
             .unwrap_or_else(|e| panic!("{} line {}: {e}", path.display(), number + 1));
-        for resource in list(&request, "resourceLogs") {
-            for scope in list(resource, "scopeLogs") {
-                found.extend(list(scope, "logRecords").iter().cloned());
-            }
-        }
+        found.push(request);
     }
     found
 }
@@ -37,7 +47,7 @@ pub(crate) fn attribute<'r>(record: &'r Value, key: &str) -> Option<&'r str> {
         .as_str()
 }
 
-fn list<'v>(value: &'v Value, key: &str) -> &'v [Value] {
+pub(crate) fn list<'v>(value: &'v Value, key: &str) -> &'v [Value] {
     value
         .get(key)
         .and_then(Value::as_array)

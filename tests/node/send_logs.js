@@ -14,6 +14,11 @@ const WORDS = ["plain", "naïve", "日本語", "emoji 🐹🚢", 'quote " and \\
 const INTS = [0, 1, -1, 2 ** 31, -(2 ** 31), Number.MAX_SAFE_INTEGER, Number.MIN_SAFE_INTEGER];
 const DOUBLES = [-1.5, 0.1, 5e-324, 2.5e-10, 123456.789];
 
+const RESOURCE = { "service.name": "node-sdk", größe: 1, list: [1, 2] };
+const RESOURCE_SCHEMA = "https://opentelemetry.io/schemas/1.30.0";
+const SCOPE_ATTRIBUTES = { library: "naïve ✓", count: 3, list: ["a", "b"], ratio: 0.5 };
+const SCOPE_SCHEMA = "https://opentelemetry.io/schemas/1.29.0";
+
 /** The OTLP JSON of a value. */
 function anyValue(value) {
   if (value === null || value === undefined) return {};
@@ -74,6 +79,7 @@ function emit(logger, number) {
   const span = spanContext(number);
   const content = body(number);
   const severity = 1 + (number % 24);
+  const eventName = number % 6 === 0 ? `event ${pick(WORDS, number)}` : undefined;
   logger.emit({
     timestamp: [seconds, 123_456_789],
     observedTimestamp: [seconds, 123_456_790],
@@ -81,6 +87,7 @@ function emit(logger, number) {
     severityText: `severity ${severity}`,
     body: content,
     attributes,
+    eventName,
     context: span ? trace.setSpanContext(ROOT_CONTEXT, span) : ROOT_CONTEXT,
   });
   return {
@@ -93,6 +100,7 @@ function emit(logger, number) {
     flags: span?.traceFlags ?? 0,
     body: anyValue(content),
     attributes: keyValues(attributes),
+    ...(eventName && { eventName }),
   };
 }
 
@@ -101,14 +109,28 @@ const count = Number(options.count);
 // What the exporter fails to send, it only says here.
 diag.setLogger(new DiagConsoleLogger(), DiagLogLevel.WARN);
 const provider = new LoggerProvider({
-  resource: resourceFromAttributes({ "service.name": "node-sdk", größe: 1 }),
+  resource: resourceFromAttributes(RESOURCE, { schemaUrl: RESOURCE_SCHEMA }),
   // The queue holds everything: what is measured is the daemon, not what an SDK drops.
   processors: [
     new BatchLogRecordProcessor({ exporter: new OTLPLogExporter(), maxQueueSize: count, scheduledDelayMillis: 100 }),
   ],
 });
-const logger = provider.getLogger("gophership.tests", "1.0");
-const sent = Array.from({ length: count }, (_, number) => emit(logger, number));
+const full = provider.getLogger("gophership.tests", "1.0", { schemaUrl: SCOPE_SCHEMA, attributes: SCOPE_ATTRIBUTES });
+const plain = provider.getLogger("gophership.plain");
+const [byFull, byPlain] = [[], []];
+for (let number = 0; number < count; number++) {
+  const [logger, records] = number % 3 === 0 ? [plain, byPlain] : [full, byFull];
+  records.push(emit(logger, number));
+}
 await provider.forceFlush();
 await provider.shutdown();
-writeFileSync(options.sent, JSON.stringify(sent));
+const scope = { name: "gophership.tests", version: "1.0", attributes: keyValues(SCOPE_ATTRIBUTES) };
+const sent = {
+  resource: { attributes: keyValues(RESOURCE) },
+  schemaUrl: RESOURCE_SCHEMA,
+  scopeLogs: [
+    { scope, schemaUrl: SCOPE_SCHEMA, logRecords: byFull },
+    { scope: { name: "gophership.plain" }, logRecords: byPlain },
+  ],
+};
+writeFileSync(options.sent, JSON.stringify({ resourceLogs: [sent] }));

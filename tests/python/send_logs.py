@@ -7,16 +7,18 @@ sent is written in OTLP JSON, by this script's own hand: it is the oracle for th
 import argparse
 import base64
 import json
+import logging
 import math
 import random
 import sys
 import time
+import warnings
 
 from opentelemetry import trace
 from opentelemetry._logs import SeverityNumber
 from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter as GrpcExporter
 from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter as HttpExporter
-from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs import LoggerProvider, LogRecordDroppedAttributesWarning
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.resources import Resource
 
@@ -24,6 +26,11 @@ WORDS = ["plain", "naïve", "日本語", "emoji 🐹🚢", 'quote " and \\', "ta
 INTS = [0, 1, -1, 2**31, -(2**31), 2**53 + 1, 2**63 - 1, -(2**63)]
 FLOATS = [math.nan, math.inf, -math.inf, 0.0, 1.0, -1.5, 0.1, 1e300, 5e-324, 1.7976931348623157e308, -2.5e-10]
 NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+# Of a record; what is beyond it, the SDK drops from the front, and counts.
+ATTRIBUTES_MAX = 128
+RESOURCE_SCHEMA = "https://opentelemetry.io/schemas/1.30.0"
+SCOPE_SCHEMA = "https://opentelemetry.io/schemas/1.29.0"
+SCOPE_ATTRIBUTES = {"library": "naïve ✓", "count": 3, "list": ["a", "b"], "ratio": 0.5}
 SEVERITIES = [s for s in SeverityNumber if s is not SeverityNumber.UNSPECIFIED]
 
 
@@ -83,7 +90,9 @@ def body(rng, number):
 
 
 def attributes(rng, number):
-    return {
+    """Every fiftieth record has more than the SDK takes."""
+    more = {f"more {i}": i for i in range(ATTRIBUTES_MAX if number % 50 == 0 else 0)}
+    return more | {
         "record.id": f"python-{number}",
         "text": rng.choice(WORDS),
         "count": rng.choice(INTS),
@@ -127,6 +136,8 @@ def emit(logger, rng, number):
             "spanId": f"{span.span_id:016x}",
             "flags": int(span.trace_flags),
         }
+    if number % 6 == 0:
+        sent["eventName"] = f"event {rng.choice(WORDS)}"
     logger.emit(
         timestamp=int(sent["timeUnixNano"]),
         observed_timestamp=int(sent["observedTimeUnixNano"]),
@@ -135,8 +146,14 @@ def emit(logger, rng, number):
         severity_text=sent["severityText"],
         body=content,
         attributes=attrs,
+        event_name=sent.get("eventName"),
     )
-    return sent | {"body": any_value(content), "attributes": key_values(attrs)}
+    dropped = max(len(attrs) - ATTRIBUTES_MAX, 0)
+    return sent | {
+        "body": any_value(content),
+        "attributes": key_values(attrs)[dropped:],
+        "droppedAttributesCount": dropped,
+    }
 
 
 def main():
@@ -148,19 +165,36 @@ def main():
     arguments = parser.parse_args()
 
     exporter = {"grpc": GrpcExporter, "http": HttpExporter}[arguments.protocol]()
-    provider = LoggerProvider(resource=Resource.create({"service.name": "python-sdk", "größe": 1}))
+    # The SDK warns, in both ways, when it drops what is too much, as it shall here.
+    logging.getLogger("opentelemetry.attributes").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore", LogRecordDroppedAttributesWarning)
+    resource = Resource.create({"service.name": "python-sdk", "größe": 1, "list": [1, 2]}, RESOURCE_SCHEMA)
+    provider = LoggerProvider(resource=resource)
     # The queue holds everything: what is measured is the daemon, not what an SDK drops.
     provider.add_log_record_processor(
         BatchLogRecordProcessor(exporter, max_queue_size=arguments.count, schedule_delay_millis=100)
     )
-    logger = provider.get_logger("gophership.tests", "1.0")
+    full = provider.get_logger("gophership.tests", "1.0", SCOPE_SCHEMA, SCOPE_ATTRIBUTES)
+    plain = provider.get_logger("gophership.plain")
     rng = random.Random(arguments.seed)
-    sent = [emit(logger, rng, number) for number in range(arguments.count)]
+    by_full, by_plain = [], []
+    for number in range(arguments.count):
+        logger, records = (plain, by_plain) if number % 3 == 0 else (full, by_full)
+        records.append(emit(logger, rng, number))
+    scope = {"name": "gophership.tests", "version": "1.0", "attributes": key_values(SCOPE_ATTRIBUTES)}
+    sent = {
+        "resource": {"attributes": key_values(resource.attributes)},
+        "schemaUrl": RESOURCE_SCHEMA,
+        "scopeLogs": [
+            {"scope": scope, "schemaUrl": SCOPE_SCHEMA, "logRecords": by_full},
+            {"scope": {"name": "gophership.plain"}, "logRecords": by_plain},
+        ],
+    }
     if not provider.force_flush(60_000):
         sys.exit("the records could not be flushed")
     provider.shutdown()
     with open(arguments.sent, "w", encoding="utf-8") as file:
-        json.dump(sent, file)
+        json.dump({"resourceLogs": [sent]}, file)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ use crate::{
         },
         http::Source,
         metrics::{Families, Labels, Samples},
+        process,
     },
     vault::{SYNC_BOUNDS_US, Stats},
 };
@@ -33,6 +34,7 @@ impl Source for Pages {
         vault(daemon, &mut families);
         export(daemon, &mut families);
         ledger(daemon, &mut families);
+        process::families(&mut families);
         families.encode().map_err(|error| error.to_string())
     }
 

@@ -1,6 +1,6 @@
 //! `export.destinations`: one or more, each an OTLP server or a file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{
     schema,
@@ -8,6 +8,7 @@ use super::{
 };
 use crate::export::{
     DestinationConfig, DestinationKind, FileConfig, OtlpConfig, Protocol, Retry, Rotation,
+    is_name_of_rotated,
 };
 
 const LIST: &str = "export.destinations";
@@ -213,7 +214,7 @@ fn identity(
     None
 }
 
-/// Names are cursors and metric labels; two writers to one file would mix their lines.
+/// Names are cursors and metric labels; two writers to one file would mix their lines, or rename it under each other.
 fn check_unique(s: &mut Settings, found: &[Option<DestinationConfig>]) {
     let present = || {
         found
@@ -234,14 +235,47 @@ fn check_unique(s: &mut Settings, found: &[Option<DestinationConfig>]) {
         let DestinationKind::File(file) = &destination.kind else {
             continue;
         };
-        let same_file = |other: &DestinationConfig| matches!(&other.kind, DestinationKind::File(other) if other.path == file.path);
-        if let Some((first, _)) = earlier().find(|(_, other)| same_file(other)) {
-            let path_key = at_index(schema::FILE_PATH.entry.path, index);
-            let message = format!(
-                "{path_key} = {} is the file of {LIST}[{first}] too",
-                file.path.display()
-            );
-            s.conflict(&[&path_key], message);
+        for (first, other) in earlier() {
+            if let DestinationKind::File(other) = &other.kind
+                && let Some(fault) = clash(file, other)
+            {
+                let path_key = at_index(schema::FILE_PATH.entry.path, index);
+                let message = format!(
+                    "{path_key} = {} {fault} {LIST}[{first}]",
+                    file.path.display()
+                );
+                s.conflict(&[&path_key], message);
+                break;
+            }
         }
     }
+}
+
+/// What a file is to another one that it can't be beside.
+fn clash(file: &FileConfig, other: &FileConfig) -> Option<&'static str> {
+    let (path, of) = (place(&file.path), place(&other.path));
+    if path == of {
+        return Some("is also the file of");
+    }
+    if other.rotation.is_some() && is_name_of_rotated(&path, &of) {
+        return Some("is a name that rotation gives to a file of");
+    }
+    (file.rotation.is_some() && is_name_of_rotated(&of, &path))
+        .then_some("would be rotated to the name of")
+}
+
+/// The file that a path leads to, as far as that can be told before the file is there.
+fn place(path: &Path) -> PathBuf {
+    let of_missing = || {
+        let path = std::path::absolute(path).ok()?;
+        let directory = path.parent()?.canonicalize();
+        Some(match directory {
+            Ok(directory) => directory.join(path.file_name()?),
+            Err(_) => path,
+        })
+    };
+    path.canonicalize()
+        .ok()
+        .or_else(of_missing)
+        .unwrap_or_else(|| path.to_owned())
 }

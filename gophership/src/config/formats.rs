@@ -373,8 +373,8 @@ pub enum Detectors {}
 impl Format for Detectors {
     type Value = Vec<Detector>;
     const SHAPE: Shape = Shape::List;
-    const EXPECTS: &'static str = "a list of host, os, container and k8s, each at most once (a process detector could \
-                                   only describe GopherShip: producers name their processes themselves)";
+    const EXPECTS: &'static str = "a list of host, os, process, container and k8s, each at most once (process adds nothing: it \
+                                   could only describe GopherShip, and producers name their processes themselves)";
     fn read(raw: &Raw) -> Option<Self::Value> {
         let Raw::List(items) = raw else { return None };
         let mut detectors = Vec::new();
@@ -382,6 +382,7 @@ impl Format for Detectors {
             let detector = match item.as_str() {
                 "host" => Detector::Host,
                 "os" => Detector::Os,
+                "process" => Detector::Process,
                 "container" => Detector::Container,
                 "k8s" => Detector::K8s,
                 _ => return None,

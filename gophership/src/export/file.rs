@@ -2,7 +2,7 @@
 //!
 //! All batches that wait are written together and completed after one `fdatasync`; what arrives meanwhile is the next
 //! group. A file that has reached its size ends the group and is rotated before the next. Memory: at most [`WAITING_MAX`]
-//! batches wait, and one record at a time is decoded.
+//! batches wait.
 //!
 //! A line torn by a crash is cut off when the file is opened again; its batch was never accepted. After a power cut, a
 //! group that wasn't accepted may have left other damaged lines where the file system wrote its pages out of order.

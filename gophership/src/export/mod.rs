@@ -31,7 +31,7 @@ pub use self::{
     headers::HeaderSource,
     otlp::OtlpDestination,
     retry::Retry,
-    rotate::Rotation,
+    rotate::{Rotation, is_name_of_rotated},
 };
 use self::{file::OpenFile, otlp::OtlpServer};
 

@@ -9,10 +9,14 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
 use super::append;
+
+/// Suffix of the file that is about to take the name.
+const NEW: &str = "new";
 
 /// When a file is rotated, and what stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,10 +27,23 @@ pub struct Rotation {
     pub keep: u32,
 }
 
+/// Whether `name` is one that rotating the file at `path` gives to a file, whatever is kept.
+#[must_use]
+pub fn is_name_of_rotated(name: &Path, path: &Path) -> bool {
+    let suffix = name
+        .as_os_str()
+        .as_bytes()
+        .strip_prefix(path.as_os_str().as_bytes())
+        .and_then(|rest| rest.strip_prefix(b"."));
+    suffix.is_some_and(|suffix| {
+        suffix == NEW.as_bytes() || (!suffix.is_empty() && suffix.iter().all(u8::is_ascii_digit))
+    })
+}
+
 /// Renames the file at `path`, whose content is durable, and gives the new, locked one that has its name now.
 pub(super) fn rotate(path: &Path, keep: u32) -> io::Result<File> {
     // First what can fail for want of room: then the old file keeps its name.
-    let fresh = with_suffix(path, "new");
+    let fresh = with_suffix(path, NEW);
     let file = append::options().create(true).open(&fresh)?;
     append::lock(&file)?;
     // Ours, left by a crash, is empty.

@@ -7,6 +7,7 @@ pub mod http;
 pub mod lines;
 pub mod log;
 pub mod metrics;
+pub mod process;
 pub mod throttle;
 pub mod timeline;
 

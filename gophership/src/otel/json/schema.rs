@@ -22,7 +22,12 @@ pub(super) struct Field {
     pub(super) proto_name: &'static str,
     pub(super) form: Form,
     pub(super) is_repeated: bool,
+    /// Whether writers name it even if it has the default value, since readers demand it.
+    pub(super) is_always_written: bool,
 }
+
+/// The most fields that a message has.
+pub(super) const FIELDS_MAX: usize = 11;
 
 /// What a field holds.
 #[derive(Clone, Copy)]
@@ -77,10 +82,10 @@ static RESOURCE: Message = message(&[
 ]);
 
 static ENTITY_REF: Message = message(&[
-    one(1, "schemaUrl", "schema_url", Text),
-    one(2, "type", "type", Text),
-    list(3, "idKeys", "id_keys", Text),
-    list(4, "descriptionKeys", "description_keys", Text),
+    always(one(1, "schemaUrl", "schema_url", Text)),
+    always(one(2, "type", "type", Text)),
+    always(list(3, "idKeys", "id_keys", Text)),
+    always(list(4, "descriptionKeys", "description_keys", Text)),
 ]);
 
 static SCOPE_LOGS: Message = message(&[
@@ -129,7 +134,7 @@ static LOG_RECORD: Message = Message {
 };
 
 static KEY_VALUE: Message = message(&[
-    one(1, "key", "key", Text),
+    always(one(1, "key", "key", Text)),
     one(2, "value", "value", Form::Message(&ANY_VALUE)),
     one(3, "keyStrindex", "key_strindex", Int32),
 ]);
@@ -148,11 +153,22 @@ static ANY_VALUE: Message = Message {
     ])
 };
 
-static ARRAY: Message = message(&[list(1, "values", "values", Form::Message(&ANY_VALUE))]);
+static ARRAY: Message = message(&[always(list(
+    1,
+    "values",
+    "values",
+    Form::Message(&ANY_VALUE),
+))]);
 
-static KEY_VALUES: Message = message(&[list(1, "values", "values", Form::Message(&KEY_VALUE))]);
+static KEY_VALUES: Message = message(&[always(list(
+    1,
+    "values",
+    "values",
+    Form::Message(&KEY_VALUE),
+))]);
 
 const fn message(fields: &'static [Field]) -> Message {
+    assert!(fields.len() <= FIELDS_MAX, "FIELDS_MAX is too small");
     Message {
         fields,
         is_oneof: false,
@@ -167,6 +183,7 @@ const fn one(number: u32, name: &'static str, proto_name: &'static str, form: Fo
         proto_name,
         form,
         is_repeated: false,
+        is_always_written: false,
     }
 }
 
@@ -175,4 +192,9 @@ const fn list(number: u32, name: &'static str, proto_name: &'static str, form: F
         is_repeated: true,
         ..one(number, name, proto_name, form)
     }
+}
+
+const fn always(mut field: Field) -> Field {
+    field.is_always_written = true;
+    field
 }

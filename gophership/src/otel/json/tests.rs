@@ -1,7 +1,11 @@
 use opentelemetry_proto::tonic::{
     collector::logs::v1::ExportLogsServiceRequest,
-    common::v1::{ArrayValue, KeyValueList},
-    logs::v1::{ResourceLogs, ScopeLogs},
+    common::v1::{
+        AnyValue, ArrayValue, EntityRef, InstrumentationScope, KeyValue, KeyValueList,
+        any_value::Value,
+    },
+    logs::v1::{LogRecord, ResourceLogs, ScopeLogs},
+    resource::v1::Resource,
 };
 use prost::Message;
 use serde_json::json;
@@ -170,4 +174,30 @@ fn the_reference_reader_reads_back_the_same_request() {
 #[test]
 fn a_line_is_one_line() {
     assert_eq!(line(&with_record(full_record())).matches('\n').count(), 1);
+}
+
+#[test]
+fn as_many_messages_may_come_in_parts_as_enclose_each_other_without_a_list() {
+    fn longest(message: &schema::Message) -> usize {
+        let fields = message.fields.iter();
+        let steps = fields.filter_map(|field| match field.form {
+            schema::Form::Message(inner) if !field.is_repeated => Some(1 + longest(inner)),
+            _ => None,
+        });
+        steps.max().unwrap_or(0)
+    }
+    let mut seen: Vec<&schema::Message> = vec![&schema::REQUEST];
+    let mut next = 0;
+    while next < seen.len() {
+        let message = seen[next];
+        next += 1;
+        assert!(longest(message) <= fields::PARTS_MAX);
+        for field in message.fields {
+            if let schema::Form::Message(inner) = field.form
+                && !seen.iter().any(|known| std::ptr::eq(*known, inner))
+            {
+                seen.push(inner);
+            }
+        }
+    }
 }

@@ -48,6 +48,7 @@ pub(super) fn all(detectors: &[Detector], machine: &Machine) -> Vec<(&'static st
             Detector::Host => host(machine),
             Detector::Os => os(machine),
             Detector::Container => vec![("container.id", container(machine))],
+            Detector::Process => Vec::new(),
             Detector::K8s => k8s(machine),
         };
         let attributes = attributes.into_iter();

@@ -39,6 +39,9 @@ pub enum Detector {
     Os,
     /// `container.id`.
     Container,
+    /// Nothing: it could only describe this process, and whose process logged only the producer knows. It may be asked
+    /// for, because configurations that name all of OpenTelemetry's detectors have it.
+    Process,
     /// `k8s.node.name`, `k8s.pod.name`, `k8s.pod.uid` and `k8s.namespace.name`.
     K8s,
 }
@@ -69,6 +72,11 @@ impl Config {
             }
         }
         tracing::info!(attributes = ?all, "resources are enriched");
+        if self.detect.contains(&Detector::Process) {
+            tracing::info!(
+                "enrich.detect: process adds nothing, since it could only describe GopherShip; producers send process.* themselves"
+            );
+        }
         let text =
             |(key, value): &(&str, &str)| attribute(key, Value::StringValue((*value).to_owned()));
         let mut attributes: Vec<_> = all.iter().map(text).collect();
