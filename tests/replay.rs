@@ -408,3 +408,84 @@ fn a_segment_that_cannot_be_opened_does_not_hold_up_the_others() {
     eventually("all have come", PATIENCE, || owed(&daemon, "main") == 0);
     oracle::await_arrival(&messages, &sink, PATIENCE);
 }
+
+#[test]
+fn an_entry_that_always_fails_holds_up_neither_the_others_nor_live_traffic() {
+    let home = Home::new();
+    let sink = Sink::up();
+    sink.answer(Answer::FailAt(b"record 77-0-"));
+    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    let mut messages = Messages::new(77, SHAPE);
+    let stored = messages.take(300);
+    store(&daemon, &stored);
+    oracle::await_arrival(&stored[1..], &sink, PATIENCE);
+    eventually("it is left out", PATIENCE, || {
+        !daemon.log_lines("an entry fails by itself").is_empty()
+    });
+    assert_eq!(oracle::arrivals(&stored[1..], &sink.stored()), vec![1; 299]);
+
+    // It is tried again and again, and none of that is the destination's failure.
+    let failures = || daemon.metric("gophership_export_failures_total", &[]);
+    let before = failures();
+    let tried_again = || failures() > before;
+    let producer = daemon.producer();
+    let mut live = Vec::new();
+    eventually("it is tried again", PATIENCE, || {
+        let message = messages.message();
+        producer.export_all(std::slice::from_ref(&message));
+        live.push(message);
+        assert_eq!(daemon.status()["export"][0]["state"], "up");
+        tried_again()
+    });
+    oracle::await_arrival(&live, &sink, PATIENCE);
+    eventually("only the one is owed", PATIENCE, || {
+        owed(&daemon, "main") == 10
+    });
+    assert_eq!(daemon.status()["ledger"]["residue"], 0);
+
+    sink.answer(Answer::Accept);
+    daemon.await_empty_vault();
+    assert_eq!(oracle::arrivals(&stored, &sink.stored()), vec![1; 300]);
+}
+
+#[test]
+fn the_entry_that_is_rejected_is_found_with_few_calls() {
+    let home = Home::new();
+    let sink = Sink::up();
+    sink.answer(Answer::RejectWith(b"record 78-150-"));
+    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    let small = Shape {
+        records: 1,
+        body_bytes: 50,
+    };
+    store(&daemon, &Messages::new(78, small).take(300));
+    daemon.await_empty_vault();
+    assert_eq!(daemon.figure("/vault/dead_letters"), 1);
+    // The batch, and two for each time it is halved.
+    assert!(sink.seen() < 40, "{} calls for one of 300", sink.seen());
+}
+
+#[test]
+fn a_pause_holds_while_what_was_rejected_is_gone_through() {
+    let home = Home::new();
+    let sink = Sink::up();
+    sink.answer(Answer::Refuse(Code::InvalidArgument));
+    let daemon = Daemon::start(&home, &Settings::to(sink.destination("main", "10s")));
+    let small = Shape {
+        records: 1,
+        body_bytes: 50,
+    };
+    store(&daemon, &Messages::new(79, small).take(400));
+    eventually("it goes through them", PATIENCE, || sink.seen() >= 20);
+    daemon.ctl(&["replay", "--pause"]);
+    eventually("it pauses", PATIENCE, || {
+        course(&daemon, "main")["state"] == "paused"
+    });
+    let seen = sink.seen();
+    assert!(
+        !holds_within(Duration::from_millis(500), || sink.seen() > seen),
+        "paused, and another was sent"
+    );
+    assert!(owed(&daemon, "main") > 0, "it went through all of them");
+    assert_eq!(daemon.status()["ledger"]["residue"], 0);
+}

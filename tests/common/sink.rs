@@ -54,6 +54,8 @@ pub(crate) enum Answer {
     AcceptAfter(Duration),
     /// `INVALID_ARGUMENT` to requests that contain these bytes; it stores the others.
     RejectWith(&'static [u8]),
+    /// `UNAVAILABLE` to requests that contain these bytes; it stores the others.
+    FailAt(&'static [u8]),
     /// Nothing, until the answer is another one.
     Hold,
 }
@@ -329,7 +331,10 @@ async fn decide(state: &Arc<State>, message: Bytes) -> Said {
             Answer::RejectWith(mark) if message.windows(mark.len()).any(|w| w == mark) => {
                 return Said::Code(Code::InvalidArgument);
             }
-            Answer::Accept | Answer::RejectWith(_) | Answer::AcceptLess(_) => {
+            Answer::FailAt(mark) if message.windows(mark.len()).any(|w| w == mark) => {
+                return Said::Code(Code::Unavailable);
+            }
+            Answer::Accept | Answer::RejectWith(_) | Answer::FailAt(_) | Answer::AcceptLess(_) => {
                 if has_waited {
                     store(&state.doubtful);
                 }

@@ -72,6 +72,11 @@ impl Aimd {
         (self.zone, self.failures) = (zone, failures);
     }
 
+    /// One failure more, which tells nothing of the rate.
+    pub(super) fn excuse(&mut self) {
+        self.failures += 1;
+    }
+
     /// The destination took a batch.
     pub(super) fn accepted(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.counted_to);

@@ -22,12 +22,14 @@ use super::{
     pace::{Pace, pace},
     pacer,
     source::Source,
+    suspects::Suspects,
 };
 use crate::{
     export::Outcome,
     otel::Enrichment,
     pipeline::Member,
     pressure::Verdict,
+    telemetry::throttle::Throttle,
     vault::{self, Entry, Limiter, Selection, Settlement, Vault},
 };
 
@@ -72,8 +74,13 @@ pub(super) struct Course {
     bytes_on_the_way: usize,
     /// Why a segment can't be read, as it was told last.
     unreadable: Option<String>,
-    /// Something that was on its way wasn't taken.
+    /// Something that was on its way wasn't taken for now.
     has_failed: bool,
+    /// Entries that were rejected together, to be sent in halves before more is read.
+    again: Vec<Vec<Entry>>,
+    suspects: Suspects,
+    /// Lines about entries that fail by themselves.
+    told: Throttle,
     limiter: Limiter,
     aimd: Aimd,
     green: Option<(Word, Instant)>,
@@ -101,6 +108,9 @@ impl Course {
             bytes_on_the_way: 0,
             unreadable: None,
             has_failed: false,
+            again: Vec::new(),
+            suspects: Suspects::new(now),
+            told: Throttle::new(now),
             selection: Selection::default(),
             unparked: 0,
             limiter: Limiter::new(now),
@@ -144,15 +154,22 @@ impl Course {
     /// Waits for the answers that are still to come, and lets the next reading begin at the first entry that is owed, which
     /// what is on its way is until then. Gives whether anything was settled.
     async fn start_over(&mut self) -> bool {
-        let mut settled = false;
         let has_begun = self.source.is_ahead() || !self.on_the_way.is_empty();
-        while let Some(answered) = self.on_the_way.join_next().await {
-            settled |= self.answered(answered).await;
-        }
-        if has_begun {
+        let settled = self.all_answered().await;
+        if has_begun || !self.again.is_empty() {
+            self.again.clear();
             self.source.rewind().await;
         }
         self.has_failed = false;
+        settled
+    }
+
+    /// Waits for the answers that are still to come. Gives whether anything was settled.
+    async fn all_answered(&mut self) -> bool {
+        let mut settled = false;
+        while let Some(answered) = self.on_the_way.join_next().await {
+            settled |= self.answered(answered);
+        }
         settled
     }
 
@@ -165,12 +182,13 @@ impl Course {
     }
 
     /// If not, what was ordered is done, unless the recovery may still find some of it.
-    fn is_owed_anything(&self, seen: Orders) -> bool {
+    fn is_owed_anything(&mut self, seen: Orders) -> bool {
         // Before the other: what it finds is there first.
         let is_recovered = self.common.vault.is_recovered();
         if self.common.vault.owes(self.member.bit) {
             return true;
         }
+        self.suspects.clear();
         self.set_state(State::Idle);
         if is_recovered {
             self.common.control.is_over(self.index, seen);
@@ -211,9 +229,7 @@ impl Course {
     /// the destination down is not repeated at once.
     async fn pass(&mut self, orders: Orders) -> bool {
         let common = Rc::clone(&self.common);
-        let unparked = common.aside.borrow_mut().unparked(Instant::now());
-        if unparked != self.unparked {
-            self.unparked = unparked;
+        if self.are_some_back() {
             self.start_over().await;
             self.source.rewind().await;
         }
@@ -230,6 +246,9 @@ impl Course {
             self.set_state(State::Waiting);
             return self.start_over().await;
         }
+        if let Some(entries) = self.again.pop() {
+            return self.send(entries).await;
+        }
         // Before it is read: what is recovered later may be selected, too.
         let is_recovered = common.vault.is_recovered();
         let entries = match self.source.next().await {
@@ -242,10 +261,14 @@ impl Course {
         };
         if entries.is_empty() {
             let was_on_the_way = !self.on_the_way.is_empty();
-            let settled = self.start_over().await;
+            let settled = self.all_answered().await;
+            if !self.has_failed && !self.again.is_empty() {
+                return true;
+            }
+            self.start_over().await;
             self.source.rewind().await;
             if !was_on_the_way {
-                // Held, parked, unreadable, or not selected.
+                // Held, left out, unreadable, or not selected.
                 self.set_state(State::Waiting);
                 if is_recovered && self.selection != Selection::default() {
                     common.control.is_over(self.index, orders);
@@ -264,6 +287,19 @@ impl Course {
             tracing::error!(error, "replay: a part of the vault can't be read");
             self.unreadable = Some(error);
         }
+    }
+
+    /// Takes back what was left out and is to be tried again. Gives whether anything was: then the vault has to be read
+    /// from the start again.
+    fn are_some_back(&mut self) -> bool {
+        let (now, bit) = (Instant::now(), self.member.bit);
+        let due = self.suspects.take_due(now);
+        for &id in &due {
+            self.common.vault.unpark_entry(id, bit);
+        }
+        let unparked = self.common.aside.borrow_mut().unparked(now);
+        let before = std::mem::replace(&mut self.unparked, unparked);
+        !due.is_empty() || unparked != before
     }
 
     /// Sends a portion on its way. Gives whether to go on at once.
@@ -306,7 +342,7 @@ impl Course {
     async fn keep_the_rate(&mut self, next: &Group) -> ControlFlow<()> {
         loop {
             while let Some(answered) = self.on_the_way.try_join_next() {
-                self.answered(answered).await;
+                self.answered(answered);
             }
             let orders = self.orders();
             let Pace::Send(rate) = self.pace(orders) else {
@@ -325,7 +361,7 @@ impl Course {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 Some(answered) = self.on_the_way.join_next() => {
-                    self.answered(answered).await;
+                    self.answered(answered);
                 }
             }
         }
@@ -346,8 +382,14 @@ impl Course {
         entries: &mut impl Iterator<Item = Entry>,
         next: &mut Option<Group>,
     ) -> Option<Group> {
+        let now = Instant::now();
         let mut group = next.take();
         for entry in entries {
+            if self.suspects.is_left_out(entry.id, now) {
+                // Taken back with others that were parked for want of room for letters.
+                self.common.vault.park(entry.id, self.member.bit);
+                continue;
+            }
             let single = match self.common.group_of(entry) {
                 Ok(single) => single,
                 Err(Unreadable { entry, reason }) => {
@@ -356,6 +398,7 @@ impl Course {
                 }
             };
             *next = match &mut group {
+                Some(group) if !self.go_together(group, &single) => Some(single),
                 Some(group) => group.join(single, self.common.batch_max_bytes),
                 None => {
                     group = Some(single);
@@ -369,8 +412,13 @@ impl Course {
         group
     }
 
+    fn go_together(&self, group: &Group, single: &Group) -> bool {
+        let (one, other) = (&group.entries[0], &single.entries[0]);
+        self.suspects.go_together(one.id, other.id)
+    }
+
     /// Takes note of an answer; gives whether anything was settled.
-    async fn answered(&mut self, answered: Result<Answered, JoinError>) -> bool {
+    fn answered(&mut self, answered: Result<Answered, JoinError>) -> bool {
         let Answered {
             group,
             held_bytes,
@@ -380,7 +428,7 @@ impl Course {
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
         self.bytes_on_the_way -= held_bytes;
-        let settled = match outcome {
+        match outcome {
             Outcome::Accepted { rejected_records } => {
                 self.accepted(&group, rejected_records);
                 true
@@ -388,16 +436,46 @@ impl Course {
             Outcome::Retry { after, reason } => {
                 // It is sent again, and must not have to wait for what was in vain.
                 self.limiter.returned(group.stored_bytes() as u64);
-                self.member.circuit.failed(after, &reason);
+                self.failed(&group, after, &reason);
                 false
             }
             Outcome::Rejected { reason } => {
                 self.member.circuit.close();
-                self.rejected(group, &reason).await
+                self.rejected(group, &reason)
             }
-        };
-        self.has_failed |= !settled;
-        settled
+        }
+    }
+
+    /// The group wasn't taken for now, which is the destination's failure, unless it is one entry's.
+    fn failed(&mut self, group: &Group, after: Option<Duration>, reason: &str) {
+        let circuit = &self.member.circuit;
+        if let [entry] = &group.entries[..] {
+            let (accepted, now) = (circuit.counters.requests.load(Relaxed), Instant::now());
+            if let Some(wait) = self.suspects.failed_alone(entry.id, accepted, now) {
+                self.common.vault.park(entry.id, self.member.bit);
+                if let Some(left_out) = self.told.admit(now) {
+                    tracing::warn!(
+                        destination = circuit.name(),
+                        reason,
+                        entry = ?entry.id,
+                        records = entry.records,
+                        again_in = ?wait,
+                        left_out,
+                        "replay: an entry fails by itself while others are taken; it stays owed and is sent again later"
+                    );
+                }
+                // Unless it asked for a delay.
+                if after.is_none() {
+                    circuit.counters.failures.fetch_add(1, Relaxed);
+                    self.aimd.excuse();
+                    return;
+                }
+            }
+        } else {
+            self.suspects.split(group.ids());
+        }
+        circuit.failed(after, reason);
+        self.has_failed = true;
     }
 
     fn accepted(&mut self, group: &Group, rejected: u64) {
@@ -418,37 +496,20 @@ impl Course {
             left -= u64::from(rejected_records);
             let how = Settlement::Replayed { rejected_records };
             self.common.vault.settle_as(entry.id, self.member.bit, how);
+            self.suspects.settled(entry.id);
         }
     }
 
-    /// Each entry by itself, to find the one that the destination will never take.
-    async fn rejected(&mut self, group: Group, reason: &str) -> bool {
+    /// Halves it, to find the entry that the destination will never take. Gives whether anything was settled.
+    fn rejected(&mut self, group: Group, reason: &str) -> bool {
         if let [entry] = &group.entries[..] {
             self.member.circuit.rejected(u64::from(entry.records));
+            self.suspects.settled(entry.id);
             return self.dead_letter(entry, reason);
         }
-        let mut settled = false;
-        for entry in group.entries {
-            let Ok(mut single) = self.common.group_of(entry) else {
-                continue;
-            };
-            let batch = single.take_batch();
-            match self.member.destination.deliver(batch).await {
-                Outcome::Accepted { rejected_records } => {
-                    self.accepted(&single, rejected_records);
-                    settled = true;
-                }
-                Outcome::Rejected { reason } => {
-                    self.member.circuit.rejected(single.records());
-                    settled |= self.dead_letter(&single.entries[0], &reason);
-                }
-                Outcome::Retry { after, reason } => {
-                    self.member.circuit.failed(after, &reason);
-                    break;
-                }
-            }
-        }
-        settled
+        self.suspects.split(group.ids());
+        self.again.push(group.entries);
+        false
     }
 
     fn dead_letter(&self, entry: &Entry, reason: &str) -> bool {

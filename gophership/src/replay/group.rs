@@ -5,7 +5,7 @@ use crate::{
     decompress::decompress,
     export::Batch,
     otel::{Enrichment, json},
-    vault::{Entry, Kind},
+    vault::{Entry, EntryId, Kind},
 };
 
 /// Entries in one batch.
@@ -59,6 +59,11 @@ impl Group {
         self.records += other.records;
         self.entries.extend(other.entries);
         None
+    }
+
+    /// Of its entries, in their order.
+    pub(super) fn ids(&self) -> impl ExactSizeIterator<Item = EntryId> {
+        self.entries.iter().map(|entry| entry.id)
     }
 
     pub(super) fn stored_bytes(&self) -> usize {
@@ -125,7 +130,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::vault::{ContentEncoding, EntryId};
+    use crate::vault::ContentEncoding;
 
     fn group(kind: Kind, encoding: ContentEncoding, bytes: &[u8]) -> Result<Vec<u8>, String> {
         enriched_group(kind, encoding, bytes, &Enrichment::default())

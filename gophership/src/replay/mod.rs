@@ -3,7 +3,7 @@
 //! One thread with its own connections reads the vault for each destination, oldest first, at a rate that suits the
 //! zone and the destination, and settles an entry for a destination only when that destination has accepted it. What a destination will never take
 //! becomes a dead letter, durable before the entry is settled. While none can be written, such entries stay
-//! owed and aren't tried again.
+//! owed and aren't tried again. One entry that always fails holds up no other.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,6 +19,7 @@ mod pace;
 pub mod pacer;
 mod run;
 mod source;
+mod suspects;
 
 pub use run::{Parts, spawn};
 

@@ -176,7 +176,7 @@ impl Ledger {
         (before & mask, records)
     }
 
-    /// Leaves an entry out of what is wanted for `mask`, until [`Ledger::unpark`].
+    /// Leaves an entry out of what is wanted for `mask`, until it is taken back.
     pub(super) fn park(&mut self, index: u32, mask: DestMask) {
         if index as usize >= self.records.len() {
             return;
@@ -185,6 +185,15 @@ impl Ledger {
         for (bit, parked) in self.parked.iter_mut().enumerate() {
             if mask & (1 << bit) != 0 {
                 parked.set(index as usize);
+            }
+        }
+    }
+
+    /// Takes an entry back in for `mask`.
+    pub(super) fn unpark_entry(&mut self, index: u32, mask: DestMask) {
+        for (bit, parked) in self.parked.iter_mut().enumerate() {
+            if mask & (1 << bit) != 0 {
+                parked.clear(index as usize);
             }
         }
     }

@@ -321,10 +321,17 @@ impl Vault {
         self.inner.shared.release(id);
     }
 
-    /// Readers leave the entry out for `mask`, until [`Vault::unpark`] or the next start; it stays owed.
+    /// Readers leave the entry out for `mask`, until [`Vault::unpark`], [`Vault::unpark_entry`] or the next start; it stays owed.
     pub fn park(&self, id: EntryId, mask: DestMask) {
         if let Some(segment) = self.inner.shared.catalog.get(id.segment) {
             segment.ledger().park(id.index, mask);
+        }
+    }
+
+    /// Takes back a [`Vault::park`].
+    pub fn unpark_entry(&self, id: EntryId, mask: DestMask) {
+        if let Some(segment) = self.inner.shared.catalog.get(id.segment) {
+            segment.ledger().unpark_entry(id.index, mask);
         }
     }
 
