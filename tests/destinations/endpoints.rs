@@ -168,10 +168,11 @@ fn moving_process() {
             resolve_every: SOON,
             ..plaintext(port)
         });
-        for _ in 0..3 {
+        // So many that the first look-up ends before the name moves, on a busy machine, too.
+        for _ in 0..50 {
             assert_eq!(destination.deliver(batch("a", 1)).await, ACCEPTED);
         }
-        assert_eq!((before.calls().len(), after.calls().len()), (3, 0));
+        assert_eq!((before.calls().len(), after.calls().len()), (50, 0));
         // In place: it is mounted. The old server goes on as if nothing were.
         fs::write(&hosts, "127.0.0.3 moving.test\n").unwrap();
         let begun = Instant::now();

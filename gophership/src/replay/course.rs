@@ -30,7 +30,7 @@ use crate::{
     pipeline::Member,
     pressure::Verdict,
     telemetry::throttle::Throttle,
-    vault::{self, Entry, Limiter, Selection, Settlement, Vault},
+    vault::{self, Entry, EntryId, Limiter, Selection, Settlement, Vault},
 };
 
 /// Batches on their way to one destination: the next is there when it has worked one off, however far away it is.
@@ -268,6 +268,8 @@ impl Course {
             self.start_over().await;
             self.source.rewind().await;
             if !was_on_the_way {
+                let doubted = self.suspects.take_doubted();
+                self.take_back(&doubted);
                 // Held, left out, unreadable, or not selected.
                 self.set_state(State::Waiting);
                 if is_recovered && self.selection != Selection::default() {
@@ -292,14 +294,19 @@ impl Course {
     /// Takes back what was left out and is to be tried again. Gives whether anything was: then the vault has to be read
     /// from the start again.
     fn are_some_back(&mut self) -> bool {
-        let (now, bit) = (Instant::now(), self.member.bit);
-        let due = self.suspects.take_due(now);
-        for &id in &due {
-            self.common.vault.unpark_entry(id, bit);
-        }
+        let now = Instant::now();
+        let accepted = self.member.circuit.counters.requests.load(Relaxed);
+        let due = self.suspects.take_due(accepted, now);
+        self.take_back(&due);
         let unparked = self.common.aside.borrow_mut().unparked(now);
         let before = std::mem::replace(&mut self.unparked, unparked);
         !due.is_empty() || unparked != before
+    }
+
+    fn take_back(&self, ids: &[EntryId]) {
+        for &id in ids {
+            self.common.vault.unpark_entry(id, self.member.bit);
+        }
     }
 
     /// Sends a portion on its way. Gives whether to go on at once.
@@ -451,8 +458,11 @@ impl Course {
         let circuit = &self.member.circuit;
         if let [entry] = &group.entries[..] {
             let (accepted, now) = (circuit.counters.requests.load(Relaxed), Instant::now());
-            if let Some(wait) = self.suspects.failed_alone(entry.id, accepted, now) {
+            let wait = self.suspects.failed_alone(entry.id, accepted, now);
+            if self.suspects.is_left_out(entry.id, now) {
                 self.common.vault.park(entry.id, self.member.bit);
+            }
+            if let Some(wait) = wait {
                 if let Some(left_out) = self.told.admit(now) {
                     tracing::warn!(
                         destination = circuit.name(),

@@ -41,6 +41,8 @@ struct Alone {
     failures: u32,
     /// Left out until then.
     due: Option<Instant>,
+    /// Left out until something is accepted: the next try is another's, which tells whether the destination is down.
+    is_doubted: bool,
 }
 
 impl Suspects {
@@ -84,7 +86,8 @@ impl Suspects {
             self.note_alone(id, accepted);
             return None;
         };
-        if accepted == alone.accepted {
+        alone.is_doubted = accepted == alone.accepted;
+        if alone.is_doubted {
             return None;
         }
         let wait = WAIT_FIRST.saturating_mul(1 << alone.failures.min(16));
@@ -98,7 +101,8 @@ impl Suspects {
     fn note_alone(&mut self, id: EntryId, accepted: u64) {
         if self.alone.len() >= ALONE_MAX {
             // The vault may have dropped some of these.
-            self.alone.retain(|_, alone| alone.due.is_some());
+            self.alone
+                .retain(|_, alone| alone.is_doubted || alone.due.is_some());
         }
         if self.alone.len() < ALONE_MAX {
             self.split(std::iter::once(id));
@@ -106,6 +110,7 @@ impl Suspects {
                 accepted,
                 failures: 0,
                 due: None,
+                is_doubted: true,
             };
             self.alone.insert(id, first);
         }
@@ -113,21 +118,32 @@ impl Suspects {
 
     /// Whether an entry is left out for now.
     pub(super) fn is_left_out(&self, id: EntryId, now: Instant) -> bool {
-        let due = self.alone.get(&id).and_then(|alone| alone.due);
-        due.is_some_and(|due| now < due)
+        let is_out = |alone: &Alone| alone.is_doubted || alone.due.is_some_and(|due| now < due);
+        self.alone.get(&id).is_some_and(is_out)
     }
 
-    /// Entries that were left out long enough.
-    pub(super) fn take_due(&mut self, now: Instant) -> Vec<EntryId> {
+    /// Entries that were left out long enough, now that the destination has accepted so many batches.
+    pub(super) fn take_due(&mut self, accepted: u64, now: Instant) -> Vec<EntryId> {
         if now.saturating_duration_since(self.looked_at) < LOOK_EVERY {
             return Vec::new();
         }
         self.looked_at = now;
         let due = self.alone.iter_mut().filter_map(|(&id, alone)| {
-            alone.due.take_if(|due| now >= *due)?;
-            Some(id)
+            let is_due = alone.due.take_if(|due| now >= *due).is_some();
+            let is_cleared = alone.is_doubted && accepted != alone.accepted;
+            alone.is_doubted &= !is_cleared;
+            (is_due || is_cleared).then_some(id)
         });
         due.collect()
+    }
+
+    /// Entries of which it isn't known whether it is they that fail; there are no others to find it out with.
+    pub(super) fn take_doubted(&mut self) -> Vec<EntryId> {
+        let doubted = self
+            .alone
+            .iter_mut()
+            .filter_map(|(&id, alone)| std::mem::take(&mut alone.is_doubted).then_some(id));
+        doubted.collect()
     }
 
     /// The destination has the entry, or will never get it.
@@ -203,18 +219,21 @@ mod tests {
         let mut suspects = Suspects::new(start);
         for _ in 0..5 {
             assert_eq!(suspects.failed_alone(id(3), 7, start), None, "it is down");
+            assert!(suspects.is_left_out(id(3), start), "others are tried");
+            assert_eq!(suspects.take_due(7, start + SECOND * 9), []);
+            assert_eq!(suspects.take_doubted(), [id(3)]);
         }
         assert!(!suspects.go_together(id(3), id(4)));
-        let mut now = start;
+        let mut now = start + SECOND * 10;
         let mut waits = Vec::new();
         for accepted in 8..20 {
             let wait = suspects.failed_alone(id(3), accepted, now);
             let wait = wait.expect("it is left out");
             waits.push(wait.as_secs());
             assert!(suspects.is_left_out(id(3), now));
-            assert_eq!(suspects.take_due(now + wait - SECOND / 10), []);
+            assert_eq!(suspects.take_due(accepted, now + wait - SECOND / 10), []);
             now += wait + SECOND;
-            assert_eq!(suspects.take_due(now), [id(3)]);
+            assert_eq!(suspects.take_due(accepted, now), [id(3)]);
             assert!(!suspects.is_left_out(id(3), now));
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
