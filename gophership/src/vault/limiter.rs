@@ -10,14 +10,14 @@ const WAIT_MAX: Duration = Duration::from_secs(1);
 /// Work is done first and paid for by waiting. A change of the rate counts at once for what is still
 /// to be paid.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limiter {
+pub struct Limiter {
     /// Bytes not yet paid for; negative: credit.
     debt: i128,
     paid_until: Instant,
 }
 
 impl Limiter {
-    pub(crate) fn new(now: Instant) -> Self {
+    pub fn new(now: Instant) -> Self {
         Self {
             debt: 0,
             paid_until: now,
@@ -25,18 +25,18 @@ impl Limiter {
     }
 
     /// `bytes` of work have been done.
-    pub(crate) fn spent(&mut self, bytes: u64) {
+    pub fn spent(&mut self, bytes: u64) {
         self.debt = self.debt.saturating_add(i128::from(bytes));
     }
 
     /// `bytes` of what was [`Self::spent`] were in vain.
-    pub(crate) fn returned(&mut self, bytes: u64) {
+    pub fn returned(&mut self, bytes: u64) {
         self.debt = self.debt.saturating_sub(bytes.into());
     }
 
     /// How long to wait, as far as is known now, before more work is done at `rate` bytes a second,
     /// which has been the rate since the last call; `None` if none may be done at all.
-    pub(crate) fn wait(&mut self, rate: u64, now: Instant) -> Option<Duration> {
+    pub fn wait(&mut self, rate: u64, now: Instant) -> Option<Duration> {
         let passed = now.saturating_duration_since(self.paid_until);
         self.paid_until = self.paid_until.max(now);
         self.debt = (self.debt - bytes_in(rate, passed)).max(-bytes_in(rate, BURST));
