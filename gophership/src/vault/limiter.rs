@@ -17,6 +17,8 @@ pub struct Limiter {
 }
 
 impl Limiter {
+    /// Nothing is to be paid for yet.
+    #[must_use]
     pub fn new(now: Instant) -> Self {
         Self {
             debt: 0,

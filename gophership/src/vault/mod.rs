@@ -65,7 +65,7 @@ use self::{
     stats::LaneCounters,
 };
 
-pub(crate) use self::limiter::Limiter;
+pub use self::limiter::Limiter;
 pub use self::{
     background::Background,
     books::{Books, Settlement},

@@ -22,7 +22,6 @@ pub mod tables;
 mod jitter;
 #[path = "../../../gophership/src/uring/mod.rs"]
 pub mod uring;
-#[expect(unused_imports, reason = "other modules of the daemon use them")]
 #[path = "../../../gophership/src/vault/mod.rs"]
 pub mod vault;
 
