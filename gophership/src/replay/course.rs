@@ -260,14 +260,14 @@ impl Course {
             }
         };
         if entries.is_empty() {
-            let was_on_the_way = !self.on_the_way.is_empty();
+            let is_open = !self.on_the_way.is_empty() || self.has_failed;
             let settled = self.all_answered().await;
             if !self.has_failed && !self.again.is_empty() {
                 return true;
             }
             self.start_over().await;
             self.source.rewind().await;
-            if !was_on_the_way {
+            if !is_open {
                 let doubted = self.suspects.take_doubted();
                 self.take_back(&doubted);
                 // Held, left out, unreadable, or not selected.

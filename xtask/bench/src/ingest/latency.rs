@@ -17,6 +17,7 @@ const REFLEX_P99_MAX: Duration = Duration::from_micros(500);
 const ACK_P99_MAX: Duration = Duration::from_millis(10);
 const ROUNDS: u32 = 5;
 const REFLEX: &str = "gophership_ingester_reflex_seconds_bucket{le=\"";
+const SYNC: &str = "gophership_vault_sync_seconds_bucket{le=\"";
 
 pub(super) fn run(bench: &mut Bench<'_>) -> Result<()> {
     let window = Duration::from_secs(if bench.quick { 3 } else { 20 });
@@ -55,10 +56,17 @@ fn half(bench: &mut Bench<'_>, case: &Case, window: Duration) -> Result<()> {
     )?;
     let mut rounds = Vec::new();
     for _ in 0..ROUNDS {
-        let before = Reflex::of(&paced.daemon.metrics()?)?;
+        let before = paced.daemon.metrics()?;
         let measured = paced.measure(window / ROUNDS)?;
-        let reflex = Reflex::of(&paced.daemon.metrics()?)?.since(&before);
-        rounds.push(Round { measured, reflex });
+        let after = paced.daemon.metrics()?;
+        let since = |name| -> Result<Buckets> {
+            Ok(Buckets::of(name, &after)?.since(&Buckets::of(name, &before)?))
+        };
+        rounds.push(Round {
+            measured,
+            reflex: since(REFLEX)?,
+            sync: since(SYNC)?,
+        });
     }
     let of = |figure: fn(&Round) -> f64| {
         Spread::of(rounds.iter().map(figure).collect()).context("no round was measured")
@@ -66,7 +74,7 @@ fn half(bench: &mut Bench<'_>, case: &Case, window: Duration) -> Result<()> {
     let reflex_p99_s = of(|round| round.reflex.quantile_s(0.99))?;
     let ack_p99_s = of(|round| round.ack_s(990))?;
     eprintln!(
-        "    {:<36} {per_second} requests a second: placed within p50 {:.0}, p99 {:.0}, p99.9 {:.0} us at most; ack p50 {:.2}, p99 {:.2} ({:.2} to {:.2}) ms",
+        "    {:<36} {per_second} requests a second: placed within p50 {:.0}, p99 {:.0}, p99.9 {:.0} us at most; ack p50 {:.2}, p99 {:.2} ({:.2} to {:.2}) ms; the disk {:.0} ms at most",
         case.name(),
         of(|round| round.reflex.quantile_s(0.5))?.p50 * 1e6,
         reflex_p99_s.p50 * 1e6,
@@ -75,6 +83,7 @@ fn half(bench: &mut Bench<'_>, case: &Case, window: Duration) -> Result<()> {
         ack_p99_s.p50 * 1e3,
         ack_p99_s.min * 1e3,
         ack_p99_s.max * 1e3,
+        of(|round| round.sync.quantile_s(1.0))?.max * 1e3,
     );
     let name = case.name();
     let mut bars = vec![bench.report.bar(
@@ -104,7 +113,9 @@ fn half(bench: &mut Bench<'_>, case: &Case, window: Duration) -> Result<()> {
 /// One of several windows, so that a hiccup of the machine isn't all there is to see.
 struct Round {
     measured: Measured,
-    reflex: Reflex,
+    reflex: Buckets,
+    /// Synced writes of the vault: what takes long there is the disk.
+    sync: Buckets,
 }
 
 impl Round {
@@ -115,6 +126,7 @@ impl Round {
     fn json(&self) -> Value {
         let mut figures = self.measured.json();
         figures["placed_within_buckets"] = json!(self.reflex.0);
+        figures["vault_sync_longest_at_most_s"] = self.sync.quantile_s(1.0).into();
         for (name, share) in [("p50", 0.5), ("p99", 0.99), ("p999", 0.999)] {
             figures[format!("placed_within_{name}_at_most_s")] =
                 self.reflex.quantile_s(share).into();
@@ -124,12 +136,12 @@ impl Round {
 }
 
 /// Upper bounds in seconds, and how many of the requests didn't take longer.
-struct Reflex(Vec<(f64, u64)>);
+struct Buckets(Vec<(f64, u64)>);
 
-impl Reflex {
-    fn of(metrics: &str) -> Result<Self> {
+impl Buckets {
+    fn of(name: &str, metrics: &str) -> Result<Self> {
         let buckets = metrics.lines().filter_map(|line| {
-            let (bound, count) = line.strip_prefix(REFLEX)?.split_once("\"} ")?;
+            let (bound, count) = line.strip_prefix(name)?.split_once("\"} ")?;
             let bound = match bound {
                 "+Inf" => f64::INFINITY,
                 bound => bound.parse().ok()?,
@@ -137,7 +149,7 @@ impl Reflex {
             Some((bound, count.parse().ok()?))
         });
         let buckets: Vec<_> = buckets.collect();
-        ensure!(!buckets.is_empty(), "the daemon has no {REFLEX}");
+        ensure!(!buckets.is_empty(), "the daemon has no {name}");
         Ok(Self(buckets))
     }
 
@@ -168,11 +180,13 @@ mod tests {
                 page + &format!("{REFLEX}{bound}\"}} {count}\n")
             })
         };
-        let before = Reflex::of(&page([5, 5, 5])).unwrap();
-        let after = Reflex::of(&page([55, 104, 105])).unwrap().since(&before);
+        let before = Buckets::of(REFLEX, &page([5, 5, 5])).unwrap();
+        let after = Buckets::of(REFLEX, &page([55, 104, 105]))
+            .unwrap()
+            .since(&before);
         assert!((after.quantile_s(0.5) - 0.0001).abs() < 1e-9);
         assert!((after.quantile_s(0.99) - 0.0005).abs() < 1e-9);
         assert!(after.quantile_s(0.999).is_infinite());
-        assert!(Reflex::of("x 1\n").is_err());
+        assert!(Buckets::of(REFLEX, "x 1\n").is_err());
     }
 }
