@@ -185,7 +185,8 @@ fn a_record_has_the_same_id_each_time_it_comes_out_of_the_vault() {
         }
     }
     assert_eq!(names.len(), 200, "an id for each record");
-    assert!(copies >= 600, "{copies} copies");
+    // All of them, half of them after the failure, and all of them by the next daemon.
+    assert!(copies >= 500, "{copies} copies");
     assert!(
         names.values().all(|records| records.len() == 1),
         "{names:?}"
